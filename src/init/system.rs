@@ -1,0 +1,142 @@
+//! The system calls of `init`: signals as a descriptor, a clock that counts suspension, a voice that never blocks.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::TimerSetTimeFlags;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
+
+use crate::clock::Moment;
+use crate::log;
+
+/// Every signal but those that report our own faults: those must kill.
+fn held_back() -> SigSet {
+    let mut signals = SigSet::all();
+    for fault in
+        [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGABRT, Signal::SIGSYS]
+    {
+        signals.remove(fault);
+    }
+    signals
+}
+
+/// Blocked signals stay pending, even at PID 1, even those without a handler.
+pub(super) fn block_signals() {
+    // It fails only for an impossible argument.
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held_back()), None).ok();
+}
+
+/// Where signals, and alarms, arrive.
+#[derive(Debug)]
+pub(super) struct Ears {
+    signals: SignalFd,
+    timer: TimerFd,
+}
+
+impl Ears {
+    pub(super) fn open() -> io::Result<Self> {
+        block_signals();
+        let signals = SignalFd::with_flags(&held_back(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        Ok(Self { signals, timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)? })
+    }
+
+    /// Waits for a signal, for something to read from one of `others`, or for `alarm` to come.
+    pub(super) fn wait(&self, others: &[BorrowedFd<'_>], alarm: Option<Moment>) -> io::Result<()> {
+        match alarm {
+            Some(moment) => {
+                // Zero would disarm the timer.
+                let at = std::time::Duration::from_nanos(moment.0.max(1));
+                self.timer
+                    .set(Expiration::OneShot(TimeSpec::from(at)), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+            }
+            None => self.timer.unset()?,
+        }
+        let own = [self.signals.as_fd(), self.timer.as_fd()];
+        let all = own.iter().chain(others);
+        let mut fds: Vec<_> = all.map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The next signal that has arrived, if any.
+    pub(super) fn next_signal(&self) -> Option<Signal> {
+        loop {
+            let info = self.signals.read_signal().ok().flatten()?;
+            // A real-time signal has no name; nobody here has a use for one.
+            if let Ok(signal) = i32::try_from(info.ssi_signo).unwrap_or(0).try_into() {
+                return Some(signal);
+            }
+        }
+    }
+}
+
+/// Makes us the adoptive parent of every orphan below us. PID 1 is that already.
+#[expect(unsafe_code, reason = "prctl has no safe wrapper in nix's enabled features")]
+pub(super) fn adopt_orphans() -> io::Result<()> {
+    if is_first() {
+        return Ok(());
+    }
+    // SAFETY: a plain system call on integers.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether the whole PID namespace is ours.
+pub(super) fn is_first() -> bool {
+    std::process::id() == 1
+}
+
+/// Holds the descriptor under whose number `node` will find its link: nobody else may get it, above all not the standard
+/// library, which reports a failing exec through a descriptor of its own.
+pub(super) fn reserve_link_number() -> io::Result<File> {
+    File::open("/dev/null")
+}
+
+/// `init`'s own lines, on standard error. A full pipe costs a line, never a wait.
+#[derive(Debug)]
+pub(super) struct Voice {
+    format: log::Format,
+    /// A description of our own: the inherited one is shared, and must stay as it is.
+    out: Option<File>,
+}
+
+impl Voice {
+    pub(super) fn new(format: log::Format) -> Self {
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let out = OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/2").ok();
+        Self { format, out }
+    }
+
+    /// Writes one line, if it can be written at once.
+    pub(super) fn say(&self, text: &str) {
+        let line = log::init_line(self.format, text);
+        // Best effort in both arms: there is nobody to tell about a failure to tell.
+        match &self.out {
+            Some(out) => drop((&mut &*out).write(&line)),
+            None => write_now(&line),
+        }
+    }
+}
+
+/// Where standard error cannot be opened again: a socket, or a pipe that another account made.
+#[expect(unsafe_code, reason = "pwritev2 has no safe wrapper; a plain write could block")]
+fn write_now(line: &[u8]) {
+    if nix::sys::socket::send(2, line, nix::sys::socket::MsgFlags::MSG_DONTWAIT).is_ok() {
+        return;
+    }
+    let part = libc::iovec { iov_base: line.as_ptr().cast_mut().cast(), iov_len: line.len() };
+    // SAFETY: one vector, which describes `line`; the kernel only reads it.
+    unsafe { libc::pwritev2(2, &raw const part, 1, -1, libc::RWF_NOWAIT) };
+}

@@ -1,0 +1,136 @@
+//! What to run: a plain description, and its translation into the standard library's.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+
+use camino::Utf8PathBuf;
+use nix::sys::signal::Signal;
+use secrecy::SecretString;
+
+use super::account::{RunAs, own_name_and_home};
+
+/// Where programs that a child starts by name are looked for.
+const CHILD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Whether a one-shot's lines go to the log as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLines {
+    Yes,
+    /// Only captured: for questions that are asked at every tick, such as `pg_controldata`.
+    No,
+}
+
+/// What to run. The environment starts empty: a child sees only what is set here (plus PATH, HOME, USER, LANG=C.UTF-8).
+#[derive(Debug, Clone)]
+pub struct Command {
+    /// The label of its log lines.
+    pub name: String,
+    pub program: Utf8PathBuf,
+    pub args: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub cwd: Utf8PathBuf,
+    pub run_as: RunAs,
+    /// Sent by the kernel when `node` dies.
+    pub death_signal: Signal,
+    /// Fed to standard input, which is `/dev/null` otherwise (secrets: never argv, never env).
+    pub stdin: Option<SecretString>,
+    /// Whether its lines are logged.
+    pub log: LogLines,
+}
+
+impl Command {
+    /// A program without arguments, in `/`, as our own account, killed when `node` dies.
+    pub fn new(name: &str, program: impl Into<Utf8PathBuf>) -> Self {
+        Self {
+            name: name.to_owned(),
+            program: program.into(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: "/".into(),
+            run_as: RunAs::Same,
+            death_signal: Signal::SIGKILL,
+            stdin: None,
+            log: LogLines::Yes,
+        }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Sets the directory it starts in.
+    #[must_use]
+    pub fn cwd(mut self, dir: impl Into<Utf8PathBuf>) -> Self {
+        self.cwd = dir.into();
+        self
+    }
+
+    /// Sets the account.
+    #[must_use]
+    pub fn run_as(mut self, who: &RunAs) -> Self {
+        self.run_as = who.clone();
+        self
+    }
+
+    /// Sets what the kernel (and `init`) sends when `node` dies.
+    #[must_use]
+    pub fn death_signal(mut self, signal: Signal) -> Self {
+        self.death_signal = signal;
+        self
+    }
+
+    /// Feeds a secret to standard input.
+    #[must_use]
+    pub fn stdin(mut self, text: SecretString) -> Self {
+        self.stdin = Some(text);
+        self
+    }
+
+    /// Keeps its lines out of the log.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.log = LogLines::No;
+        self
+    }
+
+    /// The standard library's description; what happens between fork and exec is added by the caller.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that builds children's commands")]
+    pub(super) fn to_std(&self) -> std::process::Command {
+        let (user, home) = match &self.run_as {
+            RunAs::Same => own_name_and_home(),
+            RunAs::Account(account) => (account.name.clone(), account.home.clone()),
+        };
+        let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        let mut command = std::process::Command::new(&self.program);
+        command
+            .args(&self.args)
+            .env_clear()
+            .env("PATH", CHILD_PATH)
+            .env("HOME", home)
+            .env("LANG", "C.UTF-8")
+            .env("USER", user)
+            .envs(&self.env)
+            .current_dir(&self.cwd)
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}

@@ -1,0 +1,171 @@
+//! Files and directories with an owner and a mode, whole or not at all.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::{Error, RunAs};
+
+/// Who may read a written file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// 0600
+    Private,
+    /// 0644
+    Public,
+}
+
+impl Mode {
+    fn bits(self) -> u32 {
+        match self {
+            Self::Private => 0o600,
+            Self::Public => 0o644,
+        }
+    }
+}
+
+/// Writes a file so that a reader sees the old or the new text, never a part: temporary file beside it, owner, mode, fsync,
+/// rename, fsync of the directory. Does nothing when text, owner and mode are already right; tells whether it wrote.
+///
+/// # Errors
+/// Any step failed; the file is then as it was.
+pub fn write_atomic(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> Result<bool, Error> {
+    let failed = |source| Error::WriteFile { path: path.to_owned(), source };
+    if is_right(path, contents, owner, mode).map_err(failed)? {
+        return Ok(false);
+    }
+    let temporary = beside(path).map_err(failed)?;
+    let written =
+        write_new(&temporary, contents, owner, mode).and_then(|()| std::fs::rename(&temporary, path));
+    if let Err(source) = written {
+        // Best effort: the next write removes it as well.
+        drop(std::fs::remove_file(&temporary));
+        return Err(failed(source));
+    }
+    sync_dir(path).map_err(failed)?;
+    Ok(true)
+}
+
+fn is_right(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> io::Result<bool> {
+    let about = match std::fs::symlink_metadata(path) {
+        Ok(about) => about,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let same_shape = about.is_file()
+        && about.uid() == owner.uid()
+        && about.mode() & 0o7777 == mode.bits()
+        && about.len() == contents.len() as u64;
+    Ok(same_shape && std::fs::read(path)? == contents)
+}
+
+fn beside(path: &Utf8Path) -> io::Result<Utf8PathBuf> {
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(path.with_file_name(format!(".{name}.pgherd-new")))
+}
+
+fn write_new(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> io::Result<()> {
+    // Left by a crash. Whatever else lies here is not followed: the name must be new.
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    give_to(&file, owner)?;
+    file.set_permissions(Permissions::from_mode(mode.bits()))?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+fn give_to(file: &File, owner: &RunAs) -> io::Result<()> {
+    match owner {
+        RunAs::Same => Ok(()),
+        RunAs::Account(account) => std::os::unix::fs::fchown(file, Some(account.uid), Some(account.gid)),
+    }
+}
+
+fn sync_dir(path: &Utf8Path) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_str().is_empty()).unwrap_or_else(|| Utf8Path::new("."));
+    File::open(dir)?.sync_all()
+}
+
+/// Makes a directory (and its parents), with owner and mode 0700. Parents that had to be made can be walked through by
+/// everybody; parents that existed stay as they are.
+///
+/// # Errors
+/// It could not be made, or not be given to its owner.
+pub fn make_private_dir(path: &Utf8Path, owner: &RunAs) -> Result<(), Error> {
+    let failed = |source| Error::MakeDir { path: path.to_owned(), source };
+    let missing: Vec<_> =
+        path.ancestors().skip(1).filter(|dir| !dir.as_str().is_empty() && !dir.exists()).collect();
+    for dir in missing.into_iter().rev() {
+        make_dir(dir, 0o755).map_err(failed)?;
+    }
+    make_dir(path, 0o700).map_err(failed)?;
+    let dir = File::open(path).map_err(failed)?;
+    let about = dir.metadata().map_err(failed)?;
+    if about.uid() != owner.uid() {
+        give_to(&dir, owner).map_err(failed)?;
+    }
+    dir.set_permissions(Permissions::from_mode(0o700)).map_err(failed)
+}
+
+/// The mode is set afterwards because the umask would narrow it.
+fn make_dir(path: &Utf8Path, mode: u32) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => std::fs::set_permissions(path, Permissions::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_once_and_repaired_when_it_differs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("conf")).unwrap();
+        let write = |text: &str, mode| write_atomic(&path, text.as_bytes(), &RunAs::Same, mode).unwrap();
+        assert!(write("one", Mode::Private));
+        assert!(!write("one", Mode::Private));
+        assert!(write("one", Mode::Public), "another mode is another file");
+        assert!(write("two", Mode::Public));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_planted_temporary_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("conf")).unwrap();
+        let victim = dir.path().join("victim");
+        std::os::unix::fs::symlink(&victim, dir.path().join(".conf.pgherd-new")).unwrap();
+        write_atomic(&path, b"secret", &RunAs::Same, Mode::Private).unwrap();
+        assert!(!victim.exists());
+    }
+
+    #[test]
+    fn a_private_dir_has_its_owner_and_walkable_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("a/b/c")).unwrap();
+        let owner = RunAs::account("nobody").unwrap();
+        make_private_dir(&path, &owner).unwrap();
+        make_private_dir(&path, &owner).unwrap();
+        let about = std::fs::metadata(&path).unwrap();
+        assert_eq!((about.mode() & 0o7777, about.uid()), (0o700, owner.uid()));
+        assert_eq!(std::fs::metadata(dir.path().join("a/b")).unwrap().mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn a_failure_names_the_file() {
+        let error =
+            write_atomic("/nonexistent/dir/file".into(), b"", &RunAs::Same, Mode::Public).unwrap_err();
+        assert_eq!(error.to_string(), "could not write /nonexistent/dir/file");
+    }
+}

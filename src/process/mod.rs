@@ -1,0 +1,105 @@
+//! Children: the one way to spawn, the one way to run to completion, the one way to write a file, the pipe to `init`.
+//!
+//! Invariants: a child sees nothing of ours but what its [`Command`] says (environment, file descriptors, signal
+//! dispositions, limits); nothing of one generation survives unnoticed, because every descendant holds the write end of
+//! its liveness pipe; nobody is signalled by a bare pid, so a recycled pid is never hit.
+//! Absent on purpose: `waitpid(-1)` (only `init` reaps strangers), shells, inherited environments.
+//!
+//! Spawn only from the main thread of `node` (its runtime has only that one): the kernel sends the parent-death signal
+//! when the *thread* that forked ends.
+
+mod account;
+mod child;
+mod command;
+mod file;
+mod link;
+mod plan;
+mod run;
+
+use std::io;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+pub use account::{Account, RunAs};
+pub use child::{Child, End, Feed, PidHandle, Streams, pump, spawn};
+pub use command::{Command, LogLines};
+pub use file::{Mode, make_private_dir, write_atomic};
+pub use link::{InitLink, LINK_FD, MESSAGE_BYTES, Message};
+pub use plan::{Plan, Terminal, hide_memory, signal_number};
+pub use run::{Output, run};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+impl Exit {
+    /// Whether it ended as it should: code 0.
+    pub fn is_success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+/// The first of these directories that has an executable file of this name.
+///
+/// # Errors
+/// None has.
+pub fn find_program(dirs: &[&Utf8Path], name: &str) -> Result<Utf8PathBuf, Error> {
+    let is_program = |path: &Utf8PathBuf| {
+        path.is_file() && nix::unistd::access(path.as_std_path(), nix::unistd::AccessFlags::X_OK).is_ok()
+    };
+    dirs.iter().map(|dir| dir.join(name)).find(is_program).ok_or_else(|| Error::FindProgram {
+        name: name.to_owned(),
+        dirs: dirs.iter().map(|dir| dir.as_str()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// A child or a file that would not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no program {name} in {dirs}")]
+    FindProgram { name: String, dirs: String },
+    #[error("there is no account {name}")]
+    FindAccount { name: String },
+    #[error("could not look up the account {name}")]
+    ReadAccount {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not start {program}")]
+    Start {
+        program: Utf8PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{name} did not end within {limit:?}")]
+    TimedOut { name: String, limit: Duration },
+    #[error("could not open process {pid}")]
+    OpenProcess {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not signal process {pid}")]
+    Signal {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not write {path}")]
+    WriteFile {
+        path: Utf8PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not make the directory {path}")]
+    MakeDir {
+        path: Utf8PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}

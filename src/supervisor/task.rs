@@ -1,0 +1,254 @@
+//! The task behind a unit: turns what happens into events, and the machine's actions into system calls.
+//!
+//! Invariant: no action waits. Everything that takes time comes back as an event.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::unit::{Action, At, Event, Generation, Machine};
+use super::{Error, LastLines, Rung, UnitSpec, UnitState};
+use crate::clock::{self, Moment};
+use crate::log::{self, Stream};
+use crate::process::{self, Child, Command, End, Exit, InitLink, Streams};
+
+/// How long the last lines of a service that is gone may take: its pipes are closed, so they are only read out.
+const LAST_LINES_PATIENCE: Duration = Duration::from_millis(50);
+
+/// What a handle asks for.
+#[derive(Debug)]
+pub(super) enum Request {
+    Start(Box<Command>, oneshot::Sender<Result<u32, Error>>),
+    Stop(Option<Vec<Rung>>, oneshot::Sender<Option<Exit>>),
+    Signal(nix::sys::signal::Signal),
+}
+
+/// What woke the task.
+enum Woken {
+    Event(Event),
+    Request(Request),
+    Closed,
+}
+
+/// The state of one unit's task.
+#[derive(Debug)]
+pub(super) struct Task {
+    spec: UnitSpec,
+    machine: Machine,
+    init: InitLink,
+    publish: watch::Sender<UnitState>,
+    lines: LastLines,
+    command: Option<Command>,
+    child: Option<Child>,
+    pumps: JoinSet<()>,
+    stops: Vec<oneshot::Sender<Option<Exit>>>,
+    chance: StdRng,
+}
+
+impl Task {
+    pub(super) fn new(
+        spec: UnitSpec,
+        init: InitLink,
+        publish: watch::Sender<UnitState>,
+        lines: LastLines,
+    ) -> Self {
+        Self {
+            machine: Machine::new(spec.restart),
+            spec,
+            init,
+            publish,
+            lines,
+            command: None,
+            child: None,
+            pumps: JoinSet::new(),
+            stops: Vec::new(),
+            chance: StdRng::from_os_rng(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        loop {
+            match self.wait(&mut inbox).await {
+                Woken::Event(event) => self.apply_event(event).await,
+                Woken::Request(request) => self.apply_request(request),
+                Woken::Closed => return,
+            }
+        }
+    }
+
+    /// Exits first: somebody may be waiting to restart the database.
+    async fn wait(&mut self, inbox: &mut mpsc::Receiver<Request>) -> Woken {
+        let generation = self.machine.generation();
+        let deadline = self.machine.deadline();
+        tokio::select! {
+            biased;
+            event = next_end(self.child.as_mut(), generation) => Woken::Event(event),
+            () = sleep_until(deadline) => Woken::Event(Event::TimePassed),
+            request = inbox.recv() => request.map_or(Woken::Closed, Woken::Request),
+            // Finished pumps are collected, or they would pile up over many restarts.
+            Some(_ended) = self.pumps.join_next() => Woken::Event(Event::TimePassed),
+        }
+    }
+
+    async fn apply_event(&mut self, event: Event) {
+        match &event {
+            Event::Exited { exit, .. } => {
+                tracing::info!(unit = self.spec.name, ?exit, "the process ended");
+            }
+            Event::Gone { .. } => {
+                let all = async { while self.pumps.join_next().await.is_some() {} };
+                if tokio::time::timeout(LAST_LINES_PATIENCE, all).await.is_err() {
+                    tracing::debug!(unit = self.spec.name, "its last lines are late");
+                }
+            }
+            Event::StartAsked
+            | Event::StopAsked { .. }
+            | Event::Started { .. }
+            | Event::StartFailed { .. }
+            | Event::TimePassed => {}
+        }
+        if let Err(error) = self.step(event) {
+            tracing::warn!(unit = self.spec.name, error = &error as &dyn std::error::Error, "restart failed");
+        }
+    }
+
+    fn apply_request(&mut self, request: Request) {
+        match request {
+            Request::Start(command, reply) => {
+                // A caller that no longer waits sees the state instead.
+                drop(reply.send(self.start(*command)));
+            }
+            Request::Stop(ladder, reply) => {
+                let ladder = ladder.unwrap_or_else(|| self.spec.stop.clone());
+                if self.is_idle() {
+                    self.step_quietly(Event::StopAsked { ladder });
+                    reply.send(None).ok();
+                    return;
+                }
+                self.stops.push(reply);
+                self.step_quietly(Event::StopAsked { ladder });
+            }
+            Request::Signal(signal) => self.signal(signal),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match *self.publish.borrow() {
+            UnitState::Down { .. } | UnitState::Backoff { .. } => true,
+            UnitState::Running { .. } | UnitState::Stopping { .. } | UnitState::Draining { .. } => false,
+        }
+    }
+
+    fn start(&mut self, command: Command) -> Result<u32, Error> {
+        let name = self.spec.name;
+        if let Some(doing) = self.machine.refusal() {
+            return Err(Error::Busy { name, doing });
+        }
+        self.command = Some(command);
+        self.step(Event::StartAsked).map_err(|source| Error::Start { name, source })?;
+        self.child.as_ref().map(Child::pid).ok_or(Error::Busy { name, doing: "starting" })
+    }
+
+    fn step_quietly(&mut self, event: Event) {
+        if let Err(error) = self.step(event) {
+            tracing::warn!(unit = self.spec.name, %error, "start failed");
+        }
+    }
+
+    /// Applies an event and everything that follows from it at once; an error is that of a spawn.
+    fn step(&mut self, event: Event) -> Result<(), process::Error> {
+        let mut outcome = Ok(());
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let at = At { now: clock::now(), jitter: self.chance.random() };
+            for action in self.machine.step(event, at) {
+                match action {
+                    Action::Spawn { generation } => match self.spawn() {
+                        Ok(pid) => events.push(Event::Started { generation, pid }),
+                        Err(error) => {
+                            events.push(Event::StartFailed { generation });
+                            outcome = Err(error);
+                        }
+                    },
+                    Action::Signal(signal) => self.signal(signal),
+                    Action::Sweep => self.init.sweep(),
+                    Action::Complain { waited } => {
+                        tracing::error!(unit = self.spec.name, ?waited, "descendants do not die");
+                    }
+                }
+            }
+        }
+        self.publish_state();
+        outcome
+    }
+
+    fn spawn(&mut self) -> Result<u32, process::Error> {
+        let Some(command) = &self.command else {
+            // The machine restarts only what was started before.
+            return Err(process::Error::FindProgram { name: self.spec.name.to_owned(), dirs: String::new() });
+        };
+        let (child, streams) = process::spawn(command)?;
+        let pid = child.pid();
+        self.init.watch(pid, command.death_signal);
+        self.child = Some(child);
+        self.pump(streams);
+        tracing::info!(unit = self.spec.name, pid, "started");
+        Ok(pid)
+    }
+
+    fn pump(&mut self, streams: Streams) {
+        let name = self.spec.name;
+        for (stream, kind) in [(streams.stdout, Stream::Stdout), (streams.stderr, Stream::Stderr)] {
+            let lines = self.lines.clone();
+            self.pumps.spawn(process::pump(stream, move |line, wholeness| {
+                lines.keep(line);
+                log::child_line(name, kind, line, wholeness);
+            }));
+        }
+        if let Some(feed) = streams.stdin {
+            self.pumps.spawn(feed.write());
+        }
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let Some(child) = &self.child else { return };
+        tracing::debug!(unit = self.spec.name, pid = child.pid(), %signal, "signalling");
+        if let Err(error) = child.signal(signal) {
+            // It ended a moment ago; its exit is on the way.
+            tracing::debug!(unit = self.spec.name, %error, "not signalled");
+        }
+    }
+
+    fn publish_state(&mut self) {
+        let Some(state) = self.machine.published() else { return };
+        self.publish.send_if_modified(|published| {
+            let changed = *published != state;
+            *published = state;
+            changed
+        });
+        if let UnitState::Down { last } = state {
+            for stop in self.stops.drain(..) {
+                // A caller that no longer waits sees the state instead.
+                stop.send(last).ok();
+            }
+        }
+    }
+}
+
+async fn next_end(child: Option<&mut Child>, generation: Generation) -> Event {
+    let Some(child) = child else { return std::future::pending().await };
+    match child.next_end().await {
+        End::Exited(exit) => Event::Exited { generation, exit },
+        End::Gone => Event::Gone { generation },
+    }
+}
+
+async fn sleep_until(deadline: Option<Moment>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(clock::now().until(deadline)).await,
+        None => std::future::pending().await,
+    }
+}
