@@ -1,0 +1,262 @@
+//! The files that PostgreSQL and libpq read: postgresql.conf, pg_hba.conf, pgpass, connection strings.
+//!
+//! They lie in PGDATA under their usual names, where people and tools look for them; they are written anew at every
+//! start, so that a copy from elsewhere (pg_basebackup, pg_rewind) never counts. What is absent: ALTER SYSTEM. Lines of
+//! `postgresql.auto.conf` that would overrule a setting the cluster owns are taken out before each start.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use nix::sys::signal::Signal;
+use secrecy::ExposeSecret;
+
+use super::{ClientTls, Config, Error, Shared, Upstream, lock};
+use crate::process::{self, Mode};
+use crate::templates::{self, Clients, PgHba, PostgresqlConf, Template};
+
+/// What may change while PostgreSQL runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Settings {
+    /// Whom to stream from.
+    pub(super) upstream: Option<Upstream>,
+    /// `synchronous_standby_names`.
+    pub(super) sync_names: String,
+}
+
+/// Changes the settings, writes the file, and reloads when the file has changed.
+pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) -> Result<(), Error> {
+    let settings = {
+        let mut settings = lock(&shared.settings);
+        edit(&mut settings);
+        settings.clone()
+    };
+    let config = shared.config.clone();
+    let changed = off_thread(move || write_postgresql_conf(&config, &settings)).await?;
+    if changed {
+        shared.unit.signal(Signal::SIGHUP);
+    }
+    Ok(())
+}
+
+/// Writes everything that a start needs.
+pub(super) async fn write_all(shared: &Shared, settings: Settings) -> Result<(), Error> {
+    lock(&shared.settings).clone_from(&settings);
+    let config = shared.config.clone();
+    off_thread(move || {
+        process::make_private_dir(&config.run_dir, &config.run_as)
+            .map_err(|source| Error::Write { path: config.run_dir.clone(), source })?;
+        write_passfile(&config)?;
+        write_pg_hba(&config)?;
+        keep_or_make_ident(&config)?;
+        clean_auto_conf(&config)?;
+        write_postgresql_conf(&config, &settings)
+    })
+    .await
+    .map(|_changed| ())
+}
+
+/// fsync may take long on a bad disk: not on the thread that every other task needs.
+pub(super) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let lost = |error| Error::file("write", "the configuration".into())(std::io::Error::other(error));
+    tokio::task::spawn_blocking(work).await.map_err(lost)?
+}
+
+fn write_postgresql_conf(config: &Config, settings: &Settings) -> Result<bool, Error> {
+    let primary_conninfo =
+        settings.upstream.as_ref().map_or_else(String::new, |u| conninfo(config, u, config.name.as_str()));
+    let slot = settings.upstream.as_ref().map_or_else(String::new, |_| config.name.slot_name().0);
+    let context = PostgresqlConf {
+        data_directory: &config.data_dir,
+        hba_file: &config.data_dir.join("pg_hba.conf"),
+        ident_file: &config.data_dir.join("pg_ident.conf"),
+        listen_addresses: &config.listen,
+        port: config.port,
+        socket_directory: &config.run_dir,
+        tls_dir: &config.tls_dir,
+        cluster_name: config.name.as_str(),
+        parameters: &config.parameters,
+        primary_conninfo: &primary_conninfo,
+        primary_slot_name: &slot,
+        synchronous_standby_names: &settings.sync_names,
+    };
+    let text = templates::render(Template::PostgresqlConf, &context)
+        .map_err(|source| Error::Render { file: "postgresql.conf", source })?;
+    write(config, &config.data_dir.join("postgresql.conf"), &text)
+}
+
+fn write_pg_hba(config: &Config) -> Result<bool, Error> {
+    let context = PgHba {
+        extra: &config.hba,
+        replication_user: &config.replication_user,
+        clients: match config.tls_required {
+            ClientTls::Offered => Clients::TlsOffered,
+            ClientTls::Required => Clients::TlsRequired,
+        },
+    };
+    let text = templates::render(Template::PgHba, &context)
+        .map_err(|source| Error::Render { file: "pg_hba.conf", source })?;
+    write(config, &config.data_dir.join("pg_hba.conf"), &text)
+}
+
+/// A copy of a server that keeps its configuration elsewhere brings no pg_ident.conf, and a missing one is an error.
+fn keep_or_make_ident(config: &Config) -> Result<bool, Error> {
+    let path = config.data_dir.join("pg_ident.conf");
+    if path.exists() { Ok(false) } else { write(config, &path, "# system user name map\n") }
+}
+
+/// What ALTER SYSTEM has set of the cluster's own settings must not win over postgresql.conf.
+fn clean_auto_conf(config: &Config) -> Result<bool, Error> {
+    let path = config.data_dir.join("postgresql.auto.conf");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let kept = without_owned_settings(&text);
+            if kept == text { Ok(false) } else { write(config, &path, &kept) }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::file("read", &path)(error)),
+    }
+}
+
+fn without_owned_settings(text: &str) -> String {
+    let owned = |line: &&str| {
+        let name = line.split(['=', ' ', '\t']).find(|w| !w.is_empty()).unwrap_or("").to_lowercase();
+        templates::CLUSTER_OWNED.contains(&name.trim())
+    };
+    text.split_inclusive('\n').filter(|line| !owned(line)).collect()
+}
+
+/// Where libpq finds the replication password.
+pub(super) fn passfile(config: &Config) -> Utf8PathBuf {
+    config.run_dir.join("pgpass")
+}
+
+/// Writes it: for the replication role only, towards every host.
+pub(super) fn write_passfile(config: &Config) -> Result<(), Error> {
+    let line = pgpass_line(&config.replication_user, config.replication_password.expose_secret());
+    write(config, &passfile(config), &line).map(|_changed| ())
+}
+
+/// Writes a file that only PostgreSQL's account may read.
+pub(super) fn write(config: &Config, path: &Utf8Path, text: &str) -> Result<bool, Error> {
+    process::write_atomic(path, text.as_bytes(), &config.run_as, Mode::Private)
+        .map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// One line of a password file: any host, port and database.
+pub(super) fn pgpass_line(user: &str, password: &str) -> String {
+    let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
+    format!("*:*:*:{}:{}\n", escape(user), escape(password))
+}
+
+/// The connection string to another node, without any secret. A node of ours is verified by its certificate under the
+/// name that does not change with its address; a stock node by whatever it offers.
+pub(super) fn conninfo(config: &Config, upstream: &Upstream, application_name: &str) -> String {
+    let address = upstream.address.to_string();
+    let file = |name: &str| config.tls_dir.join(name).into_string();
+    let mut parts = match &upstream.node_id {
+        Some(id) => vec![
+            ("host", format!("{id}.pgherd.internal")),
+            ("hostaddr", address),
+            ("sslmode", "verify-full".to_owned()),
+            ("sslrootcert", file("service-ca.crt")),
+            ("sslcert", file("replicator.crt")),
+            ("sslkey", file("replicator.key")),
+            ("channel_binding", "require".to_owned()),
+        ],
+        None => vec![("host", address), ("sslmode", "prefer".to_owned())],
+    };
+    parts.extend([
+        ("port", upstream.port.to_string()),
+        ("user", config.replication_user.clone()),
+        ("application_name", application_name.to_owned()),
+        ("passfile", passfile(config).into_string()),
+        ("gssencmode", "disable".to_owned()),
+        // A dead peer must be noticed long before TCP gives up by itself (H51).
+        ("connect_timeout", "3".to_owned()),
+        ("keepalives_idle", "5".to_owned()),
+        ("keepalives_interval", "2".to_owned()),
+        ("keepalives_count", "3".to_owned()),
+        ("tcp_user_timeout", "10000".to_owned()),
+    ]);
+    let quoted: Vec<_> =
+        parts.iter().map(|(key, value)| format!("{key}={}", conninfo_value(value))).collect();
+    quoted.join(" ")
+}
+
+/// A value of a connection string, quoted only when it must be.
+fn conninfo_value(value: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._:/-".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return value.to_owned();
+    }
+    format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"))
+}
+
+/// One value of a connection string; `None` when the key is absent.
+pub(super) fn value_of(conninfo: &str, wanted: &str) -> Option<String> {
+    let mut rest = conninfo.trim_start();
+    while let Some((key, tail)) = rest.split_once('=') {
+        let (value, after) = take_value(tail.trim_start());
+        if key.trim() == wanted {
+            return Some(value);
+        }
+        rest = after.trim_start();
+    }
+    None
+}
+
+/// The value at the start of `text` (quoted or not), and what follows it.
+fn take_value(text: &str) -> (String, &str) {
+    let (quoted, body) = text.strip_prefix('\'').map_or((false, text), |body| (true, body));
+    let mut value = String::new();
+    let mut chars = body.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => value.extend(chars.next().map(|(_, escaped)| escaped)),
+            '\'' if quoted => return (value, body.get(at + 1..).unwrap_or("")),
+            c if c.is_whitespace() && !quoted => return (value, body.get(at..).unwrap_or("")),
+            c => value.push(c),
+        }
+    }
+    (value, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_conninfo_value_survives(first in ".*", second in ".*") {
+            let text = format!("a={} b={}", conninfo_value(&first), conninfo_value(&second));
+            prop_assert_eq!(value_of(&text, "a"), Some(first));
+            prop_assert_eq!(value_of(&text, "b"), Some(second));
+            prop_assert_eq!(value_of(&text, "c"), None);
+        }
+
+        #[test]
+        fn a_pgpass_line_has_five_fields(user in "[^\n]*", password in "[^\n]*") {
+            // libpq's rule: a field ends at an unescaped colon; a backslash protects the next character.
+            let line = pgpass_line(&user, &password);
+            let mut fields = vec![String::new()];
+            let mut chars = line.trim_end_matches('\n').chars();
+            while let Some(c) = chars.next() {
+                match c {
+                    ':' => fields.push(String::new()),
+                    '\\' => fields.last_mut().unwrap().extend(chars.next()),
+                    c => fields.last_mut().unwrap().push(c),
+                }
+            }
+            let any = "*".to_owned();
+            prop_assert_eq!(fields, vec![any.clone(), any.clone(), any, user, password]);
+        }
+    }
+
+    #[test]
+    fn settings_that_the_cluster_owns_leave_auto_conf() {
+        let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_conninfo = 'host=evil'\n  port=1\nport_x = 2\n";
+        assert_eq!(without_owned_settings(text), "# Do not edit\nwork_mem = '8MB'\nport_x = 2\n");
+    }
+}

@@ -1,0 +1,264 @@
+//! What the data directory is: empty, interrupted, unreadable, or a cluster with its control file.
+//!
+//! pg_controldata is run rather than the control file read, because the layout of the file differs between versions;
+//! its output is kept until the file changes, so that a node that waits costs nothing.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use camino::Utf8Path;
+
+use super::status::{Control, ControlState, DataDir};
+use super::{Error, Shared, lock};
+use crate::process::{self, Command};
+use crate::types::{Lsn, Timeline};
+
+/// pg_controldata reads one file of 8 KiB; `postgres -V` reads nothing. Only a stuck disk takes longer.
+const CONTROL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Lies in the state directory while a clone is under way.
+pub(super) const CLONE_MARKER: &str = "clone-in-progress";
+/// Lies in the state directory while pg_rewind changes PGDATA.
+pub(super) const REWIND_MARKER: &str = "rewind-in-progress";
+
+/// The last reading, and of which file.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    known: Option<(Identity, Control)>,
+    /// The major version of the binaries, once asked.
+    major: Option<u32>,
+}
+
+/// What changes whenever the file does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// While the server runs: what was read before it was started, whatever the control file has become since.
+pub(super) async fn last_known(shared: &Shared) -> DataDir {
+    let known = lock(&shared.control).known.as_ref().map(|(_, control)| control.clone());
+    match known {
+        Some(control) => DataDir::Cluster(control),
+        None => classify(shared).await,
+    }
+}
+
+/// Looks at the data directory.
+pub(super) async fn classify(shared: &Shared) -> DataDir {
+    let marked = |marker: &str| shared.config.state_dir.join(marker).exists();
+    let data_dir = &shared.config.data_dir;
+    match is_empty(data_dir) {
+        Err(why) => DataDir::Unreadable { why: why.to_string() },
+        Ok(true) if marked(CLONE_MARKER) => DataDir::Incomplete { why: "a clone did not finish" },
+        Ok(true) => DataDir::Empty,
+        Ok(false) if marked(REWIND_MARKER) => DataDir::Incomplete { why: "a rewind did not finish" },
+        Ok(false) => match cluster(shared).await {
+            Ok(control) => DataDir::Cluster(control),
+            Err(why) => DataDir::Unreadable { why },
+        },
+    }
+}
+
+/// Whether a directory is absent or has no entries.
+pub(super) fn is_empty(path: &Utf8Path) -> Result<bool, std::io::Error> {
+    match path.read_dir_utf8() {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// The control data of PGDATA, or why it is none of ours to use.
+async fn cluster(shared: &Shared) -> Result<Control, String> {
+    let data_dir = &shared.config.data_dir;
+    let file = data_dir.join("global/pg_control");
+    let identity = identity(&file).map_err(|e| format!("{file}: {e}"))?;
+    if let Some((of, control)) = lock(&shared.control).known.as_ref()
+        && *of == identity
+    {
+        return Ok(control.clone());
+    }
+    check_version(shared).await?;
+    let control = read(shared, data_dir).await.map_err(|e| with_source(&e))?;
+    lock(&shared.control).known = Some((identity, control.clone()));
+    Ok(control)
+}
+
+/// An error and its cause in one line: this text goes into a status, not into an error chain.
+fn with_source(error: &Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+fn identity(file: &Utf8Path) -> Result<Identity, std::io::Error> {
+    let meta = file.metadata()?;
+    Ok(Identity { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
+}
+
+/// Refuses a data directory of another major version, naming both.
+async fn check_version(shared: &Shared) -> Result<(), String> {
+    let file = shared.config.data_dir.join("PG_VERSION");
+    let text = std::fs::read_to_string(&file).map_err(|e| format!("{file}: {e}"))?;
+    let of_data: u32 = text.trim().parse().map_err(|_not_a_number| format!("{file}: {:?}", text.trim()))?;
+    let of_binaries = major(shared).await.map_err(|e| with_source(&e))?;
+    if of_data == of_binaries {
+        return Ok(());
+    }
+    Err(format!("the data is of PostgreSQL {of_data}, the programs are of PostgreSQL {of_binaries}"))
+}
+
+/// The major version of the programs.
+async fn major(shared: &Shared) -> Result<u32, Error> {
+    if let Some(major) = lock(&shared.control).major {
+        return Ok(major);
+    }
+    let command = Command::new("postgres", shared.config.bin_dir.join("postgres")).arg("-V").quiet();
+    let output = run(&command, "postgres -V", CONTROL_LIMIT).await?;
+    let major = parse_version(&output.stdout)
+        .ok_or_else(|| Error::Unparsable { what: "postgres -V", text: output.stdout.clone() })?;
+    lock(&shared.control).major = Some(major);
+    Ok(major)
+}
+
+/// `postgres (PostgreSQL) 15.18 (Debian ...)`, `18beta1`.
+fn parse_version(text: &str) -> Option<u32> {
+    let word = text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+    let digits: String = word.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+/// Runs pg_controldata on a directory.
+pub(super) async fn read(shared: &Shared, data_dir: &Utf8Path) -> Result<Control, Error> {
+    let command = Command::new("pg_controldata", shared.config.bin_dir.join("pg_controldata"))
+        .arg(data_dir.as_str())
+        .env("LC_ALL", "C")
+        .run_as(&shared.config.run_as)
+        .quiet();
+    let output = run(&command, "pg_controldata", CONTROL_LIMIT).await?;
+    let unparsable = |text: &str| Error::Unparsable { what: "pg_controldata", text: text.to_owned() };
+    // A wrong checksum is only a warning to pg_controldata (on either stream, by version), and everything it then
+    // prints may be garbage.
+    if output.stdout.contains("CRC") || output.stderr.contains("CRC") {
+        return Err(unparsable("the checksum of the control file is wrong"));
+    }
+    parse(&output.stdout).map_err(unparsable)
+}
+
+/// Runs a tool that must succeed.
+pub(super) async fn run(
+    command: &Command,
+    tool: &'static str,
+    limit: Duration,
+) -> Result<process::Output, Error> {
+    let output = process::run(command, limit).await.map_err(|source| Error::Run { tool, source })?;
+    if output.exit.is_success() {
+        return Ok(output);
+    }
+    Err(failed(tool, &output))
+}
+
+/// A failure, with the line that tells most.
+pub(super) fn failed(tool: &str, output: &process::Output) -> Error {
+    let line = complaint(&output.stderr).or_else(|| complaint(&output.stdout));
+    Error::Failed { tool: tool.to_owned(), exit: output.exit, line: line.unwrap_or("").to_owned() }
+}
+
+/// The last line that says "error", else the last line: after an error the tools still tell what they tidy up.
+fn complaint(text: &str) -> Option<&str> {
+    let is_error =
+        |line: &&str| ["error:", "ERROR:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
+    text.lines().rfind(is_error).or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))
+}
+
+/// Reads pg_controldata's output; the error is the label that is missing or wrong.
+fn parse(text: &str) -> Result<Control, &'static str> {
+    Ok(Control {
+        system_id: value(text, "Database system identifier")?,
+        state: parse_state(field(text, "Database cluster state")?),
+        timeline: Timeline(value(text, "Latest checkpoint's TimeLineID")?),
+        checkpoint: value(text, "Latest checkpoint location")?,
+        min_recovery_end: value::<Lsn>(text, "Minimum recovery ending location")?,
+        min_recovery_timeline: Timeline(value(text, "Min recovery ending loc's timeline")?),
+    })
+}
+
+fn value<T: std::str::FromStr>(text: &str, label: &'static str) -> Result<T, &'static str> {
+    field(text, label)?.parse().map_err(|_wrong| label)
+}
+
+fn field<'a>(text: &'a str, label: &'static str) -> Result<&'a str, &'static str> {
+    let of_line = |line: &'a str| line.strip_prefix(label)?.strip_prefix(':');
+    text.lines().find_map(of_line).map(str::trim).ok_or(label)
+}
+
+fn parse_state(words: &str) -> ControlState {
+    match words {
+        "starting up" => ControlState::StartingUp,
+        "shut down" => ControlState::ShutDown,
+        "shut down in recovery" => ControlState::ShutDownInRecovery,
+        "shutting down" => ControlState::ShuttingDown,
+        "in crash recovery" => ControlState::InCrashRecovery,
+        "in archive recovery" => ControlState::InArchiveRecovery,
+        "in production" => ControlState::InProduction,
+        _other_versions => ControlState::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::SystemId;
+
+    const SAMPLE: &str = "\
+pg_control version number:            1300
+Catalog version number:               202209061
+Database system identifier:           7575001234567890123
+Database cluster state:               in archive recovery
+pg_control last modified:             Sat Nov 21 10:46:33 2026
+Latest checkpoint location:           0/3000060
+Latest checkpoint's REDO location:    0/3000028
+Latest checkpoint's TimeLineID:       2
+Latest checkpoint's PrevTimeLineID:   1
+Minimum recovery ending location:     0/30001C8
+Min recovery ending loc's timeline:   3
+Backup start location:                0/0
+";
+
+    #[test]
+    fn controldata_is_read_by_its_labels() {
+        let expected = Control {
+            system_id: SystemId(7_575_001_234_567_890_123),
+            state: ControlState::InArchiveRecovery,
+            timeline: Timeline(2),
+            checkpoint: Lsn(0x300_0060),
+            min_recovery_end: Lsn(0x300_01C8),
+            min_recovery_timeline: Timeline(3),
+        };
+        assert_eq!(parse(SAMPLE), Ok(expected));
+    }
+
+    #[test]
+    fn a_missing_label_is_named() {
+        let cut = SAMPLE.replace("Latest checkpoint location", "Letzte Position");
+        assert_eq!(parse(&cut), Err("Latest checkpoint location"));
+        let wrong = SAMPLE.replace("0/3000060", "nowhere");
+        assert_eq!(parse(&wrong), Err("Latest checkpoint location"));
+    }
+
+    #[test]
+    fn the_line_that_tells_most_is_kept() {
+        let text = "initdb: error: no such locale\ninitdb: removing contents of data directory\n\n";
+        assert_eq!(complaint(text), Some("initdb: error: no such locale"));
+        assert_eq!(complaint("one\ntwo\n \n"), Some("two"));
+        assert_eq!(complaint(""), None);
+    }
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(parse_version("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
+        assert_eq!(parse_version("postgres (PostgreSQL) 18beta1"), Some(18));
+        assert_eq!(parse_version("postgres"), None);
+    }
+}

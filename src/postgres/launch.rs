@@ -1,0 +1,207 @@
+//! The start: what must be true of PGDATA before the postmaster is executed.
+//!
+//! A `postmaster.pid` that a dead postmaster left behind is not unlinked (that has races): PostgreSQL is told to
+//! ignore the recorded pid. A postmaster that lives is never adopted and never fought: the start fails (supervision
+//! 4.3).
+
+use std::path::Path;
+
+use camino::Utf8Path;
+use nix::sys::signal::Signal;
+
+use super::conf::{self, Settings};
+use super::status::DataDir;
+use super::{Config, Error, Shared, StartAs, control};
+use crate::process::Command;
+
+/// Why a directory with a `backup_label` is not used as one that has been a primary.
+pub(super) const UNSTARTED_COPY: &str = "a base backup that has never been started as a standby";
+
+/// See [`super::Postgres::start`].
+pub(super) async fn start(shared: &Shared, how: &StartAs, sync_names: &str) -> Result<(), Error> {
+    require_cluster(shared).await?;
+    refuse_unfinished_copy(shared, how)?;
+    let config = shared.config.clone();
+    let role = how.clone();
+    let stale = conf::off_thread(move || {
+        let stale = stale_pid(&config.data_dir)?;
+        forget_socket(&config)?;
+        set_signal_files(&config, &role)?;
+        Ok(stale)
+    })
+    .await?;
+    let upstream = match how {
+        StartAs::Primary => None,
+        StartAs::Standby(upstream) => upstream.clone(),
+    };
+    conf::write_all(shared, Settings { upstream, sync_names: sync_names.to_owned() }).await?;
+    shared.link.close();
+    let command = ignoring(stale, server(shared)).death_signal(Signal::SIGQUIT);
+    shared.unit.start(command).await.map(|_pid| ()).map_err(|source| Error::Start { source })
+}
+
+/// The postmaster's command line; everything else stands in postgresql.conf.
+pub(super) fn server(shared: &Shared) -> Command {
+    let config = &shared.config;
+    Command::new("postgres", config.bin_dir.join("postgres"))
+        .args(["-D", config.data_dir.as_str()])
+        // Backends give back the protection from the OOM killer that the postmaster may have inherited.
+        .env("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj")
+        .env("PG_OOM_ADJUST_VALUE", "0")
+        .run_as(&config.run_as)
+}
+
+/// Has the server take the recorded pid for its grandparent, which it ignores.
+pub(super) fn ignoring(stale: Option<i32>, command: Command) -> Command {
+    match stale {
+        Some(pid) => command.env("PG_GRANDPARENT_PID", pid.to_string()),
+        None => command,
+    }
+}
+
+/// A directory that is not a complete cluster is never started, whoever asks.
+pub(super) async fn require_cluster(shared: &Shared) -> Result<super::Control, Error> {
+    let path = shared.config.data_dir.clone();
+    match control::classify(shared).await {
+        DataDir::Cluster(control) => Ok(control),
+        DataDir::Incomplete { why } => Err(Error::Incomplete { why }),
+        DataDir::Empty => Err(Error::NoCluster { path, why: "it is empty".to_owned() }),
+        DataDir::Unreadable { why } => Err(Error::NoCluster { path, why }),
+    }
+}
+
+/// A copy that has never replayed up to the end of its backup may become a standby, but not a primary: it would go on
+/// writing the timeline of the server that it was taken from (H6, H46).
+fn refuse_unfinished_copy(shared: &Shared, how: &StartAs) -> Result<(), Error> {
+    match how {
+        StartAs::Primary if has_backup_label(&shared.config) => {
+            Err(Error::Incomplete { why: UNSTARTED_COPY })
+        }
+        StartAs::Primary | StartAs::Standby(_) => Ok(()),
+    }
+}
+
+/// Whether the directory is a base backup that no server has been started from.
+pub(super) fn has_backup_label(config: &Config) -> bool {
+    config.data_dir.join("backup_label").exists()
+}
+
+/// The pid in `postmaster.pid`, when no postmaster of this directory lives under it. A file without a pid is removed:
+/// PostgreSQL refuses to start over it, and whoever wrote it did not live to finish it.
+pub(super) fn stale_pid(data_dir: &Utf8Path) -> Result<Option<i32>, Error> {
+    let path = data_dir.join("postmaster.pid");
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    let Some(pid) = first_pid(&text) else {
+        return std::fs::remove_file(&path).map(|()| None).map_err(Error::file("remove", &path));
+    };
+    if postmaster_lives(pid, data_dir) { Err(Error::ForeignPostmaster { pid }) } else { Ok(Some(pid)) }
+}
+
+/// The first line is the pid, negative when it is a single-user server.
+fn first_pid(text: &str) -> Option<i32> {
+    let pid: i32 = text.lines().next()?.trim().parse().ok()?;
+    pid.checked_abs().filter(|pid| *pid > 0)
+}
+
+fn read_if_there(path: &Utf8Path) -> Result<Option<String>, Error> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
+}
+
+/// Whether `pid` is a living server in `data_dir`. What cannot be learned counts as "yes": a thread or a process of
+/// another kind has another name, so only a server's own secrets can be hidden from us.
+fn postmaster_lives(pid: i32, data_dir: &Utf8Path) -> bool {
+    let proc = Path::new("/proc").join(pid.to_string());
+    let Ok(stat) = std::fs::read_to_string(proc.join("stat")) else { return false };
+    // "pid (comm) state ...": comm may hold anything, parentheses included.
+    let Some((head, tail)) = stat.rsplit_once(')') else { return false };
+    let comm = head.split_once('(').map_or("", |(_, comm)| comm);
+    let is_zombie = matches!(tail.trim_start().chars().next(), Some('Z' | 'X'));
+    if is_zombie || !matches!(comm, "postgres" | "postmaster") {
+        return false;
+    }
+    let same_dir = |cwd: std::path::PathBuf| data_dir.canonicalize().map_or(true, |dir| dir == cwd);
+    std::fs::read_link(proc.join("cwd")).map_or(true, same_dir)
+}
+
+/// The socket's lock file outlives a killed postmaster too, and PostgreSQL can be told of one stale pid only. The
+/// directory is ours alone and no server of ours runs, so a lock of nobody's is removed.
+fn forget_socket(config: &Config) -> Result<(), Error> {
+    let lock = config.run_dir.join(format!(".s.PGSQL.{}.lock", config.port));
+    let Some(text) = read_if_there(&lock)? else { return Ok(()) };
+    // The second line is the data directory of the server that made it.
+    let data_dir = text.lines().nth(1).unwrap_or("").to_owned();
+    match first_pid(&text) {
+        Some(pid) if postmaster_lives(pid, Utf8Path::new(&data_dir)) => Err(Error::ForeignPostmaster { pid }),
+        Some(_) | None => std::fs::remove_file(&lock).map_err(Error::file("remove", &lock)),
+    }
+}
+
+/// `standby.signal` says what the server is to be. It is made (or removed) durably before the server runs (H50).
+fn set_signal_files(config: &Config, how: &StartAs) -> Result<(), Error> {
+    let standby = config.data_dir.join("standby.signal");
+    match how {
+        StartAs::Primary => remove_signal_files(&config.data_dir),
+        StartAs::Standby(_) => conf::write(config, &standby, "").map(|_changed| ()),
+    }
+}
+
+/// Removes both signal files, durably.
+pub(super) fn remove_signal_files(data_dir: &Utf8Path) -> Result<(), Error> {
+    for name in ["standby.signal", "recovery.signal"] {
+        let path = data_dir.join(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => sync_dir(data_dir)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("remove", &path)(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Makes renames and removals in a directory durable.
+pub(super) fn sync_dir(path: &Utf8Path) -> Result<(), Error> {
+    std::fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::file("sync", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_pid_file(text: &str) -> (tempfile::TempDir, camino::Utf8PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = camino::Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+        std::fs::File::create(path.join("postmaster.pid"))
+            .and_then(|mut f| std::io::Write::write_all(&mut f, text.as_bytes()))
+            .unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_pid_file_without_a_pid_is_removed() {
+        for text in ["", "\n", "garbage\n/data\n", "0\n"] {
+            let (_keep, dir) = with_pid_file(text);
+            assert_eq!(stale_pid(&dir).unwrap(), None, "{text:?}");
+            assert!(!dir.join("postmaster.pid").exists(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_pid_of_another_kind_of_process_is_stale() {
+        let own = std::process::id();
+        for text in [format!("{own}\n/data\n"), format!("-{own}\n"), "2147483646\n".to_owned()] {
+            let (_keep, dir) = with_pid_file(&text);
+            assert!(stale_pid(&dir).unwrap().is_some(), "{text:?}");
+            assert!(dir.join("postmaster.pid").exists(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_pid_file_is_nothing_to_ignore() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(stale_pid(Utf8Path::from_path(dir.path()).unwrap()).unwrap(), None);
+    }
+}

@@ -1,0 +1,494 @@
+//! One PostgreSQL instance, 14 to 18, without any policy: what it is asked, it does, or it says why not.
+//!
+//! Invariants: PGDATA is complete or absent (initdb and pg_basebackup work beside it and rename), or marked as
+//! [`DataDir::Incomplete`]; no data directory is deleted while it may be the only copy (it is quarantined); the
+//! postmaster never listens before the rendered `pg_hba.conf` is in place; no password is ever part of an argument
+//! list, an environment or an SQL statement.
+//!
+//! What is absent: any decision (who leads, whom to follow, when to give up: that is `ha`), retries, and adopting a
+//! postmaster that another process started.
+//!
+//! The bootstrap superuser is `POSTGRES_USER`, as in the official image; a role `postgres` exists only when that is its
+//! name. The database `postgres` always exists (initdb makes it) and is the one we connect to.
+
+mod bootstrap;
+mod clone;
+mod conf;
+mod control;
+mod launch;
+mod sql;
+pub mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use nix::sys::signal::Signal;
+use secrecy::SecretString;
+use tokio::sync::watch;
+
+use crate::process::{Exit, RunAs};
+use crate::supervisor::{Rung, Unit, UnitState};
+use crate::types::{Lsn, NodeId, NodeName, SlotName, SystemId, Timeline, TimelineHistory};
+
+pub use status::{Answer, Control, ControlState, DataDir, Kind, PendingSetting, Slot, Standby, Status};
+
+/// How long an immediate shutdown may take before SIGKILL: measured 57 ms; 5 s with a stopped backend, which is what
+/// the sweep is for (supervision 4.2).
+const IMMEDIATE_WAIT: Duration = Duration::from_millis(300);
+/// How long the rung after a fast shutdown that took too long may last.
+const QUIT_WAIT: Duration = Duration::from_millis(700);
+
+/// What an instance needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where `postgres`, `initdb`, ... are.
+    pub bin_dir: Utf8PathBuf,
+    /// PGDATA.
+    pub data_dir: Utf8PathBuf,
+    /// `<volume>/pgherd`: quarantine, markers. On the same file system as PGDATA.
+    pub state_dir: Utf8PathBuf,
+    /// `RUN_DIR`: the Unix socket and pgpass.
+    pub run_dir: Utf8PathBuf,
+    /// Where the TLS files are.
+    pub tls_dir: Utf8PathBuf,
+    /// The account that PostgreSQL and its tools run as; it owns PGDATA.
+    pub run_as: RunAs,
+    /// `listen_addresses`.
+    pub listen: String,
+    /// The bound port.
+    pub port: u16,
+    /// The port that other nodes reach.
+    pub advertised_port: u16,
+    /// This member's name: `application_name` and `cluster_name`.
+    pub name: NodeName,
+    /// The password of `superuser`.
+    pub superuser_password: SecretString,
+    /// The password of `replication_user`.
+    pub replication_password: SecretString,
+    /// `POSTGRES_USER`: the bootstrap superuser's name, as in the official image.
+    pub superuser: String,
+    /// `POSTGRES_DB`.
+    pub database: String,
+    /// `replicator`, as in the predecessor.
+    pub replication_user: String,
+    /// `POSTGRES_INITDB_ARGS`, split; they come last, so they win.
+    pub initdb_args: Vec<String>,
+    /// `POSTGRES_PARAMETERS`.
+    pub parameters: BTreeMap<String, String>,
+    /// `POSTGRES_HBA`: extra lines, before ours.
+    pub hba: Vec<String>,
+    /// `SSL_ENABLED`: clients must use TLS.
+    pub tls_required: ClientTls,
+    /// `/docker-entrypoint-initdb.d`.
+    pub init_scripts: Utf8PathBuf,
+}
+
+/// Whether clients must use TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientTls {
+    /// With or without.
+    Offered,
+    /// Only with.
+    Required,
+}
+
+/// Whom a standby follows or a copy is taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Its member name (for people).
+    pub name: NodeName,
+    /// Set: `host=<node_id>.pgherd.internal hostaddr=<address> sslmode=verify-full`, with our client certificate.
+    /// Absent (a stock node): `host=<address> sslmode=prefer`.
+    pub node_id: Option<NodeId>,
+    /// Where it is.
+    pub address: IpAddr,
+    /// The port that it advertises.
+    pub port: u16,
+}
+
+/// How to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartAs {
+    /// As a primary (crash recovery included).
+    Primary,
+    /// As a standby of this upstream; of nobody when there is none to follow yet.
+    Standby(Option<Upstream>),
+}
+
+/// How to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// SIGINT, then SIGQUIT after this long, then SIGKILL.
+    Fast {
+        /// How long the clean shutdown may take.
+        patience: Duration,
+    },
+    /// SIGQUIT, 300 ms, SIGKILL and sweep.
+    Immediate,
+}
+
+impl StopMode {
+    fn ladder(self) -> Vec<Rung> {
+        match self {
+            Self::Fast { patience } => vec![
+                Rung { signal: Signal::SIGINT, wait: patience },
+                Rung { signal: Signal::SIGQUIT, wait: QUIT_WAIT },
+            ],
+            Self::Immediate => vec![Rung { signal: Signal::SIGQUIT, wait: IMMEDIATE_WAIT }],
+        }
+    }
+}
+
+/// A handle on the instance. Cloneable; clones share the one SQL connection.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    shared: Arc<Shared>,
+}
+
+/// What the clones of a handle share.
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    unit: Unit,
+    /// The one persistent SQL connection.
+    link: sql::Link,
+    /// What `postgresql.conf` says beyond the configuration.
+    settings: Mutex<conf::Settings>,
+    /// The last reading of the control file.
+    control: Mutex<control::Cache>,
+    /// The highest timeline that this postmaster's walreceiver has reported.
+    streamed: Mutex<status::Streamed>,
+}
+
+/// Locks for a moment; never across an await. A panic elsewhere leaves nothing half done in these small values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Postgres {
+    /// `unit` is a unit with `Restart::Never`.
+    pub fn new(config: Config, unit: Unit) -> Self {
+        let shared = Shared {
+            link: sql::Link::default(),
+            settings: Mutex::default(),
+            control: Mutex::default(),
+            streamed: Mutex::default(),
+            config,
+            unit,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The process, now and from now on.
+    pub fn process(&self) -> watch::Receiver<UnitState> {
+        self.shared.unit.state()
+    }
+
+    /// Everything about the instance: process, data directory (pg_controldata, while it does not run), and one SQL
+    /// round trip with a deadline of `patience` when it runs. Never fails: what could not be learned is said in the
+    /// status.
+    pub async fn status(&self, patience: Duration) -> Status {
+        status::observe(&self.shared, patience).await
+    }
+
+    /// initdb into a temporary directory beside PGDATA, then rename: PGDATA is complete or absent. The replication
+    /// role, `POSTGRES_DB` and the init scripts come from [`Postgres::finish_bootstrap`].
+    ///
+    /// # Errors
+    /// PGDATA is neither absent nor empty, or a clone was begun here before; initdb fails.
+    pub async fn initdb(&self) -> Result<SystemId, Error> {
+        bootstrap::initdb(&self.shared).await
+    }
+
+    /// On the first primary, once: replication role, database, init scripts. Idempotent; a script that has succeeded
+    /// never runs again in the same cluster.
+    ///
+    /// # Errors
+    /// SQL fails; a script fails (the error names it).
+    pub async fn finish_bootstrap(&self) -> Result<(), Error> {
+        bootstrap::finish(&self.shared).await
+    }
+
+    /// Renders the configuration and starts the postmaster; returns when it was executed, not when it is ready.
+    ///
+    /// # Errors
+    /// PGDATA is not a complete cluster, another postmaster lives in it, a file cannot be written, or the process
+    /// cannot be executed.
+    pub async fn start(&self, how: &StartAs, sync_names: &str) -> Result<(), Error> {
+        launch::start(&self.shared, how, sync_names).await
+    }
+
+    /// Returns when the postmaster and every backend are gone.
+    ///
+    /// # Errors
+    /// None at present: the ladder ends with SIGKILL and the sweep.
+    pub async fn stop(&self, mode: StopMode) -> Result<(), Error> {
+        self.shared.unit.stop(Some(mode.ladder())).await;
+        self.shared.link.close();
+        Ok(())
+    }
+
+    /// Follows another upstream: rewrites and reloads, without a restart. Does nothing when it already does.
+    ///
+    /// # Errors
+    /// The configuration cannot be written.
+    pub async fn follow(&self, upstream: Option<&Upstream>) -> Result<(), Error> {
+        conf::change(&self.shared, |settings| settings.upstream = upstream.cloned()).await
+    }
+
+    /// Stops the walreceiver so that the position no longer moves (a frozen vote); [`Postgres::follow`] resumes.
+    ///
+    /// # Errors
+    /// The walreceiver is still there, or received WAL is still being replayed, after one second.
+    pub async fn freeze(&self) -> Result<(), Error> {
+        conf::change(&self.shared, |settings| settings.upstream = None).await?;
+        sql::wait_until_frozen(&self.shared).await
+    }
+
+    /// Asks for promotion and returns when the instance takes writes.
+    ///
+    /// # Errors
+    /// It still does not after `patience`; the promotion may yet succeed.
+    pub async fn promote(&self, patience: Duration) -> Result<(), Error> {
+        sql::promote(&self.shared, patience).await?;
+        lock(&self.shared.settings).upstream = None;
+        Ok(())
+    }
+
+    /// A checkpoint, on a connection of its own so that status does not wait behind it.
+    ///
+    /// # Errors
+    /// It did not finish within `patience` (it is then cancelled).
+    pub async fn checkpoint(&self, patience: Duration) -> Result<(), Error> {
+        sql::checkpoint(&self.shared, patience).await
+    }
+
+    /// Sets `synchronous_standby_names`, reloads, and returns when the new value is in force.
+    ///
+    /// # Errors
+    /// The configuration cannot be written, or the value is not in force after two seconds.
+    pub async fn set_sync_names(&self, names: &str) -> Result<(), Error> {
+        conf::change(&self.shared, |settings| names.clone_into(&mut settings.sync_names)).await?;
+        sql::wait_for_sync_names(&self.shared, names).await
+    }
+
+    /// Makes the physical slots be exactly these. Active, temporary and logical slots stay; a wanted slot that has
+    /// lost its WAL is made anew.
+    ///
+    /// # Errors
+    /// SQL fails (all slots are taken, the server is down).
+    pub async fn set_slots(&self, wanted: &BTreeSet<SlotName>) -> Result<(), Error> {
+        sql::set_slots(&self.shared, wanted).await
+    }
+
+    /// Moves physical slots forward (a replica's copies of the primary's slots, contract 2.13). Slots that are absent,
+    /// active or already further stay as they are.
+    ///
+    /// # Errors
+    /// SQL fails.
+    pub async fn advance_slots(&self, positions: &BTreeMap<SlotName, Lsn>) -> Result<(), Error> {
+        sql::advance_slots(&self.shared, positions).await
+    }
+
+    /// pg_basebackup into a temporary directory, then a swap: the old PGDATA goes to the quarantine only when the copy
+    /// is complete.
+    ///
+    /// # Errors
+    /// PostgreSQL runs; the copy fails (an old PGDATA is then untouched).
+    pub async fn clone_from(&self, upstream: &Upstream) -> Result<(), Error> {
+        clone::clone_from(&self.shared, upstream).await
+    }
+
+    /// pg_rewind with a marker around it. PostgreSQL must be down; crash recovery in single-user mode is done here when
+    /// it was not shut down cleanly.
+    ///
+    /// # Errors
+    /// Before the marker: PGDATA is unchanged (apart from crash recovery). After it: [`DataDir::Incomplete`].
+    pub async fn rewind(&self, upstream: &Upstream) -> Result<(), Error> {
+        clone::rewind(&self.shared, upstream).await
+    }
+
+    /// What the process said last: the reason of an early end, most often.
+    pub fn last_words(&self) -> String {
+        self.shared.unit.last_lines().pop().unwrap_or_else(|| "it said nothing".to_owned())
+    }
+
+    /// The text of the local history file of this timeline; empty for the first, which has none.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub async fn local_history(&self, timeline: Timeline) -> Result<String, Error> {
+        if timeline <= Timeline(1) {
+            return Ok(String::new());
+        }
+        let path = self.shared.config.data_dir.join(format!("pg_wal/{:08X}.history", timeline.0));
+        tokio::fs::read_to_string(&path).await.map_err(Error::file("read", &path))
+    }
+
+    /// Asks an upstream for its timeline and the history of that timeline, over a replication connection.
+    ///
+    /// # Errors
+    /// No answer within five seconds, or one that cannot be read.
+    pub async fn upstream_history(&self, upstream: &Upstream) -> Result<(Timeline, TimelineHistory), Error> {
+        clone::upstream_history(&self.shared, upstream).await
+    }
+}
+
+/// An operation that failed, and on what.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// initdb over something.
+    #[error("{path} is not empty: initdb refuses")]
+    NotEmpty {
+        /// PGDATA.
+        path: Utf8PathBuf,
+    },
+    /// A directory that only another clone can mend.
+    #[error("the data directory is incomplete: {why}")]
+    Incomplete {
+        /// What was interrupted.
+        why: &'static str,
+    },
+    /// No cluster where one is needed.
+    #[error("{path} holds no readable cluster: {why}")]
+    NoCluster {
+        /// PGDATA.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The operation needs PostgreSQL to be down.
+    #[error("PostgreSQL still runs")]
+    StillRunning,
+    /// A postmaster that is not ours.
+    #[error("another postmaster (pid {pid}) uses the data directory")]
+    ForeignPostmaster {
+        /// Its process id.
+        pid: i32,
+    },
+    /// A child could not be run.
+    #[error("could not run {tool}")]
+    Run {
+        /// The program.
+        tool: &'static str,
+        /// Why.
+        #[source]
+        source: crate::process::Error,
+    },
+    /// A child ran and failed.
+    #[error("{tool} failed ({exit:?}): {line}")]
+    Failed {
+        /// The program, or the path of an init script.
+        tool: String,
+        /// How it ended.
+        exit: Exit,
+        /// What it said about it.
+        line: String,
+    },
+    /// The postmaster could not be started.
+    #[error("could not start the postmaster")]
+    Start {
+        /// Why.
+        #[source]
+        source: crate::supervisor::Error,
+    },
+    /// A file or a directory.
+    #[error("could not {verb} {path}")]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that could not be written atomically, or a directory that could not be made.
+    #[error("could not write {path}")]
+    Write {
+        /// Which.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: crate::process::Error,
+    },
+    /// A configuration file could not be rendered.
+    #[error("could not render {file}")]
+    Render {
+        /// Which.
+        file: &'static str,
+        /// Why.
+        #[source]
+        source: crate::templates::Error,
+    },
+    /// No connection.
+    #[error("could not connect to the local server")]
+    Connect {
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// A statement failed.
+    #[error("could not {what}")]
+    Sql {
+        /// What it was for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// Time ran out.
+    #[error("could not {what} within {after:?}")]
+    TimedOut {
+        /// What was being done.
+        what: &'static str,
+        /// How long it was given.
+        after: Duration,
+    },
+    /// A text that is not what was expected.
+    #[error("could not understand {what}: {text:?}")]
+    Unparsable {
+        /// Whose text.
+        what: &'static str,
+        /// The text.
+        text: String,
+    },
+}
+
+impl Error {
+    /// For `map_err` on an operation on a path.
+    fn file(verb: &'static str, path: &camino::Utf8Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { verb, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_send<T: Send>(_future: impl FnOnce(&'static Postgres) -> T) {}
+
+    #[test]
+    fn every_operation_may_run_as_a_task() {
+        assert_send(|pg| pg.status(Duration::ZERO));
+        assert_send(|pg| pg.initdb());
+        assert_send(|pg| pg.finish_bootstrap());
+        assert_send(|pg| pg.start(&StartAs::Primary, ""));
+        assert_send(|pg| pg.freeze());
+        assert_send(|pg| pg.promote(Duration::ZERO));
+        assert_send(|pg| pg.set_sync_names(""));
+    }
+
+    #[test]
+    fn ladders_end_in_what_cannot_be_refused() {
+        let signals = |mode: StopMode| mode.ladder().iter().map(|rung| rung.signal).collect::<Vec<_>>();
+        let patience = Duration::from_secs(9);
+        assert_eq!(signals(StopMode::Fast { patience }), [Signal::SIGINT, Signal::SIGQUIT]);
+        assert_eq!(signals(StopMode::Immediate), [Signal::SIGQUIT]);
+        assert_eq!(StopMode::Fast { patience }.ladder()[0].wait, patience);
+    }
+}
