@@ -1,0 +1,442 @@
+//! What to do now: one pure function over the [`View`], its rules in the order of their weight.
+//!
+//! Safety first (a primary without a lease stops), then a stop that was asked for, then whoever leads, then whoever
+//! follows, then nobody leading. It never fails and never waits: for every View there is a Decision, at worst one that
+//! does nothing and says why.
+
+use std::time::Duration;
+
+use crate::dcs::{Claim, Initialize, Leader, MemberState, Precondition, Readiness, Role, Snapshot};
+use crate::postgres::status::{Answer, DataDir};
+use crate::postgres::{StartAs, StopMode, Upstream};
+use crate::record::Bootstrap;
+use crate::types::{Lsn, SystemId, Timeline};
+
+use super::lead;
+use super::lineage::{self, Lineage};
+use super::race::race;
+use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::view::{Instance, Job, Lease, Store, SurveyAnswer, View, upstream};
+use super::{Phase, lead::PROMPTLY};
+
+/// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
+/// deadman's moment with the immediate one that follows.
+const DEMOTE_PATIENCE: Duration = Duration::from_secs(1);
+/// A stop that was asked for gets this long before it becomes an immediate one.
+const STOP_PATIENCE: Duration = Duration::from_secs(4);
+/// A survey is good for this long.
+const SURVEY_AGE: Duration = Duration::from_secs(5);
+/// A standby that does not stream for this long compares its history with the leader's.
+const STALLED: Duration = Duration::from_secs(2);
+/// After this many failed rewinds the data is copied anew (the old directory is kept aside).
+const REWINDS: u32 = 2;
+/// What the leader said of its history is good for this long.
+const ANCESTRY_AGE: Duration = Duration::from_secs(30);
+
+/// The decision for this view.
+pub fn decide(view: &View) -> Decision {
+    if let Some(decision) = fence(view) {
+        return decision;
+    }
+    match (view.phase, view.doing.map(|d| d.job)) {
+        (Phase::Stopping, Some(Job::Stop)) => idle(Reason::Busy(Job::Stop), Wake::Loop),
+        // Whatever else is under way gives way to a stop: a half-made copy is marked as such.
+        (Phase::Stopping, _) => stopping(view),
+        (Phase::Serving, Some(job)) => idle(Reason::Busy(job), Wake::Loop),
+        (Phase::Serving, None) => serving(view),
+    }
+}
+
+/// A primary, or what may be one, that has no right to go on. This rule stands above everything else.
+fn fence(view: &View) -> Option<Decision> {
+    let writable = match view.instance() {
+        Instance::Primary(..) => true,
+        // It may come up as a primary: what the store says of another leader holds for it as well.
+        Instance::Silent => view.lease != Lease::None,
+        Instance::Down | Instance::Ending | Instance::Standby(..) => false,
+    };
+    if !writable || view.doing.is_some_and(|d| d.job == Job::Stop) {
+        return None;
+    }
+    let other = view.snapshot().and_then(Snapshot::leader_name).filter(|name| **name != view.me);
+    if let Some(name) = other {
+        return Some(stop(StopMode::Immediate, Reason::AnotherLeads(name.clone())));
+    }
+    if view.lease == Lease::Lost {
+        return Some(stop(StopMode::Immediate, Reason::LeaseEnding));
+    }
+    if view.leads() || reclaimable(view) {
+        return None;
+    }
+    Some(stop(StopMode::Fast { patience: DEMOTE_PATIENCE }, Reason::LeaseEnding))
+}
+
+/// A primary found running without a lease of this process (it was adopted, or the key was deleted under it) keeps
+/// running only while it can take the key at once.
+fn reclaimable(view: &View) -> bool {
+    let vacant = |s: &Snapshot| s.leader.is_none() && s.readiness == Readiness::Ready;
+    view.lease == Lease::None && view.snapshot().is_some_and(vacant)
+}
+
+fn stopping(view: &View) -> Decision {
+    let patient = StopMode::Fast { patience: STOP_PATIENCE };
+    match view.instance() {
+        Instance::Primary(..) => begin(Task::StopAfterCheckpoint(patient), Reason::Stopping),
+        Instance::Standby(..) | Instance::Silent => begin(Task::Stop(patient), Reason::Stopping),
+        Instance::Ending => idle(Reason::Ending, PROMPTLY),
+        Instance::Down => {
+            // PostgreSQL and every descendant are gone: only now may another node lead.
+            let release = (view.lease != Lease::None).then_some(Action::Release);
+            let actions = release.into_iter().chain([Action::Finish]).collect();
+            Decision { actions, reason: Reason::Stopped, wake: PROMPTLY }
+        }
+    }
+}
+
+fn serving(view: &View) -> Decision {
+    if view.instance() == Instance::Ending {
+        return idle(Reason::Ending, PROMPTLY);
+    }
+    let snapshot = match &view.store {
+        Store::Fresh(snapshot) => snapshot,
+        Store::Silent { why, .. } => return without_store(view, why),
+    };
+    if let Some(decision) = wrong_data(view, snapshot) {
+        return decision;
+    }
+    match &snapshot.leader {
+        Some(leader) if leader.name == view.me => leader_key_is_mine(view, snapshot, leader),
+        Some(leader) => match view.expired_leader(leader) {
+            None => follow(view, snapshot, leader),
+            Some(expired) => no_leader(view, snapshot, Claim::Expired(expired.revision)),
+        },
+        None => no_leader(view, snapshot, Claim::Vacant),
+    }
+}
+
+/// Without the store nothing changes: a primary goes on until its lease ends, a standby follows on, and what is down with
+/// whole data is started read-only so that it can be read.
+fn without_store(view: &View, why: &str) -> Decision {
+    let reason = Reason::StoreSilent(why.to_owned());
+    let whole = matches!(view.local.data, DataDir::Cluster(_));
+    match view.instance() {
+        Instance::Down if whole && view.leads() => {
+            let names = lead::names_at_start(view, None);
+            act(vec![Action::Start(StartAs::Primary, names)], Reason::CrashRestart)
+        }
+        Instance::Down if whole && view.volume.bootstrap == Bootstrap::Settled => {
+            start_standby(view, None, reason)
+        }
+        Instance::Down
+        | Instance::Silent
+        | Instance::Ending
+        | Instance::Primary(..)
+        | Instance::Standby(..) => idle(reason, Wake::Loop),
+    }
+}
+
+/// Data that cannot be used in this cluster: hold, and never touch it.
+fn wrong_data(view: &View, snapshot: &Snapshot) -> Option<Decision> {
+    let cluster = match snapshot.initialize.as_ref().map(|i| i.value) {
+        Some(Initialize::Done(id)) => id,
+        Some(Initialize::InProgress | Initialize::Invalid) | None => return None,
+    };
+    let local = view.control()?.system_id;
+    if local == cluster {
+        return None;
+    }
+    let reason = Reason::SystemIdMismatch { local, cluster };
+    let release = view.lease != Lease::None && view.instance() == Instance::Down;
+    Some(Decision {
+        actions: release.then_some(Action::Release).into_iter().collect(),
+        reason,
+        wake: Wake::Loop,
+    })
+}
+
+/// The key names this node.
+fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
+    if view.lease == Lease::None {
+        // The key of this node's life before this one (same volume, same name; nobody has taken it): take it over by its
+        // revision. Data that is gone cannot lead, and the key then runs out by itself.
+        return match view.local.data {
+            DataDir::Cluster(_) => take(Claim::Expired(leader.revision)),
+            DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. } => {
+                idle(Reason::WaitingForLeader, Wake::Loop)
+            }
+        };
+    }
+    if !view.leads() {
+        return idle(Reason::LeaseEnding, PROMPTLY);
+    }
+    match (view.instance(), &view.local.data) {
+        (Instance::Primary(answer, lsn), _) => lead::duties(view, snapshot, answer, lsn),
+        (Instance::Standby(..), _) => lead::promote(view, snapshot),
+        (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
+        (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
+        (Instance::Down, DataDir::Cluster(control)) => start_to_lead(view, snapshot, control.system_id),
+        (Instance::Down, DataDir::Empty) => make_cluster(view, snapshot),
+        (Instance::Down, DataDir::Incomplete { .. } | DataDir::Unreadable { .. }) => {
+            act(vec![Action::Release], Reason::NothingToLead)
+        }
+    }
+}
+
+/// Down, with the lock: a crash (or the start after initdb). In place and without a new timeline, since nobody else can
+/// have led in between.
+fn start_to_lead(view: &View, snapshot: &Snapshot, local: SystemId) -> Decision {
+    let n = view.n_failures(Job::Start);
+    if n >= lead::FAILED_STARTS && lead::somebody_else_runs(view, snapshot) {
+        return act(vec![Action::Release], Reason::CrashLoop(n));
+    }
+    if !view.may_try(Job::Start) {
+        return retry_later(view, Job::Start);
+    }
+    let known = snapshot.initialize.as_ref().is_some_and(|i| matches!(i.value, Initialize::Done(_)));
+    // The identifier is published before the first write can be accepted: from then on nobody makes a second cluster.
+    let publish = (!known).then_some(Action::PutInitialize(local));
+    let start = Action::Start(StartAs::Primary, lead::names_at_start(view, Some(snapshot)));
+    let actions = publish.into_iter().chain([start]).collect();
+    let reason = match view.volume.bootstrap {
+        Bootstrap::Pending => Reason::Bootstrapping,
+        Bootstrap::Settled => Reason::CrashRestart,
+    };
+    Decision { actions, reason, wake: PROMPTLY }
+}
+
+/// No data, with the lock: only as the maker of a new cluster.
+fn make_cluster(view: &View, snapshot: &Snapshot) -> Decision {
+    let claim = match &snapshot.initialize {
+        None => Some(Action::ClaimInitialize(Precondition::Absent)),
+        Some(key) => match key.value {
+            Initialize::InProgress => None,
+            Initialize::Invalid => Some(Action::ClaimInitialize(Precondition::Unchanged(key.revision))),
+            Initialize::Done(_) => return act(vec![Action::Release], Reason::NothingToLead),
+        },
+    };
+    if let Some(reason) = fresh_cluster_refused(view) {
+        return act(vec![Action::Release], reason);
+    }
+    if !view.may_try(Job::Initdb) {
+        return retry_later(view, Job::Initdb);
+    }
+    let actions = claim.into_iter().chain([Action::Begin(Task::Initdb)]).collect();
+    Decision { actions, reason: Reason::Bootstrapping, wake: PROMPTLY }
+}
+
+/// Nobody leads (or the leader's key has run out).
+fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
+    if snapshot.readiness == Readiness::NotReady {
+        return idle(Reason::StoreNotReady, PROMPTLY);
+    }
+    match (view.instance(), &view.local.data) {
+        (Instance::Standby(answer, position), _) => {
+            race(view, snapshot, claim, (standby_timeline(view, answer), position))
+        }
+        (Instance::Primary(answer, _), _) => retake(snapshot, answer),
+        (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
+        (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
+        (Instance::Down, DataDir::Cluster(_)) => match view.volume.bootstrap {
+            // initdb was finished here and nobody has used it: take the lock and go on.
+            Bootstrap::Pending => take(claim),
+            Bootstrap::Settled => start_standby(view, None, Reason::StartToVote),
+        },
+        (Instance::Down, DataDir::Empty) => bootstrap(view, snapshot, claim),
+        (Instance::Down, DataDir::Incomplete { .. }) => idle(Reason::WaitingForLeader, Wake::Loop),
+        (Instance::Down, DataDir::Unreadable { why }) => {
+            idle(Reason::DataUnreadable(why.clone()), Wake::Loop)
+        }
+    }
+}
+
+/// A running primary whose key was deleted under it: only if nobody can have led since.
+fn retake(snapshot: &Snapshot, answer: &Answer) -> Decision {
+    let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
+    if answer.timeline < cluster {
+        let reason = Reason::BehindTimeline { mine: answer.timeline, cluster };
+        return stop(StopMode::Immediate, reason);
+    }
+    take(Claim::Vacant)
+}
+
+/// Nobody leads and there is no data here: make a new cluster, if there has never been one.
+fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
+    if let Some(Initialize::Done(_)) = snapshot.initialize.as_ref().map(|i| i.value) {
+        return idle(Reason::WaitingForLeader, Wake::Loop);
+    }
+    let surveyed = view.memory.survey.as_ref().is_some_and(|s| view.now.since(s.at) < SURVEY_AGE);
+    if let Some(id) = view.volume.system_id {
+        return idle(Reason::DataLost(id), Wake::Loop);
+    }
+    if view.rules.tags.failover == super::rules::Failover::Never {
+        return idle(Reason::NoFailover, Wake::Loop);
+    }
+    if !surveyed {
+        return if view.may_try(Job::Survey) {
+            begin(Task::Survey, Reason::Surveying)
+        } else {
+            retry_later(view, Job::Survey)
+        };
+    }
+    match fresh_cluster_refused(view) {
+        Some(reason) => idle(reason, Wake::Soon(Duration::from_secs(1))),
+        None => take(claim),
+    }
+}
+
+/// Why no new cluster may be made: initdb happens only when every listed node has said that it has no data.
+fn fresh_cluster_refused(view: &View) -> Option<Reason> {
+    if let Some(id) = view.volume.system_id {
+        return Some(Reason::DataLost(id));
+    }
+    let Some(survey) = view.memory.survey.as_ref() else {
+        return Some(Reason::Surveying);
+    };
+    let with_data = survey.answers.iter().find(|(_, a)| matches!(a, SurveyAnswer::Data(_)));
+    if let Some((address, _)) = with_data {
+        return Some(Reason::DataElsewhere(*address));
+    }
+    let silent: Vec<_> =
+        survey.answers.iter().filter(|(_, a)| **a == SurveyAnswer::Silent).map(|(ip, _)| *ip).collect();
+    (!silent.is_empty()).then_some(Reason::SurveyIncomplete(silent))
+}
+
+/// Another node leads.
+fn follow(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
+    let member = snapshot.member(&leader.name);
+    let Some(source) = member.and_then(upstream) else {
+        return idle(Reason::WaitingForLeader, Wake::Loop);
+    };
+    let serving = member.is_some_and(|m| m.state == MemberState::Running && m.role == Role::Primary);
+    match (view.instance(), &view.local.data) {
+        (Instance::Down, DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. }) => {
+            copy(view, snapshot, source, serving.then_some(()))
+        }
+        (Instance::Down, DataDir::Cluster(_))
+            if member.is_some_and(|m| m.checkpoint_after_promote == Some(false)) =>
+        {
+            idle(Reason::AwaitingCheckpoint(source.name), Wake::Soon(Duration::from_millis(500)))
+        }
+        (Instance::Down, DataDir::Cluster(_)) => rejoin(view, source),
+        (Instance::Standby(answer, position), _) => keep_following(view, source, answer, position),
+        (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
+        (Instance::Ending, _) | (Instance::Primary(..), _) => idle(Reason::Ending, PROMPTLY),
+    }
+}
+
+/// No usable data here: copy the leader's, once it serves.
+fn copy(view: &View, snapshot: &Snapshot, source: Upstream, serving: Option<()>) -> Decision {
+    let known = matches!(snapshot.initialize.as_ref().map(|i| i.value), Some(Initialize::Done(_)));
+    if serving.is_none() || !known {
+        return idle(Reason::WaitingForLeader, Wake::Soon(Duration::from_millis(500)));
+    }
+    if !view.may_try(Job::Clone) {
+        return retry_later(view, Job::Clone);
+    }
+    let reason = Reason::Cloning(source.name.clone());
+    begin(Task::Clone(source), reason)
+}
+
+/// Down, with data: start as a standby if the local history is part of the leader's, else rewind, else copy.
+fn rejoin(view: &View, source: Upstream) -> Decision {
+    let Some(ancestry) = view
+        .memory
+        .ancestry
+        .as_ref()
+        .filter(|a| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE)
+    else {
+        return compare(view, source);
+    };
+    let Some(control) = view.control() else {
+        return idle(Reason::WaitingForLeader, Wake::Loop);
+    };
+    match lineage::of_stopped(control, ancestry) {
+        Lineage::Part => {
+            let reason = Reason::Following(source.name.clone());
+            start_standby(view, Some(source), reason)
+        }
+        Lineage::Unknown | Lineage::Left if view.n_failures(Job::Rewind) >= REWINDS => {
+            if view.may_try(Job::Clone) {
+                let reason = Reason::Cloning(source.name.clone());
+                begin(Task::Clone(source), reason)
+            } else {
+                retry_later(view, Job::Clone)
+            }
+        }
+        Lineage::Unknown | Lineage::Left if view.may_try(Job::Rewind) => {
+            let reason = Reason::Diverged(source.name.clone());
+            begin(Task::Rewind(source), reason)
+        }
+        Lineage::Unknown | Lineage::Left => retry_later(view, Job::Rewind),
+    }
+}
+
+fn compare(view: &View, source: Upstream) -> Decision {
+    if !view.may_try(Job::Compare) {
+        return retry_later(view, Job::Compare);
+    }
+    let reason = Reason::Comparing(source.name.clone());
+    begin(Task::Compare(source), reason)
+}
+
+/// A running standby: point it at the leader, and when it cannot connect, find out whether it still can.
+fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn) -> Decision {
+    let reason = Reason::Following(source.name.clone());
+    if view.memory.following.as_ref() != Some(&source) || view.memory.frozen.is_some() {
+        return Decision { actions: vec![Action::Follow(source)], reason, wake: PROMPTLY };
+    }
+    let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
+    if !stalled {
+        return idle(reason, Wake::Loop);
+    }
+    let known = view
+        .memory
+        .ancestry
+        .as_ref()
+        .filter(|a| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE);
+    match known.map(|a| lineage::of_running(standby_timeline(view, answer), position, a)) {
+        None => compare(view, source),
+        Some(Lineage::Left) => {
+            stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name))
+        }
+        Some(Lineage::Part | Lineage::Unknown) => idle(reason, Wake::Loop),
+    }
+}
+
+/// The timeline of a standby for a comparison: what it receives, or replays, never older than its control file's.
+fn standby_timeline(view: &View, answer: &Answer) -> Timeline {
+    view.control().map_or(answer.timeline, |c| c.timeline.max(answer.timeline))
+}
+
+fn take(claim: Claim) -> Decision {
+    act(vec![Action::Acquire(claim)], Reason::Winning)
+}
+
+/// A standby's own names take effect at its promotion, which sets them anew.
+fn start_standby(view: &View, source: Option<Upstream>, reason: Reason) -> Decision {
+    if !view.may_try(Job::Start) {
+        return retry_later(view, Job::Start);
+    }
+    act(vec![Action::Start(StartAs::Standby(source), String::new())], reason)
+}
+
+fn stop(mode: StopMode, reason: Reason) -> Decision {
+    begin(Task::Stop(mode), reason)
+}
+
+fn begin(task: Task, reason: Reason) -> Decision {
+    act(vec![Action::Begin(task)], reason)
+}
+
+fn act(actions: Vec<Action>, reason: Reason) -> Decision {
+    Decision { actions, reason, wake: PROMPTLY }
+}
+
+fn idle(reason: Reason, wake: Wake) -> Decision {
+    Decision { actions: vec![], reason, wake }
+}
+
+fn retry_later(view: &View, job: Job) -> Decision {
+    let why = view.memory.failures.get(&job).map_or_else(String::new, |f| f.why.clone());
+    idle(Reason::RetryLater(job, why), Wake::Soon(Duration::from_millis(500)))
+}

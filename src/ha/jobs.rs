@@ -1,0 +1,150 @@
+//! The long actions: each runs beside the loop and ends with what the loop should remember.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::clock;
+use crate::peer::PeerClient;
+use crate::postgres::{Postgres, Upstream};
+use crate::types::{Chain, NodeName};
+
+use super::reason::Task;
+use super::view::{Ancestry, Job, PollAnswer, SurveyAnswer};
+use super::{Error, publish};
+
+/// A promotion takes tens of milliseconds; one that takes longer than this is given up and tried again.
+const PROMOTE_PATIENCE: Duration = Duration::from_secs(10);
+/// The checkpoint before a planned stop shortens the one inside it; it is worth no more than this.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a job works with.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) postgres: Postgres,
+    pub(super) client: PeerClient,
+    /// The other members and their `api_url`.
+    pub(super) members: BTreeMap<NodeName, String>,
+    /// The other listed addresses.
+    pub(super) listed: Vec<IpAddr>,
+}
+
+/// A job that has ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) job: Job,
+    pub(super) result: Result<Outcome, Error>,
+}
+
+/// What the loop should remember of it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Stopped,
+    Initialised,
+    Bootstrapped,
+    Cloned,
+    Rewound,
+    Promoted,
+    Polled(BTreeMap<NodeName, PollAnswer>),
+    Surveyed(BTreeMap<IpAddr, SurveyAnswer>),
+    Compared(Ancestry),
+}
+
+/// Runs a task to its end.
+pub(super) async fn run(task: Task, context: Context) -> Done {
+    let job = task.job();
+    Done { job, result: perform(task, context).await }
+}
+
+async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
+    let postgres = &context.postgres;
+    Ok(match task {
+        Task::Initdb => {
+            postgres.initdb().await?;
+            Outcome::Initialised
+        }
+        Task::FinishBootstrap => {
+            postgres.finish_bootstrap().await?;
+            Outcome::Bootstrapped
+        }
+        Task::Clone(upstream) => {
+            postgres.clone_from(&upstream).await?;
+            Outcome::Cloned
+        }
+        Task::Rewind(upstream) => {
+            postgres.rewind(&upstream).await?;
+            Outcome::Rewound
+        }
+        Task::Promote => {
+            postgres.promote(PROMOTE_PATIENCE).await?;
+            Outcome::Promoted
+        }
+        Task::Stop(mode) => {
+            postgres.stop(mode).await?;
+            Outcome::Stopped
+        }
+        Task::StopAfterCheckpoint(mode) => {
+            if let Err(error) = postgres.checkpoint(CHECKPOINT_PATIENCE).await {
+                tracing::warn!(error = %Chain(&error), "stopping without a checkpoint");
+            }
+            postgres.stop(mode).await?;
+            Outcome::Stopped
+        }
+        Task::Poll => Outcome::Polled(poll(context).await),
+        Task::Survey => Outcome::Surveyed(survey(context).await),
+        Task::Compare(upstream) => Outcome::Compared(compare(postgres, &upstream).await?),
+    })
+}
+
+/// Asks every other member at once; whoever does not answer in the client's time is unreachable.
+async fn poll(context: Context) -> BTreeMap<NodeName, PollAnswer> {
+    let asked = context.members.into_iter().map(|(name, url)| {
+        let client = context.client.clone();
+        async move {
+            let answer = match client.leader_poll(&url).await {
+                Ok(page) => publish::poll_answer(&page),
+                Err(error) => {
+                    tracing::debug!(%name, %error, "no answer to the poll");
+                    PollAnswer::Unreachable
+                }
+            };
+            (name, answer)
+        }
+    });
+    all(asked).await
+}
+
+async fn survey(context: Context) -> BTreeMap<IpAddr, SurveyAnswer> {
+    let asked = context.listed.into_iter().map(|address| {
+        let client = context.client.clone();
+        async move {
+            let answer = match client.status(address).await {
+                Ok(status) => status.data.system_id.map_or(SurveyAnswer::NoData, SurveyAnswer::Data),
+                Err(error) => {
+                    tracing::debug!(%address, %error, "no answer to the survey");
+                    SurveyAnswer::Silent
+                }
+            };
+            (address, answer)
+        }
+    });
+    all(asked).await
+}
+
+async fn all<K, V, F>(asked: impl Iterator<Item = F>) -> BTreeMap<K, V>
+where
+    K: Ord + Send + 'static,
+    V: Send + 'static,
+    F: Future<Output = (K, V)> + Send + 'static,
+{
+    let calls: JoinSet<_> = asked.collect();
+    calls.join_all().await.into_iter().collect()
+}
+
+async fn compare(postgres: &Postgres, upstream: &Upstream) -> Result<Ancestry, Error> {
+    let (timeline, history) = postgres.upstream_history(upstream).await?;
+    Ok(Ancestry { leader: upstream.name.clone(), at: clock::now(), timeline, history })
+}

@@ -1,0 +1,158 @@
+//! What a leader does: become the primary, and keep what others rely on (status, history, slots, the synchronous set).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::dcs::{Initialize, MemberState, Precondition, Role, Snapshot};
+use crate::postgres::status::{Answer, Kind, Standby};
+use crate::record::Bootstrap;
+use crate::types::{Lsn, NodeName, SlotName, SyncMode, Timeline};
+
+use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::rules::Strictness;
+use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
+use super::view::{Job, PROMOTE_NEEDS, View};
+
+/// Something is about to change: look again at once.
+pub const PROMPTLY: Wake = Wake::Soon(Duration::from_millis(50));
+/// After this many failed starts in a row the lock is given to another node, if there is one that runs.
+pub const FAILED_STARTS: u32 = 3;
+/// A member's slot is kept for this long after the member was last seen (Patroni's `member_slots_ttl`).
+pub const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(30 * 60);
+
+/// The duties of a running primary with a valid lease.
+pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Decision {
+    if view.volume.bootstrap == Bootstrap::Pending && view.may_try(Job::FinishBootstrap) {
+        let actions = vec![Action::Begin(Task::FinishBootstrap)];
+        return Decision { actions, reason: Reason::Bootstrapping, wake: PROMPTLY };
+    }
+    let mut actions: Vec<_> = keys(view, snapshot, answer.timeline).into_iter().flatten().collect();
+    actions.push(Action::PutStatus(lsn));
+    actions.extend(slots(view, answer));
+    let sync = sync_step(view, snapshot, answer);
+    let wake = if sync.is_some() { PROMPTLY } else { Wake::Loop };
+    actions.extend(sync);
+    Decision { actions, reason: Reason::Leading, wake }
+}
+
+/// Keys that every leader keeps: written again when somebody has deleted them.
+fn keys(view: &View, snapshot: &Snapshot, timeline: Timeline) -> [Option<Action>; 3] {
+    let known = matches!(snapshot.initialize.as_ref().map(|i| i.value), Some(Initialize::Done(_)));
+    let identifier = view.control().map(|c| c.system_id).or(view.volume.system_id);
+    let written = snapshot.history.as_ref().map_or(Timeline(1), |h| h.value.cluster_timeline());
+    [
+        identifier.filter(|_| !known).map(Action::PutInitialize),
+        snapshot.config.is_none().then_some(Action::PutConfig),
+        (written != timeline).then_some(Action::PutHistory(timeline)),
+    ]
+}
+
+/// One physical slot for every other member that was seen within the last half hour.
+fn slots(view: &View, answer: &Answer) -> Option<Action> {
+    let wanted: BTreeSet<SlotName> = view
+        .memory
+        .seen_members
+        .iter()
+        .filter(|(name, seen)| **name != view.me && view.now.since(**seen) < MEMBER_SLOTS_TTL)
+        .map(|(name, _)| name.slot_name())
+        .collect();
+    let present: BTreeSet<_> = answer.slots.iter().filter(|s| s.physical).map(|s| s.name.clone()).collect();
+    (wanted != present).then_some(Action::SetSlots(wanted))
+}
+
+/// The next step of the synchronous set.
+fn sync_step(view: &View, snapshot: &Snapshot, answer: &Answer) -> Option<Action> {
+    let Kind::Primary { standbys, .. } = &answer.kind else {
+        return None;
+    };
+    let in_force = Names::parse(&answer.sync_names);
+    let confirmers: Vec<_> =
+        standbys.iter().filter(|s| streams(s, view, snapshot)).map(|s| confirmer(s, view)).collect();
+    if confirmers.is_empty() && waits_for_somebody(view) {
+        return None;
+    }
+    let key = snapshot.sync.as_ref();
+    match sync::next_step(&policy(view), &view.me, key.map(|k| &k.value), &in_force, &confirmers) {
+        Step::None => None,
+        Step::SetNames(text) => Some(Action::SetSyncNames(text)),
+        Step::WriteKey(value) => {
+            let when = key.map_or(Precondition::Absent, |k| Precondition::Unchanged(k.revision));
+            Some(Action::PutSync(value, when))
+        }
+        Step::DeleteKey => key.map(|k| Action::DeleteSync(k.revision)),
+    }
+}
+
+/// Commits are let go only after the standbys have had time to come back: a restart of the primary cuts them all off.
+fn waits_for_somebody(view: &View) -> bool {
+    let starved = view.memory.sync_starved;
+    view.rules.strictness == Strictness::Degrade
+        && starved.is_some_and(|since| view.now.since(since) < view.rules.timing.retry_timeout)
+}
+
+fn policy(view: &View) -> Policy {
+    Policy {
+        mode: view.rules.sync_mode,
+        strictness: view.rules.strictness,
+        count: view.rules.sync_node_count,
+    }
+}
+
+/// Only a member that really streams counts.
+fn streams(standby: &Standby, view: &View, snapshot: &Snapshot) -> bool {
+    standby.state == "streaming" && standby.name != view.me && snapshot.member(&standby.name).is_some()
+}
+
+fn confirmer(standby: &Standby, view: &View) -> Confirmer {
+    let caught_up = view.memory.sync_barrier.is_some_and(|barrier| standby.flushed >= Some(barrier));
+    let progress = if caught_up { Progress::CaughtUp } else { Progress::Behind };
+    Confirmer { name: standby.name.clone(), progress }
+}
+
+/// The lock is ours and the instance is a standby: promote it. Before that the `sync` key is closed, so that nobody can be
+/// elected by what the leader before promised.
+pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
+    let left = view.demote_at().map_or(Duration::ZERO, |at| view.now.until(at));
+    if left < PROMOTE_NEEDS {
+        return Decision { actions: vec![], reason: Reason::LeaseTooShort, wake: PROMPTLY };
+    }
+    if !view.may_try(Job::Promote) {
+        let why = view.memory.failures.get(&Job::Promote).map_or_else(String::new, |f| f.why.clone());
+        return Decision { actions: vec![], reason: Reason::RetryLater(Job::Promote, why), wake: PROMPTLY };
+    }
+    let mut actions = Vec::new();
+    let mine = snapshot.sync.as_ref().is_some_and(|s| s.value.leader.as_ref() == Some(&view.me));
+    if view.rules.sync_mode != SyncMode::Off && !mine {
+        let when =
+            snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
+        actions.push(Action::PutSync(sync::closed(&view.me), when));
+    }
+    actions.push(Action::SetSyncNames(sync::names_at_promotion(&policy(view), expected(view, snapshot))));
+    actions.push(Action::Begin(Task::Promote));
+    Decision { actions, reason: Reason::Promoting, wake: PROMPTLY }
+}
+
+/// The names that a primary starts with. Never fewer than the election counts on: what was in force before the crash, else
+/// what the `sync` key implies, so that not one commit is acknowledged that an elected standby could lack.
+pub fn names_at_start(view: &View, snapshot: Option<&Snapshot>) -> String {
+    if let Some(names) = &view.memory.sync_names {
+        return names.clone();
+    }
+    let electors = snapshot.and_then(|s| s.sync.as_ref()).map(|s| Electors::of(&s.value)).unwrap_or_default();
+    Names::implied_by(&electors).to_setting(view.rules.sync_mode)
+}
+
+/// The members that will follow in a moment.
+fn expected(view: &View, snapshot: &Snapshot) -> BTreeSet<NodeName> {
+    snapshot
+        .members
+        .iter()
+        .filter(|m| m.name != view.me && m.state == MemberState::Running && m.role == Role::Replica)
+        .map(|m| m.name.clone())
+        .collect()
+}
+
+/// Whether another member could lead in this node's place.
+pub fn somebody_else_runs(view: &View, snapshot: &Snapshot) -> bool {
+    !expected(view, snapshot).is_empty()
+}

@@ -1,0 +1,102 @@
+//! High availability: observe ([`view`]), decide ([`decide`]), act (`agent`).
+
+pub mod agent;
+pub mod decide;
+mod jobs;
+pub mod lead;
+mod lease;
+pub mod lineage;
+mod memory;
+pub mod publish;
+pub mod race;
+pub mod reason;
+pub mod rules;
+pub mod sync;
+pub mod view;
+
+use crate::clock::Moment;
+use crate::dcs::{self, MemberState, Role, Snapshot};
+use crate::postgres;
+use crate::record;
+use crate::types::{NodeName, SyncMode, Timing};
+
+/// What this room publishes after every tick: REST, metrics and the CLI read nothing else.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The scope (`APP_NAME`).
+    pub scope: String,
+    /// This member.
+    pub name: NodeName,
+    /// Its role, in Patroni's words.
+    pub role: Role,
+    /// The local instance.
+    pub postgres: postgres::Status,
+    /// The last snapshot that could be read.
+    pub snapshot: Option<Snapshot>,
+    /// The wall clock when that was, seconds since the Unix epoch.
+    pub store_seen: Option<i64>,
+    /// Until when this node may say "primary"; `None` when it does not lead.
+    pub lease_until: Option<Moment>,
+    /// How much was left of it at that tick, before this node would have had to stop its primary.
+    pub lease_margin: Option<std::time::Duration>,
+    /// When the loop last ran.
+    pub ticked: Moment,
+    /// The last decision's reason, in words.
+    pub reason: String,
+    /// What PostgreSQL is doing, in Patroni's words (`creating replica`, ...).
+    pub state: MemberState,
+    /// Whether the local position can still move: what other nodes judge a vote by.
+    pub position: Position,
+    /// The durations in force.
+    pub timing: Timing,
+    /// How commits wait.
+    pub sync_mode: SyncMode,
+    /// The lag that a candidate may have, in bytes.
+    pub maximum_lag_on_failover: u64,
+    /// Effective tags that differ from their defaults.
+    pub tags: serde_json::Map<String, serde_json::Value>,
+    /// Whether the node is stopping (readiness then answers 503).
+    pub phase: Phase,
+    /// How many times the HA core has started PostgreSQL, and promoted it.
+    pub n_starts: u64,
+    /// Promotions.
+    pub n_promotions: u64,
+}
+
+/// Whether a standby's position can still move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// It may be receiving.
+    Moving,
+    /// Its walreceiver is held for a vote.
+    Frozen,
+}
+
+/// An action or a job that failed, and in which room.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The coordination store.
+    #[error(transparent)]
+    Store(#[from] dcs::Error),
+    /// The local instance.
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    /// The cluster record.
+    #[error(transparent)]
+    Record(#[from] record::Error),
+    /// A document that could not be written as JSON.
+    #[error("a document could not be encoded")]
+    Encode(#[from] serde_json::Error),
+    /// A job that ended before it was done.
+    #[error("the job was ended before it was done")]
+    JobEnded(#[source] tokio::task::JoinError),
+}
+
+/// The life of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Working.
+    Serving,
+    /// SIGTERM has been received.
+    Stopping,
+}

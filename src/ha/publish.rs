@@ -1,0 +1,241 @@
+//! What this node writes for the others to read, and how it reads their answers. Patroni's words on both sides.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Snapshot, Status};
+use crate::peer::DataFacts;
+use crate::postgres;
+use crate::postgres::status::{Answer, DataDir, Kind};
+use crate::record::Bootstrap;
+use crate::types::{Lsn, NodeName, SlotName, SystemId, Timeline};
+
+use super::Phase;
+use super::view::{Candidate, Checkpoint, Eligibility, Instance, Job, Lease, Motion, PollAnswer, View};
+
+/// Patroni's version that we speak: peers and tools compare it as numbers.
+pub const PATRONI_VERSION: &str = "4.1.4";
+
+/// How other nodes and tools reach this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    /// `postgres://HOST:PORT/DB`.
+    pub conn_url: String,
+    /// `http[s]://HOST:PORT/patroni`.
+    pub api_url: String,
+}
+
+/// The long action under way, as a member state.
+pub fn state(view: &View) -> MemberState {
+    match view.doing.map(|d| d.job) {
+        Some(Job::Initdb | Job::FinishBootstrap) => return MemberState::Initializing,
+        Some(Job::Clone) => return MemberState::CreatingReplica,
+        Some(Job::Stop) => return MemberState::Stopping,
+        Some(Job::Rewind | Job::Promote | Job::Poll | Job::Survey | Job::Compare | Job::Start) | None => {}
+    }
+    match view.instance() {
+        // Until the roles exist nobody can copy it.
+        Instance::Primary(..) if view.volume.bootstrap == Bootstrap::Pending => MemberState::Initializing,
+        Instance::Primary(..) | Instance::Standby(..) => MemberState::Running,
+        Instance::Silent => MemberState::Starting,
+        Instance::Ending => MemberState::Stopping,
+        Instance::Down if view.phase == Phase::Stopping => MemberState::Stopped,
+        Instance::Down => match view.local.data {
+            DataDir::Empty | DataDir::Incomplete { .. } => MemberState::Stopped,
+            DataDir::Unreadable { .. } | DataDir::Cluster(_) => MemberState::Crashed,
+        },
+    }
+}
+
+/// The role, in Patroni's words.
+pub fn role(view: &View) -> Role {
+    match view.instance() {
+        Instance::Primary(..) => Role::Primary,
+        Instance::Standby(..) if view.doing.is_some_and(|d| d.job == Job::Promote) => Role::Promoted,
+        Instance::Standby(..) => Role::Replica,
+        Instance::Silent | Instance::Ending | Instance::Down => match (view.lease, &view.local.data) {
+            (_, DataDir::Empty | DataDir::Incomplete { .. }) => Role::Uninitialized,
+            (Lease::Held { .. } | Lease::Lost, _) => Role::Primary,
+            (Lease::None, DataDir::Cluster(_) | DataDir::Unreadable { .. }) => Role::Replica,
+        },
+    }
+}
+
+/// `members/<me>`.
+pub fn member(view: &View, addresses: &Addresses) -> Member {
+    let mut member = Member {
+        name: view.me.clone(),
+        conn_url: addresses.conn_url.clone(),
+        api_url: addresses.api_url.clone(),
+        state: state(view),
+        role: role(view),
+        version: PATRONI_VERSION.to_owned(),
+        pgherd_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        node_id: Some(view.node_id.0.clone()),
+        checkpoint_after_promote: (view.memory.checkpoint == Checkpoint::Owed).then_some(false),
+        tags: view.rules.tags.to_json(),
+        pending_restart: None,
+        xlog_location: None,
+        replay_lsn: None,
+        receive_lsn: None,
+        replication_state: None,
+        timeline: None,
+        pause: None,
+    };
+    if let Some(answer) = &view.local.sql {
+        positions(&mut member, answer);
+    }
+    member
+}
+
+fn positions(member: &mut Member, answer: &Answer) {
+    member.timeline = Some(answer.timeline);
+    member.pending_restart = (!answer.pending_restart.is_empty()).then_some(true);
+    match &answer.kind {
+        Kind::Primary { lsn, .. } => member.xlog_location = Some(*lsn),
+        Kind::Standby { received, replayed, replication, .. } => {
+            member.xlog_location = Some(*received.max(replayed));
+            member.receive_lsn = Some(*received);
+            member.replay_lsn = Some(*replayed);
+            member.replication_state = *replication;
+        }
+    }
+}
+
+/// What this node tells the others of its data. A volume that remembers a cluster never says "no data".
+pub fn data_facts(local: &postgres::Status, remembered: Option<SystemId>) -> DataFacts {
+    let control = match &local.data {
+        DataDir::Cluster(control) => Some(control),
+        DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. } => None,
+    };
+    let answered = local.sql.as_ref().map(|answer| match &answer.kind {
+        Kind::Primary { lsn, .. } => *lsn,
+        Kind::Standby { received, replayed, .. } => *received.max(replayed),
+    });
+    DataFacts {
+        system_id: control.map(|c| c.system_id).or(remembered),
+        timeline: local.sql.as_ref().map(|a| a.timeline).or(control.map(|c| c.timeline)),
+        lsn: answered.or(control.map(|c| c.checkpoint)),
+    }
+}
+
+/// `status`: the leader's position, and every member slot's (the leader's own under its name).
+pub fn status(view: &View, lsn: Lsn) -> Status {
+    let mut slots: BTreeMap<SlotName, Lsn> = BTreeMap::from([(view.me.slot_name(), lsn)]);
+    if let Some(answer) = &view.local.sql {
+        let member_slots = answer.slots.iter().filter(|s| s.physical);
+        slots.extend(member_slots.filter_map(|s| Some((s.name.clone(), s.restart_lsn?))));
+    }
+    let retain =
+        view.memory.seen_members.keys().map(NodeName::slot_name).collect::<std::collections::BTreeSet<_>>();
+    Status { optime: Some(lsn), slots: Some(slots), retain_slots: Some(retain.into_iter().collect()) }
+}
+
+/// `history` from the text of the local history file, keeping what is known of older rows (times and names).
+pub fn history(view: &View, snapshot: &Snapshot, text: &str, at: &str) -> History {
+    let stored = snapshot.history.as_ref().map(|h| h.value.0.clone()).unwrap_or_default();
+    let known = |timeline: u64| {
+        stored
+            .iter()
+            .find(|row| row.len() >= 5 && row.first().and_then(Value::as_u64) == Some(timeline))
+            .cloned()
+    };
+    let row = |line: &str| -> Option<Vec<Value>> {
+        let mut words = line.splitn(3, '\t');
+        let timeline: u64 = words.next()?.trim().parse().ok()?;
+        let end: Lsn = words.next()?.parse().ok()?;
+        let reason = words.next().unwrap_or("").trim();
+        let fresh = vec![json!(timeline), json!(end), json!(reason), json!(at), json!(view.me)];
+        Some(known(timeline).unwrap_or(fresh))
+    };
+    History(text.lines().filter_map(row).collect())
+}
+
+/// What a member's status page says about its claim to lead. A page without a position counts as no answer.
+pub fn poll_answer(page: &Value) -> PollAnswer {
+    if page.get("state").and_then(Value::as_str) != Some("running") {
+        return PollAnswer::Down;
+    }
+    let xlog = page.get("xlog").or_else(|| page.get("wal"));
+    let position = |key: &str| xlog.and_then(|x| x.get(key)).and_then(Value::as_u64).map(Lsn);
+    if position("location").is_some() {
+        return PollAnswer::Primary;
+    }
+    let furthest = position("received_location").max(position("replayed_location"));
+    let timeline = page.get("timeline").and_then(Value::as_u64).and_then(|t| u32::try_from(t).ok());
+    let (Some(position), Some(timeline)) = (furthest, timeline) else {
+        return PollAnswer::Unreachable;
+    };
+    let barred = page.pointer("/tags/nofailover").is_some_and(|v| v == true);
+    PollAnswer::Standby(Candidate {
+        timeline: Timeline(timeline),
+        position,
+        motion: motion(page),
+        eligibility: if barred { Eligibility::NoFailover } else { Eligibility::Eligible },
+    })
+}
+
+/// A pgherd node says whether it holds its walreceiver; of a stock node, one that streams can still move.
+fn motion(page: &Value) -> Motion {
+    let said = page.pointer("/pgherd/position").and_then(Value::as_str);
+    let streams = page.get("replication_state").and_then(Value::as_str) == Some("streaming");
+    match said {
+        Some("frozen") => Motion::Frozen,
+        Some(_) => Motion::Streaming,
+        None if streams => Motion::Streaming,
+        None => Motion::Frozen,
+    }
+}
+
+/// Whether a standby receives right now.
+pub fn streams(answer: &Answer) -> bool {
+    match &answer.kind {
+        Kind::Primary { .. } => true,
+        Kind::Standby { replication, .. } => *replication == Some(ReplicationState::Streaming),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_page_becomes_a_claim() {
+        let page = json!({"state": "running", "role": "replica", "timeline": 2, "tags": {"nofailover": true},
+            "xlog": {"received_location": 80, "replayed_location": 90, "paused": false}});
+        let expected = Candidate {
+            timeline: Timeline(2),
+            position: Lsn(90),
+            motion: Motion::Frozen,
+            eligibility: Eligibility::NoFailover,
+        };
+        assert_eq!(poll_answer(&page), PollAnswer::Standby(expected));
+    }
+
+    #[test]
+    fn a_page_that_streams_or_is_not_held_can_still_move() {
+        let page = |extra: Value| {
+            let mut page = json!({"state": "running", "timeline": 1, "xlog": {"received_location": 1}});
+            page.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            match poll_answer(&page) {
+                PollAnswer::Standby(candidate) => candidate.motion,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(page(json!({"replication_state": "streaming"})), Motion::Streaming);
+        assert_eq!(page(json!({"pgherd": {"position": "moving"}})), Motion::Streaming);
+        assert_eq!(
+            page(json!({"replication_state": "streaming", "pgherd": {"position": "frozen"}})),
+            Motion::Frozen
+        );
+        assert_eq!(page(json!({})), Motion::Frozen);
+    }
+
+    #[test]
+    fn a_primary_and_a_node_without_a_position_are_told_apart() {
+        assert_eq!(poll_answer(&json!({"state": "running", "xlog": {"location": 5}})), PollAnswer::Primary);
+        assert_eq!(poll_answer(&json!({"state": "running"})), PollAnswer::Unreachable);
+        assert_eq!(poll_answer(&json!({"state": "starting"})), PollAnswer::Down);
+    }
+}

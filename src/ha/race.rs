@@ -1,0 +1,141 @@
+//! The leader race: may this node lead, now that nobody does?
+//!
+//! Ancestry before position, positions that no longer move, and never on less than what was acknowledged: with a
+//! synchronous set in force, so many of its voters must be asked that every acknowledged commit is on one of them or
+//! here (R + W > N). Otherwise the answer is no, with the name of whoever is missing. (Contract 2.7; hazards H43 to H49, H55.)
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::dcs::{Claim, Snapshot, Sync};
+use crate::types::{Lsn, NodeName, SyncMode, Timeline};
+
+use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::rules::Failover;
+use super::sync::Electors;
+use super::view::{Candidate, Eligibility, Job, Motion, POLL_AGE, Poll, PollAnswer, View};
+
+/// How soon a race that waits for others looks again.
+const RACE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The decision of a running standby in a cluster that nobody leads. `claim` says how the key is to be taken.
+pub fn race(view: &View, snapshot: &Snapshot, claim: Claim, mine: (Timeline, Lsn)) -> Decision {
+    if let Some(reason) = unfit(view, snapshot, mine) {
+        return wait(reason);
+    }
+    let Some(frozen) = view.memory.frozen else {
+        return act(Action::Freeze, Reason::Freezing);
+    };
+    let fresh = |poll: &&Poll| poll.at >= frozen && view.now.since(poll.at) < POLL_AGE;
+    let Some(poll) = view.memory.poll.as_ref().filter(fresh) else {
+        return ask(view);
+    };
+    match judge(view, snapshot, poll, mine) {
+        Ok(()) => act(Action::Acquire(claim), Reason::Winning),
+        // Another round, at this pace: whoever is missing may come, whoever is ahead may take the lock.
+        Err(reason) if view.now.since(poll.at) >= RACE_INTERVAL => Decision { reason, ..ask(view) },
+        Err(reason) => wait(reason),
+    }
+}
+
+fn ask(view: &View) -> Decision {
+    if view.may_try(Job::Poll) {
+        act(Action::Begin(Task::Poll), Reason::Polling)
+    } else {
+        wait(Reason::Polling)
+    }
+}
+
+fn act(action: Action, reason: Reason) -> Decision {
+    Decision { actions: vec![action], reason, wake: Wake::Soon(RACE_INTERVAL) }
+}
+
+fn wait(reason: Reason) -> Decision {
+    Decision { actions: vec![], reason, wake: Wake::Soon(RACE_INTERVAL) }
+}
+
+/// Why this node cannot lead whatever the others say.
+fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)) -> Option<Reason> {
+    if view.rules.tags.failover == Failover::Never {
+        return Some(Reason::NoFailover);
+    }
+    let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
+    if timeline < cluster {
+        return Some(Reason::BehindTimeline { mine: timeline, cluster });
+    }
+    if let Some(sync) = active_sync(view, snapshot) {
+        let entitled = sync.standbys();
+        let entitled_to_run = match view.rules.sync_mode {
+            // In quorum mode a standby outside the set may win with one vote more.
+            SyncMode::Quorum => !entitled.is_empty(),
+            SyncMode::On | SyncMode::Off => entitled.contains(&view.me),
+        };
+        if !entitled_to_run && sync.leader.as_ref() != Some(&view.me) {
+            return Some(Reason::NotSynchronous(entitled.into_iter().chain(sync.leader.clone()).collect()));
+        }
+    }
+    let optime = snapshot.status.as_ref().and_then(|s| s.value.optime).unwrap_or_default();
+    let lag = optime.bytes_ahead_of(position);
+    (lag > view.rules.maximum_lag_on_failover).then_some(Reason::LagTooLarge(lag))
+}
+
+/// The `sync` key, when a synchronous mode is on and somebody has written it.
+fn active_sync<'a>(view: &View, snapshot: &'a Snapshot) -> Option<&'a Sync> {
+    match view.rules.sync_mode {
+        SyncMode::Off => None,
+        SyncMode::On | SyncMode::Quorum => {
+            snapshot.sync.as_ref().map(|s| &s.value).filter(|sync| sync.leader.is_some())
+        }
+    }
+}
+
+/// Whether the answers allow this node to lead.
+fn judge(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -> Result<(), Reason> {
+    let sync = active_sync(view, snapshot);
+    let electors = sync.map(Electors::of).unwrap_or_default();
+    for (name, answer) in &poll.answers {
+        match answer {
+            PollAnswer::Primary => return Err(Reason::PrimaryAlive(name.clone())),
+            PollAnswer::Standby(other) if counts(other, &electors, name) && ahead(other, mine) => {
+                return Err(Reason::Behind(name.clone()));
+            }
+            PollAnswer::Standby(_) | PollAnswer::Down | PollAnswer::Unreachable => {}
+        }
+    }
+    let led_before = sync.is_some_and(|s| s.leader.as_ref() == Some(&view.me));
+    if sync.is_none() || led_before || view.rules.sync_mode == SyncMode::On {
+        Ok(())
+    } else {
+        votes(view, poll, &electors, mine)
+    }
+}
+
+/// A member that may not lead does not stand in the way, unless it is a voter: then it holds acknowledged commits.
+fn counts(other: &Candidate, electors: &Electors, name: &NodeName) -> bool {
+    match other.eligibility {
+        Eligibility::Eligible => true,
+        Eligibility::NoFailover => electors.voters.contains(name),
+    }
+}
+
+fn ahead(other: &Candidate, mine: (Timeline, Lsn)) -> bool {
+    (other.timeline, other.position) > mine
+}
+
+/// Counts the voters that are asked, hold still and are not ahead. A node outside the set needs one vote more, since
+/// its own copy confirmed nothing.
+fn votes(view: &View, poll: &Poll, electors: &Electors, mine: (Timeline, Lsn)) -> Result<(), Reason> {
+    let given = |name: &&NodeName| match poll.answers.get(*name) {
+        Some(PollAnswer::Standby(c)) => c.motion == Motion::Frozen && !ahead(c, mine),
+        Some(PollAnswer::Primary | PollAnswer::Down | PollAnswer::Unreachable) | None => false,
+    };
+    let others: BTreeSet<_> = electors.voters.iter().filter(|name| **name != view.me).collect();
+    let have = others.iter().copied().filter(given).count();
+    let need = electors.quorum + u32::from(!electors.voters.contains(&view.me));
+    let have = u32::try_from(have).unwrap_or(u32::MAX);
+    if have >= need {
+        return Ok(());
+    }
+    let missing = others.into_iter().filter(|name| !given(name)).cloned().collect();
+    Err(Reason::VotesMissing { have, need, missing })
+}

@@ -1,0 +1,294 @@
+//! Decisions and their reasons: what `decide` can answer.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::dcs::{Claim, Precondition, Sync};
+use crate::postgres::{StartAs, StopMode, Upstream};
+use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
+
+use super::view::Job;
+
+/// What to do now, why, and when to look again at the latest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// In this order; a failure ends the list (the next tick decides anew).
+    pub actions: Vec<Action>,
+    /// Why, or why nothing.
+    pub reason: Reason,
+    /// When to look again.
+    pub wake: Wake,
+}
+
+/// When to look again at the latest. Events wake the loop in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// After `loop_wait`.
+    Loop,
+    /// Sooner: something is about to change.
+    Soon(Duration),
+}
+
+/// One thing to do. The agent has one line for each.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Take the leader key.
+    Acquire(Claim),
+    /// Give it back. Only ever decided when PostgreSQL is down.
+    Release,
+    /// Say in `initialize` that a new cluster is being made here.
+    ClaimInitialize(Precondition),
+    /// Write the system identifier to `initialize`.
+    PutInitialize(SystemId),
+    /// Write the dynamic configuration that a new cluster begins with.
+    PutConfig,
+    /// Write the `sync` key.
+    PutSync(Sync, Precondition),
+    /// Delete the `sync` key.
+    DeleteSync(Revision),
+    /// Write the leader's position and the slots.
+    PutStatus(Lsn),
+    /// Write the timeline history.
+    PutHistory(Timeline),
+    /// Start PostgreSQL, with these `synchronous_standby_names` from its first commit on.
+    Start(StartAs, String),
+    /// Follow this node (and resume a held walreceiver).
+    Follow(Upstream),
+    /// Hold the walreceiver so that the position no longer moves.
+    Freeze,
+    /// Set `synchronous_standby_names`.
+    SetSyncNames(String),
+    /// Make the physical slots be these.
+    SetSlots(BTreeSet<SlotName>),
+    /// Begin a long action; it is shown as `doing` until it ends.
+    Begin(Task),
+    /// End the loop: everything is in order.
+    Finish,
+}
+
+/// A long action with its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Task {
+    /// initdb.
+    Initdb,
+    /// Roles, database, init scripts.
+    FinishBootstrap,
+    /// A base backup from this node.
+    Clone(Upstream),
+    /// pg_rewind from this node.
+    Rewind(Upstream),
+    /// Promote.
+    Promote,
+    /// Stop PostgreSQL. May replace any task that is under way.
+    Stop(StopMode),
+    /// A checkpoint first, bounded, then a fast stop: for a planned hand-over.
+    StopAfterCheckpoint(StopMode),
+    /// Ask the members for their positions.
+    Poll,
+    /// Ask every listed node whether it has data.
+    Survey,
+    /// Ask this leader for its history.
+    Compare(Upstream),
+}
+
+impl Task {
+    /// Its kind.
+    pub fn job(&self) -> Job {
+        match self {
+            Self::Initdb => Job::Initdb,
+            Self::FinishBootstrap => Job::FinishBootstrap,
+            Self::Clone(_) => Job::Clone,
+            Self::Rewind(_) => Job::Rewind,
+            Self::Promote => Job::Promote,
+            Self::Stop(_) | Self::StopAfterCheckpoint(_) => Job::Stop,
+            Self::Poll => Job::Poll,
+            Self::Survey => Job::Survey,
+            Self::Compare(_) => Job::Compare,
+        }
+    }
+}
+
+/// Why something is done, or why nothing is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// A primary with a valid lease.
+    Leading,
+    /// A standby of the leader.
+    Following(NodeName),
+    /// A long action is under way.
+    Busy(Job),
+    /// The lease is about to end, or is lost: a primary must not go on.
+    LeaseEnding,
+    /// Another node leads: this primary must not go on.
+    AnotherLeads(NodeName),
+    /// The store does not answer.
+    StoreSilent(String),
+    /// The store has not been confirmed by enough members.
+    StoreNotReady,
+    /// No leader: PostgreSQL is started to learn how far it is.
+    StartToVote,
+    /// PostgreSQL is starting.
+    Starting,
+    /// PostgreSQL is ending.
+    Ending,
+    /// PostgreSQL died, and the lease is ours: it is started again in place.
+    CrashRestart,
+    /// It dies again and again: somebody else shall lead.
+    CrashLoop(u32),
+    /// The vote is held on a position that does not move.
+    Freezing,
+    /// The others are asked for their positions.
+    Polling,
+    /// Nobody is ahead of this node.
+    Winning,
+    /// This node leads and becomes the primary.
+    Promoting,
+    /// The lease has too little left for a promotion.
+    LeaseTooShort,
+    /// This node may not lead.
+    NoFailover,
+    /// This node's timeline is older than the cluster's.
+    BehindTimeline {
+        /// This node's.
+        mine: Timeline,
+        /// The cluster's.
+        cluster: Timeline,
+    },
+    /// This node lacks more than is allowed.
+    LagTooLarge(u64),
+    /// Another node has more.
+    Behind(NodeName),
+    /// A primary answers although nobody holds the key.
+    PrimaryAlive(NodeName),
+    /// This node is no synchronous standby: it may lack acknowledged commits.
+    NotSynchronous(Vec<NodeName>),
+    /// Too few synchronous standbys can be asked.
+    VotesMissing {
+        /// Votes counted.
+        have: u32,
+        /// Votes needed.
+        need: u32,
+        /// Who could give one.
+        missing: Vec<NodeName>,
+    },
+    /// A new cluster is made here.
+    Bootstrapping,
+    /// Everybody listed is asked for data before a new cluster is made.
+    Surveying,
+    /// These listed nodes have not said that they have no data: no new cluster is made.
+    SurveyIncomplete(Vec<IpAddr>),
+    /// A listed node has data: it shall lead.
+    DataElsewhere(IpAddr),
+    /// Without data, and nobody to copy from yet.
+    WaitingForLeader,
+    /// The volume once held a cluster and its data is gone, while the store knows no cluster: a person must look.
+    DataLost(SystemId),
+    /// The local data belongs to another cluster.
+    SystemIdMismatch {
+        /// The data directory's.
+        local: SystemId,
+        /// The store's.
+        cluster: SystemId,
+    },
+    /// The data directory cannot be read.
+    DataUnreadable(String),
+    /// A copy of the leader is taken.
+    Cloning(NodeName),
+    /// The leader has just been promoted: its control file cannot be compared with before its first checkpoint.
+    AwaitingCheckpoint(NodeName),
+    /// The leader's history is compared with the local one.
+    Comparing(NodeName),
+    /// The local history has left the leader's: it is rewound.
+    Diverged(NodeName),
+    /// A job failed and is tried again later.
+    RetryLater(Job, String),
+    /// Gives the key back, since this node has nothing to lead with.
+    NothingToLead,
+    /// Stopping, in order.
+    Stopping,
+    /// Stopped.
+    Stopped,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leading => f.write_str("the leader with the lock"),
+            Self::Following(leader) => write!(f, "a secondary, following the leader {leader}"),
+            Self::Busy(job) => write!(f, "busy: {}", job_words(*job)),
+            Self::LeaseEnding => f.write_str("the lease is ending or lost: the primary must stop"),
+            Self::AnotherLeads(name) => write!(f, "{name} leads: this primary must stop"),
+            Self::StoreSilent(why) => write!(f, "the store does not answer: {why}"),
+            Self::StoreNotReady => f.write_str("the store is not confirmed by enough members yet"),
+            Self::StartToVote => f.write_str("no leader: starting PostgreSQL to learn its position"),
+            Self::Starting => f.write_str("PostgreSQL is starting"),
+            Self::Ending => f.write_str("PostgreSQL is ending"),
+            Self::CrashRestart => f.write_str("PostgreSQL died and the lock is ours: starting it again"),
+            Self::CrashLoop(n) => write!(f, "PostgreSQL failed to start {n} times: giving the lock away"),
+            Self::Freezing => f.write_str("no leader: holding the position for the vote"),
+            Self::Polling => f.write_str("no leader: asking the others for their positions"),
+            Self::Winning => f.write_str("no leader and nobody is ahead: taking the lock"),
+            Self::Promoting => f.write_str("the lock is ours: promoting"),
+            Self::LeaseTooShort => f.write_str("too little of the lease is left for a promotion"),
+            Self::NoFailover => f.write_str("no leader, and this node is tagged nofailover"),
+            Self::BehindTimeline { mine, cluster } => {
+                write!(f, "timeline {mine} is older than the cluster's {cluster}: not a candidate")
+            }
+            Self::LagTooLarge(bytes) => write!(f, "{bytes} bytes behind the last leader: not a candidate"),
+            Self::Behind(name) => write!(f, "{name} has more: not a candidate"),
+            Self::PrimaryAlive(name) => write!(f, "{name} still runs as a primary: waiting"),
+            Self::NotSynchronous(who) => {
+                write!(f, "may lack acknowledged commits: only {} can lead", names(who))
+            }
+            Self::VotesMissing { have, need, missing } => {
+                write!(f, "{have} of {need} votes: an acknowledged commit may be on {} only", names(missing))
+            }
+            Self::Bootstrapping => f.write_str("making a new cluster"),
+            Self::Surveying => f.write_str("asking every listed node whether it has data"),
+            Self::SurveyIncomplete(who) => {
+                let list: Vec<_> = who.iter().map(ToString::to_string).collect();
+                write!(f, "no new cluster: {} may have data and does not answer", list.join(", "))
+            }
+            Self::DataElsewhere(address) => write!(f, "no new cluster: {address} has data"),
+            Self::WaitingForLeader => f.write_str("no data here: waiting for a leader to copy"),
+            Self::DataLost(id) => write!(
+                f,
+                "this volume held cluster {id}, its data is gone and the store knows no cluster: a person must look"
+            ),
+            Self::SystemIdMismatch { local, cluster } => write!(
+                f,
+                "the data here is of cluster {local}, this cluster is {cluster}: move it away or use another volume"
+            ),
+            Self::DataUnreadable(why) => write!(f, "the data directory cannot be read: {why}"),
+            Self::Cloning(name) => write!(f, "copying the data of {name}"),
+            Self::AwaitingCheckpoint(name) => write!(f, "waiting for the first checkpoint of {name}"),
+            Self::Comparing(name) => write!(f, "comparing the history with that of {name}"),
+            Self::Diverged(name) => write!(f, "the local history has left that of {name}: rewinding"),
+            Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job_words(*job)),
+            Self::NothingToLead => f.write_str("the lock is ours and there is no data here: giving it away"),
+            Self::Stopping => f.write_str("stopping"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+fn job_words(job: Job) -> &'static str {
+    match job {
+        Job::Initdb => "initdb",
+        Job::FinishBootstrap => "finishing the new cluster",
+        Job::Clone => "copying the leader's data",
+        Job::Rewind => "rewinding",
+        Job::Promote => "promoting",
+        Job::Stop => "stopping PostgreSQL",
+        Job::Poll => "asking for positions",
+        Job::Survey => "asking for data",
+        Job::Compare => "comparing histories",
+        Job::Start => "starting PostgreSQL",
+    }
+}
+
+fn names(list: &[NodeName]) -> String {
+    list.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
+}

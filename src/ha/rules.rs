@@ -1,0 +1,194 @@
+//! The rules in force: the environment's at first, the store's dynamic configuration from the bootstrap on.
+//!
+//! Patroni's names and units (patroni-contract 4.1). A stored value that cannot be read or that breaks the timing rule is
+//! passed over with a complaint, never adjusted in silence.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::types::{SyncMode, Timing};
+
+/// What the decisions depend on besides the facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// The durations of the lease.
+    pub timing: Timing,
+    /// How commits wait.
+    pub sync_mode: SyncMode,
+    /// What happens to commits when nobody can confirm them.
+    pub strictness: Strictness,
+    /// How many standbys must confirm a commit.
+    pub sync_node_count: u32,
+    /// The lag that a candidate may have, in bytes.
+    pub maximum_lag_on_failover: u64,
+    /// This node's tags.
+    pub tags: Tags,
+}
+
+/// What happens to commits when no standby can confirm them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// They go on unconfirmed, and nobody else may be elected until a standby has caught up.
+    Degrade,
+    /// They wait.
+    Strict,
+}
+
+/// This node's tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tags {
+    /// `nofailover`.
+    pub failover: Failover,
+}
+
+/// Whether a node may ever lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Failover {
+    /// It may.
+    #[default]
+    Allowed,
+    /// Tagged `nofailover`.
+    Never,
+}
+
+impl Tags {
+    /// As Patroni publishes them: only what differs from the default.
+    pub fn to_json(self) -> Map<String, Value> {
+        match self.failover {
+            Failover::Allowed => Map::new(),
+            Failover::Never => Map::from_iter([("nofailover".to_owned(), Value::Bool(true))]),
+        }
+    }
+}
+
+impl Rules {
+    /// The dynamic configuration that a new cluster begins with.
+    pub fn to_config(&self) -> Value {
+        let sync = match self.sync_mode {
+            SyncMode::Off => json!(false),
+            SyncMode::On => json!(true),
+            SyncMode::Quorum => json!("quorum"),
+        };
+        json!({
+            "ttl": self.timing.ttl.as_secs(),
+            "loop_wait": self.timing.loop_wait.as_secs(),
+            "retry_timeout": self.timing.retry_timeout.as_secs(),
+            "maximum_lag_on_failover": self.maximum_lag_on_failover,
+            "synchronous_mode": sync,
+            "synchronous_mode_strict": self.strictness == Strictness::Strict,
+            "synchronous_node_count": self.sync_node_count,
+            "postgresql": { "use_pg_rewind": true, "use_slots": true },
+        })
+    }
+
+    /// These rules with what the store says in their place, and what in it could not be used.
+    #[must_use]
+    pub fn with_config(&self, config: &Value) -> (Self, Vec<String>) {
+        let mut complaints = Vec::new();
+        let mut rules = self.clone();
+        let mut number = |key: &str| -> Option<u64> {
+            let value = config.get(key)?;
+            let read = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok());
+            if read.is_none() {
+                complaints
+                    .push(format!("{key} is {value}, not a whole number: the value before stays in force"));
+            }
+            read
+        };
+        let seconds = |value: Option<u64>, before: Duration| value.map_or(before, Duration::from_secs);
+        let timing = Timing {
+            ttl: seconds(number("ttl"), self.timing.ttl),
+            loop_wait: seconds(number("loop_wait"), self.timing.loop_wait),
+            retry_timeout: seconds(number("retry_timeout"), self.timing.retry_timeout),
+        };
+        rules.maximum_lag_on_failover =
+            number("maximum_lag_on_failover").unwrap_or(self.maximum_lag_on_failover);
+        let count = number("synchronous_node_count").and_then(|n| u32::try_from(n).ok());
+        rules.sync_node_count = count.unwrap_or(self.sync_node_count).max(1);
+        if timing_holds(&timing) {
+            rules.timing = timing;
+        } else {
+            complaints.push(format!(
+                "{timing:?} breaks loop_wait + 2 * retry_timeout <= ttl: {:?} stays",
+                self.timing
+            ));
+        }
+        rules.sync_mode = sync_mode(config.get("synchronous_mode")).unwrap_or(self.sync_mode);
+        rules.strictness = match config.get("synchronous_mode_strict").and_then(flag) {
+            Some(true) => Strictness::Strict,
+            Some(false) => Strictness::Degrade,
+            None => self.strictness,
+        };
+        (rules, complaints)
+    }
+}
+
+/// The rule that keeps a lease a lease: one failed read and one failed write still end before it does.
+pub fn timing_holds(timing: &Timing) -> bool {
+    !timing.loop_wait.is_zero() && timing.loop_wait + 2 * timing.retry_timeout <= timing.ttl
+}
+
+fn sync_mode(value: Option<&Value>) -> Option<SyncMode> {
+    let value = value?;
+    if value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("quorum")) {
+        return Some(SyncMode::Quorum);
+    }
+    flag(value).map(|on| if on { SyncMode::On } else { SyncMode::Off })
+}
+
+/// A boolean in any of the spellings that Patroni reads.
+fn flag(value: &Value) -> Option<bool> {
+    match value.as_str().map(str::to_ascii_lowercase).as_deref() {
+        Some("on" | "true" | "yes" | "1") => Some(true),
+        Some("off" | "false" | "no" | "0") => Some(false),
+        Some(_) => None,
+        None => value.as_bool(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> Rules {
+        Rules {
+            timing: Timing {
+                ttl: Duration::from_secs(10),
+                loop_wait: Duration::from_secs(2),
+                retry_timeout: Duration::from_secs(4),
+            },
+            sync_mode: SyncMode::Quorum,
+            strictness: Strictness::Degrade,
+            sync_node_count: 1,
+            maximum_lag_on_failover: 1_048_576,
+            tags: Tags::default(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_at_the_bootstrap_reads_back_the_same() {
+        let (read, complaints) = rules().with_config(&rules().to_config());
+        assert_eq!((read, complaints), (rules(), vec![]));
+    }
+
+    #[test]
+    fn the_store_wins_in_every_spelling_of_patroni() {
+        let stored = json!({"ttl": "30", "loop_wait": 10, "retry_timeout": 10, "synchronous_mode": "on"});
+        let (read, complaints) = rules().with_config(&stored);
+        assert_eq!(read.timing.ttl, Duration::from_secs(30));
+        assert_eq!(read.sync_mode, SyncMode::On);
+        assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn timings_that_break_the_rule_change_nothing_and_are_said() {
+        let (read, complaints) =
+            rules().with_config(&json!({"ttl": 10, "loop_wait": 10, "retry_timeout": 10}));
+        assert_eq!(read.timing, rules().timing);
+        assert_eq!(complaints.len(), 1);
+        let (read, complaints) = rules().with_config(&json!({"ttl": "soon"}));
+        assert_eq!(read, rules());
+        assert!(complaints.iter().any(|c| c.contains("ttl")), "{complaints:?}");
+    }
+}

@@ -1,0 +1,415 @@
+//! Everything the HA core knows at one moment: the only input of [`super::decide`].
+//!
+//! Invariant: all memory is here. The same View gives the same Decision on any node at any time, so a rule that
+//! must remember something adds a field, and the agent carries it from tick to tick.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::clock::{Backoff, Moment};
+use crate::dcs::{Initialize, Leader, Member, Snapshot};
+use crate::postgres::status::{Answer, Control, DataDir, Kind};
+use crate::postgres::{self, Upstream};
+use crate::record::Bootstrap;
+use crate::supervisor::UnitState;
+use crate::types::{Lsn, NodeId, NodeName, Revision, SystemId, Timeline, TimelineHistory};
+
+use super::Phase;
+use super::rules::Rules;
+
+/// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
+/// difference covers an immediate shutdown: 0.3 s at worst with a stopped backend, measured.
+const DEMOTE_MARGIN_LOCAL: Duration = Duration::from_secs(3);
+/// The same across continents, where a renewal may be under way for longer.
+const DEMOTE_MARGIN_GLOBAL: Duration = Duration::from_secs(5);
+/// `init` stops the postmaster this long before the lease can expire.
+pub const DEADMAN_MARGIN: Duration = Duration::from_secs(1);
+/// From this TTL on the wider margin applies (the presets are 10, 15 and 20 s).
+const GLOBAL_TTL: Duration = Duration::from_secs(20);
+/// A promotion is begun only with this much of the lease left before the demotion.
+pub const PROMOTE_NEEDS: Duration = Duration::from_secs(1);
+/// Answers of other members are good for this long.
+pub const POLL_AGE: Duration = Duration::from_secs(2);
+/// How failed jobs are spaced. A clone of a large database that failed is not tried again at once.
+pub const JOB_BACKOFF: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(30) };
+
+/// What is known at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// When.
+    pub now: Moment,
+    /// This member.
+    pub me: NodeName,
+    /// This volume.
+    pub node_id: NodeId,
+    /// Working or stopping.
+    pub phase: Phase,
+    /// The rules in force.
+    pub rules: Rules,
+    /// The coordination store.
+    pub store: Store,
+    /// The leader lease.
+    pub lease: Lease,
+    /// The local instance.
+    pub local: postgres::Status,
+    /// The long action under way.
+    pub doing: Option<Doing>,
+    /// What the volume remembers.
+    pub volume: Volume,
+    /// What this process remembers.
+    pub memory: Memory,
+}
+
+/// The coordination store as last seen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Store {
+    /// It answered in this tick.
+    Fresh(Box<Snapshot>),
+    /// It did not answer.
+    Silent {
+        /// Since when.
+        since: Moment,
+        /// In words.
+        why: String,
+    },
+}
+
+/// The leader lease, as the renewal task knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Not ours.
+    None,
+    /// Ours: the last successful renewal was *sent* at this moment.
+    Held {
+        /// When it was sent.
+        sent: Moment,
+    },
+    /// It was ours, and a renewal has found the key with somebody else or gone.
+    Lost,
+}
+
+/// A long action, run beside the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Job {
+    /// initdb.
+    Initdb,
+    /// Roles, database and init scripts of a new cluster.
+    FinishBootstrap,
+    /// A base backup.
+    Clone,
+    /// pg_rewind.
+    Rewind,
+    /// A promotion.
+    Promote,
+    /// A stop.
+    Stop,
+    /// Asking the other members for their positions.
+    Poll,
+    /// Asking every listed node whether it has data.
+    Survey,
+    /// Asking the leader for its timeline history.
+    Compare,
+    /// A start of PostgreSQL (not run beside the loop; it fails when it ends before it has answered).
+    Start,
+}
+
+/// The job under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doing {
+    /// Which.
+    pub job: Job,
+    /// Since when.
+    pub since: Moment,
+}
+
+/// What the volume remembers (the cluster record).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Volume {
+    /// The database cluster that this volume belongs, or belonged, to.
+    pub system_id: Option<SystemId>,
+    /// initdb is done, what follows it is not.
+    pub bootstrap: Bootstrap,
+}
+
+/// What this process remembers from tick to tick.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// The leader key as this node has watched it.
+    pub observed: Option<Observed>,
+    /// What the others said when they were last asked for their positions.
+    pub poll: Option<Poll>,
+    /// What every listed node said when it was last asked for data.
+    pub survey: Option<Survey>,
+    /// The leader's history as last asked for.
+    pub ancestry: Option<Ancestry>,
+    /// Since when the walreceiver is held.
+    pub frozen: Option<Moment>,
+    /// The position of the primary when its synchronous set last became stricter: who has not flushed this may miss
+    /// commits that were acknowledged without it.
+    pub sync_barrier: Option<Lsn>,
+    /// The setting in force when the local primary last answered.
+    pub sync_names: Option<String>,
+    /// Since when no standby streams although the set names some.
+    pub sync_starved: Option<Moment>,
+    /// Whether the checkpoint after the last promotion has been made.
+    pub checkpoint: Checkpoint,
+    /// Failures in a row, by job.
+    pub failures: BTreeMap<Job, Failures>,
+    /// Whom the local standby was last told to follow.
+    pub following: Option<Upstream>,
+    /// When each member was last seen in the store.
+    pub seen_members: BTreeMap<NodeName, Moment>,
+    /// A standby that cannot connect: since when.
+    pub not_streaming: Option<Moment>,
+}
+
+/// The checkpoint after a promotion. Until it is made the control file still shows the old timeline, and pg_rewind
+/// (before version 16) takes that for "nothing to rewind".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checkpoint {
+    /// Made, or never owed.
+    #[default]
+    Made,
+    /// Under way.
+    Owed,
+}
+
+/// Failures in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failures {
+    /// How many.
+    pub n: u32,
+    /// When the last one was.
+    pub last: Moment,
+    /// What it said.
+    pub why: String,
+}
+
+/// One state of the leader key, and since when this node has seen it unchanged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// The key's revision, which a renewal changes.
+    pub revision: Revision,
+    /// When the answer that showed it first *arrived*: no earlier than the renewal was committed, so that this plus the
+    /// TTL is later than the holder's own deadline (etcd-membership 5.4).
+    pub since: Moment,
+}
+
+/// The answers of one round of asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Poll {
+    /// When it ended.
+    pub at: Moment,
+    /// Who answered what.
+    pub answers: BTreeMap<NodeName, PollAnswer>,
+}
+
+/// One member's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PollAnswer {
+    /// No answer.
+    Unreachable,
+    /// It answered, and PostgreSQL does not run there.
+    Down,
+    /// It takes writes.
+    Primary,
+    /// It is a standby.
+    Standby(Candidate),
+}
+
+/// A standby's claim to the leadership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// The timeline it is on.
+    pub timeline: Timeline,
+    /// The further of received and replayed.
+    pub position: Lsn,
+    /// Whether that can still move.
+    pub motion: Motion,
+    /// Whether it may lead.
+    pub eligibility: Eligibility,
+}
+
+/// Whether a position can still move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Motion {
+    /// Its walreceiver is stopped.
+    Frozen,
+    /// It may be receiving.
+    Streaming,
+}
+
+/// Whether a member may lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eligibility {
+    /// It may.
+    Eligible,
+    /// Tagged `nofailover`.
+    NoFailover,
+}
+
+/// What every listed node said about data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// When it ended.
+    pub at: Moment,
+    /// By address.
+    pub answers: BTreeMap<IpAddr, SurveyAnswer>,
+}
+
+/// One node's answer to "have you data?".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SurveyAnswer {
+    /// No answer: it may have.
+    Silent,
+    /// No data and no record of any.
+    NoData,
+    /// Data of this cluster.
+    Data(SystemId),
+}
+
+/// A leader's timeline and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ancestry {
+    /// Whose.
+    pub leader: NodeName,
+    /// When it was asked.
+    pub at: Moment,
+    /// The timeline it is on.
+    pub timeline: Timeline,
+    /// Its forks.
+    pub history: TimelineHistory,
+}
+
+/// What the local process is, in the words that the rules need.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Instance<'a> {
+    /// No process, no descendant.
+    Down,
+    /// A process that does not answer yet, or no longer.
+    Silent,
+    /// Asked to stop, or dying.
+    Ending,
+    /// Takes writes.
+    Primary(&'a Answer, Lsn),
+    /// Follows.
+    Standby(&'a Answer, Lsn),
+}
+
+impl View {
+    /// What the local process is.
+    pub fn instance(&self) -> Instance<'_> {
+        match self.local.process {
+            UnitState::Down { .. } | UnitState::Backoff { .. } => Instance::Down,
+            UnitState::Stopping { .. } | UnitState::Draining { .. } => Instance::Ending,
+            UnitState::Running { .. } => match self.local.sql.as_ref() {
+                None => Instance::Silent,
+                Some(answer) => match answer.kind {
+                    Kind::Primary { lsn, .. } => Instance::Primary(answer, lsn),
+                    Kind::Standby { received, replayed, .. } => {
+                        Instance::Standby(answer, received.max(replayed))
+                    }
+                },
+            },
+        }
+    }
+
+    /// The store's content, when it answered.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match &self.store {
+            Store::Fresh(snapshot) => Some(snapshot),
+            Store::Silent { .. } => None,
+        }
+    }
+
+    /// The control data, when the data directory holds a cluster.
+    pub fn control(&self) -> Option<&Control> {
+        match &self.local.data {
+            DataDir::Cluster(control) => Some(control),
+            DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. } => None,
+        }
+    }
+
+    /// The system identifier in the store.
+    pub fn cluster_system_id(&self) -> Option<SystemId> {
+        match self.snapshot()?.initialize.as_ref()?.value {
+            Initialize::Done(id) => Some(id),
+            Initialize::InProgress | Initialize::Invalid => None,
+        }
+    }
+
+    /// When this node must have begun to stop its primary, if nothing renews the lease before.
+    pub fn demote_at(&self) -> Option<Moment> {
+        match self.lease {
+            Lease::Held { sent } => Some(sent + self.rules.timing.ttl - demote_margin(self.rules.timing.ttl)),
+            Lease::None | Lease::Lost => None,
+        }
+    }
+
+    /// Whether the lease is ours and good for now.
+    pub fn leads(&self) -> bool {
+        self.demote_at().is_some_and(|deadline| self.now < deadline)
+    }
+
+    /// The leader key of another node that has stood still for a whole TTL on this node's clock: its holder has stopped
+    /// its primary before now. Only a pgherd leader renews in a way that can be observed.
+    pub fn expired_leader<'a>(&self, leader: &'a Leader) -> Option<&'a Leader> {
+        let observed = self.memory.observed.as_ref()?;
+        let holder_is_ours = self.snapshot()?.member(&leader.name).is_none_or(|m| m.pgherd_version.is_some());
+        let stood = self.now.since(observed.since);
+        (observed.revision == leader.revision && holder_is_ours && stood >= self.rules.timing.ttl)
+            .then_some(leader)
+    }
+
+    /// Whether a job that has failed may be tried again.
+    pub fn may_try(&self, job: Job) -> bool {
+        self.memory.failures.get(&job).is_none_or(|f| {
+            // Equal jitter without randomness: nodes differ in what they do, not in when they retry.
+            self.now.since(f.last) >= JOB_BACKOFF.delay(f.n.saturating_sub(1), 0.5)
+        })
+    }
+
+    /// How often a job has failed in a row.
+    pub fn n_failures(&self, job: Job) -> u32 {
+        self.memory.failures.get(&job).map_or(0, |f| f.n)
+    }
+
+    /// When the loop must run again whatever else happens: the lease's demotion, or the expiry of another's key.
+    pub fn next_deadline(&self) -> Option<Moment> {
+        let takeover = self.memory.observed.as_ref().map(|o| o.since + self.rules.timing.ttl);
+        [self.demote_at(), takeover].into_iter().flatten().filter(|at| *at > self.now).min()
+    }
+}
+
+/// How long before the end of its lease a primary is stopped.
+pub fn demote_margin(ttl: Duration) -> Duration {
+    if ttl >= GLOBAL_TTL { DEMOTE_MARGIN_GLOBAL } else { DEMOTE_MARGIN_LOCAL.min(ttl / 2) }
+}
+
+/// How to reach a member's PostgreSQL; `None` when its `conn_url` cannot be read.
+pub fn upstream(member: &Member) -> Option<Upstream> {
+    let rest = member
+        .conn_url
+        .strip_prefix("postgres://")
+        .or_else(|| member.conn_url.strip_prefix("postgresql://"))?;
+    let authority = rest.split('/').next()?;
+    let (host, port) = authority.rsplit_once(':')?;
+    let address = host.trim_matches(['[', ']']).parse().ok()?;
+    let node_id = member.node_id.as_ref().map(|id| NodeId(id.clone()));
+    Some(Upstream { name: member.name.clone(), node_id, address, port: port.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demotion_comes_before_the_deadman_and_both_before_the_end() {
+        for seconds in [4, 10, 15, 20, 30] {
+            let ttl = Duration::from_secs(seconds);
+            assert!(demote_margin(ttl) > DEADMAN_MARGIN, "ttl {seconds}");
+            assert!(demote_margin(ttl) < ttl);
+        }
+    }
+}

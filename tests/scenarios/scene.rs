@@ -1,0 +1,371 @@
+//! A View in a few words: the scenarios say only what matters to their rule.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use pgherd::clock::Moment;
+use pgherd::dcs::{
+    Failsafe, History, Initialize, Leader, Member, MemberState, Readiness, ReplicationState, Role, Snapshot,
+    Status as LeaderStatus, Sync, Versioned,
+};
+use pgherd::ha::Phase;
+use pgherd::ha::decide::decide;
+use pgherd::ha::reason::Decision;
+use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
+use pgherd::ha::view::{
+    Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Observed, Poll, PollAnswer, Store,
+    Survey, SurveyAnswer, View, Volume,
+};
+use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
+use pgherd::postgres::{self, Upstream};
+use pgherd::record::Bootstrap;
+use pgherd::supervisor::UnitState;
+use pgherd::types::{
+    LeaseId, Lsn, NodeId, NodeName, Revision, SyncMode, SystemId, Timeline, TimelineHistory, Timing,
+};
+
+/// The cluster's identifier.
+pub(crate) const CLUSTER: SystemId = SystemId(7_711_000_000_000_000_001);
+/// Now, in every scenario.
+pub(crate) const NOW: Moment = Moment(10_000_000_000_000);
+/// The position of everybody unless said otherwise.
+pub(crate) const POSITION: Lsn = Lsn(0x500_0000);
+
+/// Seconds before [`NOW`].
+pub(crate) fn ago(seconds: u64) -> Moment {
+    NOW - Duration::from_secs(seconds)
+}
+
+/// A scenario under construction. It starts as `n0`, a stopped node with data of the cluster, in a cluster that `n1`
+/// leads and `n2` follows.
+#[derive(Debug, Clone)]
+pub(crate) struct Scene(pub(crate) View);
+
+impl Scene {
+    /// The start of every scenario.
+    pub(crate) fn new() -> Self {
+        let timing = Timing {
+            ttl: Duration::from_secs(10),
+            loop_wait: Duration::from_secs(2),
+            retry_timeout: Duration::from_secs(4),
+        };
+        let rules = Rules {
+            timing,
+            sync_mode: SyncMode::Off,
+            strictness: Strictness::Degrade,
+            sync_node_count: 1,
+            maximum_lag_on_failover: 1_048_576,
+            tags: Tags::default(),
+        };
+        let view = View {
+            now: NOW,
+            me: NodeName::from("n0"),
+            node_id: NodeId("00000000000000a0".into()),
+            phase: Phase::Serving,
+            rules,
+            store: Store::Fresh(Box::new(snapshot())),
+            lease: Lease::None,
+            local: local(UnitState::Down { last: None }, cluster_data(ControlState::ShutDown), None),
+            doing: None,
+            volume: Volume { system_id: Some(CLUSTER), bootstrap: Bootstrap::Settled },
+            memory: Memory::default(),
+        };
+        Self(view)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut View)) -> Self {
+        change(&mut self.0);
+        self
+    }
+
+    pub(crate) fn snapshot(self, change: impl FnOnce(&mut Snapshot)) -> Self {
+        self.with(|view| match &mut view.store {
+            Store::Fresh(snapshot) => change(snapshot),
+            Store::Silent { .. } => panic!("the store is silent in this scene"),
+        })
+    }
+
+    pub(crate) fn decide(&self) -> Decision {
+        decide(&self.0)
+    }
+
+    pub(crate) fn stopping(self) -> Self {
+        self.with(|v| v.phase = Phase::Stopping)
+    }
+
+    pub(crate) fn doing(self, job: Job) -> Self {
+        self.with(|v| v.doing = Some(Doing { job, since: ago(1) }))
+    }
+
+    pub(crate) fn store_silent(self) -> Self {
+        self.with(|v| v.store = Store::Silent { since: ago(1), why: "no quorum".into() })
+    }
+
+    /// The lease was last renewed so many seconds ago.
+    pub(crate) fn lease(self, seconds: u64) -> Self {
+        self.with(|v| v.lease = Lease::Held { sent: ago(seconds) })
+    }
+
+    pub(crate) fn lease_lost(self) -> Self {
+        self.with(|v| v.lease = Lease::Lost)
+    }
+
+    /// The key names this node, and the lease is fresh.
+    pub(crate) fn leads(self) -> Self {
+        self.leader("n0").lease(0)
+    }
+
+    pub(crate) fn leader(self, name: &str) -> Self {
+        let name = NodeName::from(name);
+        self.snapshot(|s| s.leader = Some(Leader { name, lease: LeaseId(7), revision: Revision(9) }))
+    }
+
+    pub(crate) fn no_leader(self) -> Self {
+        self.snapshot(|s| s.leader = None)
+    }
+
+    /// The leader key has stood still for so many seconds.
+    pub(crate) fn observed(self, seconds: u64) -> Self {
+        self.with(|v| v.memory.observed = Some(Observed { revision: Revision(9), since: ago(seconds) }))
+    }
+
+    pub(crate) fn empty(self) -> Self {
+        self.with(|v| {
+            v.local.data = DataDir::Empty;
+            v.volume.system_id = None;
+        })
+    }
+
+    pub(crate) fn data(self, state: ControlState) -> Self {
+        self.with(|v| v.local.data = cluster_data(state))
+    }
+
+    pub(crate) fn data_of(self, system_id: SystemId) -> Self {
+        self.with(|v| {
+            if let DataDir::Cluster(control) = &mut v.local.data {
+                control.system_id = system_id;
+            }
+        })
+    }
+
+    pub(crate) fn incomplete(self) -> Self {
+        self.with(|v| v.local.data = DataDir::Incomplete { why: "a clone did not finish" })
+    }
+
+    pub(crate) fn silent_process(self) -> Self {
+        self.with(|v| v.local.process = RUNNING)
+    }
+
+    /// Runs as a primary with these standbys streaming, under this setting.
+    pub(crate) fn primary(self, sync_names: &str, standbys: &[&str]) -> Self {
+        let rows = standbys.iter().map(|name| streaming(name)).collect();
+        let kind = Kind::Primary { lsn: POSITION, standbys: rows };
+        self.with(|v| {
+            v.local =
+                local(RUNNING, cluster_data(ControlState::InProduction), Some(answer(kind, sync_names)));
+            v.memory.sync_barrier = Some(Lsn(POSITION.0 - 0x100));
+        })
+    }
+
+    /// Runs as a standby at this position, following `n1`.
+    pub(crate) fn standby(self, position: u64) -> Self {
+        let kind = Kind::Standby {
+            received: Lsn(position),
+            replayed: Lsn(position),
+            replayed_at_micros: None,
+            replay_paused: false,
+            replication: Some(ReplicationState::Streaming),
+            upstream_host: None,
+        };
+        self.with(|v| {
+            v.local = local(RUNNING, cluster_data(ControlState::InArchiveRecovery), Some(answer(kind, "")));
+            v.memory.following = Some(upstream("n1"));
+        })
+    }
+
+    /// A standby that holds its position for a vote, with the others' answers.
+    pub(crate) fn votes(self, position: u64, answers: &[(&str, PollAnswer)]) -> Self {
+        let answers = answers.iter().map(|(name, answer)| (NodeName::from(*name), answer.clone())).collect();
+        self.standby(position).with(|v| {
+            v.memory.frozen = Some(ago(1));
+            v.memory.poll = Some(Poll { at: NOW, answers });
+        })
+    }
+
+    pub(crate) fn sync_mode(self, mode: SyncMode) -> Self {
+        self.with(|v| v.rules.sync_mode = mode)
+    }
+
+    pub(crate) fn sync_key(self, leader: &str, quorum: u32, standbys: &[&str]) -> Self {
+        let names: Vec<_> = standbys.iter().map(|n| NodeName::from(*n)).collect();
+        let value = Sync::new(&NodeName::from(leader), quorum, &names);
+        self.snapshot(|s| s.sync = Some(versioned(value)))
+    }
+
+    pub(crate) fn nofailover(self) -> Self {
+        self.with(|v| v.rules.tags.failover = Failover::Never)
+    }
+
+    pub(crate) fn initialize(self, value: Option<Initialize>) -> Self {
+        self.snapshot(|s| s.initialize = value.map(versioned))
+    }
+
+    pub(crate) fn optime(self, lsn: u64) -> Self {
+        let status = LeaderStatus { optime: Some(Lsn(lsn)), ..LeaderStatus::default() };
+        self.snapshot(|s| s.status = Some(versioned(status)))
+    }
+
+    /// The cluster is on timeline 2, forked from 1 at this position; this node's memory of the leader says so too.
+    pub(crate) fn forked_at(self, end: u64) -> Self {
+        let row = vec![1.into(), end.into(), "".into()];
+        let text = format!("1\t{}\tno recovery target specified\n", Lsn(end));
+        let ancestry = Ancestry {
+            leader: NodeName::from("n1"),
+            at: ago(1),
+            timeline: Timeline(2),
+            history: TimelineHistory::parse(&text).unwrap(),
+        };
+        self.snapshot(|s| s.history = Some(versioned(History(vec![row]))))
+            .with(|v| v.memory.ancestry = Some(ancestry))
+    }
+
+    pub(crate) fn same_timeline(self) -> Self {
+        let leader = NodeName::from("n1");
+        let history = TimelineHistory::default();
+        let ancestry = Ancestry { leader, at: ago(1), timeline: Timeline(1), history };
+        self.with(|v| v.memory.ancestry = Some(ancestry))
+    }
+
+    pub(crate) fn failed(self, job: Job, n: u32, seconds: u64) -> Self {
+        self.with(|v| {
+            for _ in 0..n {
+                v.memory.failed(job, ago(seconds), "why".into());
+            }
+        })
+    }
+
+    pub(crate) fn not_streaming(self, seconds: u64) -> Self {
+        self.with(|v| v.memory.not_streaming = Some(ago(seconds)))
+    }
+
+    pub(crate) fn surveyed(self, answers: &[(&str, SurveyAnswer)]) -> Self {
+        let answers: BTreeMap<IpAddr, _> = answers.iter().map(|(ip, a)| (ip.parse().unwrap(), *a)).collect();
+        self.with(|v| v.memory.survey = Some(Survey { at: ago(1), answers }))
+    }
+
+    pub(crate) fn pending_bootstrap(self) -> Self {
+        self.with(|v| v.volume.bootstrap = Bootstrap::Pending)
+    }
+}
+
+const RUNNING: UnitState = UnitState::Running { pid: 4242, since: Moment(1) };
+
+/// How to reach a member of the scene.
+pub(crate) fn upstream(name: &str) -> Upstream {
+    let last = name.trim_start_matches('n');
+    Upstream {
+        name: NodeName::from(name),
+        node_id: Some(NodeId(format!("00000000000000a{last}"))),
+        address: format!("192.0.2.{last}").parse().unwrap(),
+        port: 5432,
+    }
+}
+
+/// An eligible standby that holds still.
+pub(crate) fn still(position: u64) -> PollAnswer {
+    candidate(1, position, Motion::Frozen)
+}
+
+pub(crate) fn candidate(timeline: u32, position: u64, motion: Motion) -> PollAnswer {
+    PollAnswer::Standby(Candidate {
+        timeline: Timeline(timeline),
+        position: Lsn(position),
+        motion,
+        eligibility: Eligibility::Eligible,
+    })
+}
+
+fn versioned<T>(value: T) -> Versioned<T> {
+    Versioned { value, revision: Revision(3) }
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot {
+        taken: NOW,
+        readiness: Readiness::Ready,
+        initialize: Some(versioned(Initialize::Done(CLUSTER))),
+        leader: Some(Leader { name: NodeName::from("n1"), lease: LeaseId(7), revision: Revision(9) }),
+        members: vec![member("n1", Role::Primary), member("n2", Role::Replica)],
+        config: Some(versioned(serde_json::json!({}))),
+        status: None,
+        history: None,
+        sync: None,
+        failover: None,
+        failsafe: None::<Versioned<Failsafe>>,
+    }
+}
+
+fn member(name: &str, role: Role) -> Member {
+    let Upstream { address, port, node_id, .. } = upstream(name);
+    Member {
+        name: NodeName::from(name),
+        conn_url: format!("postgres://{address}:{port}/postgres"),
+        api_url: format!("http://{address}:8008/patroni"),
+        state: MemberState::Running,
+        role,
+        version: "4.1.4".into(),
+        pgherd_version: Some("0.1.0".into()),
+        node_id: node_id.map(|id| id.0),
+        checkpoint_after_promote: None,
+        tags: serde_json::Map::new(),
+        pending_restart: None,
+        xlog_location: Some(POSITION),
+        replay_lsn: None,
+        receive_lsn: None,
+        replication_state: None,
+        timeline: Some(Timeline(1)),
+        pause: None,
+    }
+}
+
+fn cluster_data(state: ControlState) -> DataDir {
+    DataDir::Cluster(Control {
+        system_id: CLUSTER,
+        state,
+        timeline: Timeline(1),
+        checkpoint: Lsn(POSITION.0 - 0x80),
+        min_recovery_end: Lsn(0),
+        min_recovery_timeline: Timeline(0),
+    })
+}
+
+fn local(process: UnitState, data: DataDir, sql: Option<Answer>) -> postgres::Status {
+    postgres::Status { at: NOW, process, data, sql, silence: None }
+}
+
+fn answer(kind: Kind, sync_names: &str) -> Answer {
+    Answer {
+        server_version: 150_018,
+        started_at_micros: 1,
+        timeline: Timeline(1),
+        kind,
+        sync_names: sync_names.into(),
+        slots: vec![],
+        pending_restart: vec![],
+    }
+}
+
+fn streaming(name: &str) -> Standby {
+    Standby {
+        name: NodeName::from(name),
+        user: "replicator".into(),
+        client: None,
+        state: "streaming".into(),
+        sync_state: "quorum".into(),
+        sync_priority: 1,
+        sent: Some(POSITION),
+        flushed: Some(POSITION),
+        replayed: Some(POSITION),
+    }
+}
