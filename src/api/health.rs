@@ -1,0 +1,349 @@
+//! Health: may a client be sent here? Pure: from a path, its filters, a published status and a moment to yes or no.
+//!
+//! Invariant: nobody is called a leader by a node whose right to lead has run out, whose loop stands still, or which
+//! is stopping. Paths are matched by substring in Patroni's order, so `/leader/any` and `/replica/x` work.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::status::{SyncPart, is_paused, is_standby_cluster, known_view, leader_position, role, sync_part};
+use crate::clock::Moment;
+use crate::dcs::{MemberState, ReplicationState, Role};
+use crate::ha;
+use crate::postgres::status::Kind;
+use crate::types::Lsn;
+
+/// A question about this member's health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// Does it lead a standby cluster?
+    StandbyLeader,
+    /// Does it lead?
+    Leader,
+    /// Does it lead, and take writes?
+    Primary,
+    /// Is it a replica that takes reads?
+    Replica,
+    /// Does it take reads, whatever it is?
+    ReadOnly,
+    /// Is PostgreSQL up?
+    Health,
+    /// A synchronous replica?
+    Sync,
+    /// A replica of the quorum?
+    Quorum,
+    /// A replica that commits do not wait for?
+    Async,
+    /// The leader, or a replica of the quorum?
+    ReadOnlyQuorum,
+    /// The leader, or a synchronous replica?
+    ReadOnlySync,
+    /// A path that means nothing: always unhealthy, as Patroni has it.
+    Unknown,
+}
+
+impl Check {
+    /// The question that a path asks.
+    pub fn of(path: &str) -> Self {
+        let has = |part: &str| path.contains(part);
+        match path {
+            "/" => Self::Primary,
+            _ if has("standby_leader") || has("standby-leader") => Self::StandbyLeader,
+            _ if has("leader") => Self::Leader,
+            _ if has("master") || has("primary") || has("read-write") => Self::Primary,
+            _ if has("replica") => Self::Replica,
+            _ if has("read-only") && !has("sync") && !has("quorum") => Self::ReadOnly,
+            _ if has("health") => Self::Health,
+            "/sync" | "/synchronous" => Self::Sync,
+            "/quorum" => Self::Quorum,
+            "/async" | "/asynchronous" => Self::Async,
+            "/read-only-quorum" => Self::ReadOnlyQuorum,
+            "/read-only-sync" | "/read-only-synchronous" => Self::ReadOnlySync,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// What a client asks for beyond the path.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filters {
+    /// `lag=`: how far behind a replica may be, in bytes.
+    pub lag: Option<u64>,
+    /// `replication_state=`, word for word.
+    pub replication_state: Option<String>,
+    /// `tag_<name>=<value>`.
+    pub tags: Vec<(String, String)>,
+    /// `mode=`, for readiness.
+    pub mode: Mode,
+}
+
+/// Which position readiness judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// What has been replayed: a query sees it.
+    #[default]
+    Apply,
+    /// What has been received: it would survive.
+    Write,
+}
+
+impl Filters {
+    /// Reads a query string's pairs. The first of several values counts; what cannot be read is ignored.
+    pub fn from_query(pairs: &[(String, String)]) -> Self {
+        let first = |key: &str| pairs.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
+        let mut tags: Vec<(String, String)> = Vec::new();
+        for (key, value) in pairs {
+            if let Some(tag) = key.strip_prefix("tag_")
+                && !tags.iter().any(|(seen, _)| seen == tag)
+            {
+                tags.push((tag.to_owned(), value.clone()));
+            }
+        }
+        Self {
+            lag: first("lag").and_then(parse_bytes),
+            replication_state: first("replication_state").map(str::to_owned),
+            tags,
+            mode: if first("mode") == Some("write") { Mode::Write } else { Mode::Apply },
+        }
+    }
+}
+
+/// A number of bytes with an optional unit (`B`, `kB`, `MB`, `GB`, `TB`; steps of 1024).
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(digits)?;
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1 << 10,
+        "mb" => 1 << 20,
+        "gb" => 1 << 30,
+        "tb" => 1 << 40,
+        _ => return None,
+    };
+    Some(number.parse::<u64>().ok()?.saturating_mul(factor))
+}
+
+/// Whether the answer to a health check is 200.
+pub fn is_healthy(check: Check, filters: &Filters, status: &ha::Status, now: Moment) -> bool {
+    let leads = |as_what| leads(as_what, status, now);
+    let replica =
+        |parts: &[SyncPart]| parts.contains(&sync_part(status)) && takes_reads(filters, status, now);
+    let any = &[SyncPart::None, SyncPart::Sync, SyncPart::Quorum];
+    // Who is synchronous is only known while the store is.
+    let known = known_view(status, now).is_some();
+    let tagged = || tags_match(&filters.tags, &status.tags);
+    let read_only = |parts: &[SyncPart]| leads(Lead::Primary) || leads(Lead::Standby) || replica(parts);
+    match check {
+        Check::StandbyLeader => leads(Lead::Standby),
+        Check::Leader => leads(Lead::Either),
+        Check::Primary => leads(Lead::Primary),
+        Check::Replica => replica(any) && tagged(),
+        Check::ReadOnly => read_only(any) && tagged(),
+        Check::Health => is_up(status, now) && tagged(),
+        Check::Sync => known && replica(&[SyncPart::Sync]) && tagged(),
+        Check::Quorum => known && replica(&[SyncPart::Quorum]) && tagged(),
+        Check::Async => known && replica(&[SyncPart::None]) && tagged(),
+        Check::ReadOnlyQuorum => known && read_only(&[SyncPart::Quorum]) && tagged(),
+        Check::ReadOnlySync => known && read_only(&[SyncPart::Sync]) && tagged(),
+        Check::Unknown => false,
+    }
+}
+
+/// Kinds of leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lead {
+    Either,
+    Primary,
+    Standby,
+}
+
+fn leads(as_what: Lead, status: &ha::Status, now: Moment) -> bool {
+    if status.phase == ha::Phase::Stopping || loop_age(status, now) > status.timing.ttl {
+        return false;
+    }
+    let role = role(status);
+    if is_paused(status) && known_view(status, now).is_none() {
+        // Patroni's rule: in maintenance mode a lost store changes nothing, so the role alone tells.
+        return match as_what {
+            Lead::Either => matches!(role, Role::Primary | Role::StandbyLeader),
+            Lead::Primary => role == Role::Primary,
+            Lead::Standby => role == Role::StandbyLeader,
+        };
+    }
+    let follows = is_standby_cluster(status);
+    holds_lease(status, now)
+        && match as_what {
+            Lead::Either => true,
+            Lead::Primary => !follows,
+            Lead::Standby => follows && matches!(role, Role::Replica | Role::StandbyLeader),
+        }
+}
+
+/// Whether this node's right to lead lasts at this moment.
+pub fn holds_lease(status: &ha::Status, now: Moment) -> bool {
+    status.lease_until.is_some_and(|until| now < until)
+}
+
+/// Whether this node may call itself the primary.
+pub fn is_primary(status: &ha::Status, now: Moment) -> bool {
+    leads(Lead::Primary, status, now)
+}
+
+/// Whether this node may call itself the leader of a standby cluster.
+pub fn is_standby_leader(status: &ha::Status, now: Moment) -> bool {
+    leads(Lead::Standby, status, now)
+}
+
+fn loop_age(status: &ha::Status, now: Moment) -> Duration {
+    now.since(status.ticked)
+}
+
+/// Whether PostgreSQL is up, by a word that is not too old to count.
+fn is_up(status: &ha::Status, now: Moment) -> bool {
+    status.state == MemberState::Running && loop_age(status, now) <= patience(status)
+}
+
+/// How long the loop may stand still: a primary's right to serve depends on it, a replica's does not.
+fn patience(status: &ha::Status) -> Duration {
+    match role(status) {
+        Role::Primary => status.timing.ttl,
+        Role::Replica | Role::StandbyLeader | Role::Demoted | Role::Promoted | Role::Uninitialized => {
+            status.timing.ttl * 2
+        }
+    }
+}
+
+fn takes_reads(filters: &Filters, status: &ha::Status, now: Moment) -> bool {
+    let balanced = !status.tags.get("noloadbalance").and_then(Value::as_bool).unwrap_or(false);
+    let replicates = match &filters.replication_state {
+        None => true,
+        Some(wanted) => replication_word(status) == Some(wanted.as_str()),
+    };
+    // In a standby cluster the leader is a replica too, but is asked for as the leader.
+    let leads_standby_cluster = is_standby_cluster(status) && holds_lease(status, now);
+    role(status) == Role::Replica
+        && !leads_standby_cluster
+        && is_up(status, now)
+        && balanced
+        && replicates
+        && filters.lag.is_none_or(|limit| lag(Mode::Apply, status).is_none_or(|lag| lag <= limit))
+}
+
+fn replication(status: &ha::Status) -> Option<ReplicationState> {
+    match &status.postgres.sql.as_ref()?.kind {
+        Kind::Standby { replication, .. } => *replication,
+        Kind::Primary { .. } => None,
+    }
+}
+
+fn replication_word(status: &ha::Status) -> Option<&'static str> {
+    match replication(status)? {
+        ReplicationState::Streaming => Some("streaming"),
+        ReplicationState::InArchiveRecovery => Some("in archive recovery"),
+        ReplicationState::Unknown => None,
+    }
+}
+
+/// How far this replica is behind the leader's last known position; `None` when that is not known.
+fn lag(mode: Mode, status: &ha::Status) -> Option<u64> {
+    let end = leader_position(status.snapshot.as_ref()?)?;
+    let at = match &status.postgres.sql.as_ref()?.kind {
+        Kind::Primary { .. } => end,
+        Kind::Standby { received, replayed, .. } => match mode {
+            Mode::Apply => *replayed,
+            // Nothing streamed since the start (zero): what was replayed has been received.
+            Mode::Write => Lsn::max(*received, *replayed),
+        },
+    };
+    Some(end.bytes_ahead_of(at))
+}
+
+/// A tag that was asked for must exist and be equal; what is no text compares as lower-case text.
+fn tags_match(wanted: &[(String, String)], tags: &serde_json::Map<String, Value>) -> bool {
+    wanted.iter().all(|(name, value)| match tags.get(name) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(tag)) => tag == value,
+        Some(other) => other.to_string().to_lowercase() == *value,
+    })
+}
+
+/// Whether the process is worth keeping: its loop runs. Before the first tick there is nothing to judge: a node may
+/// wait for its peers for as long as it takes.
+pub fn is_live(status: Option<&ha::Status>, now: Moment) -> bool {
+    status.is_none_or(|status| is_paused(status) || loop_age(status, now) <= patience(status))
+}
+
+/// Whether the member is ready for its part: it leads, or it streams and is close enough behind.
+pub fn is_ready(filters: &Filters, status: &ha::Status, now: Moment) -> bool {
+    let limit = filters.lag.unwrap_or(status.maximum_lag_on_failover);
+    let close = || lag(filters.mode, status).is_some_and(|lag| lag <= limit);
+    let streams = || replication(status) == Some(ReplicationState::Streaming);
+    leads(Lead::Either, status, now) || (is_up(status, now) && streams() && close())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_matched_by_substring_in_patronis_order() {
+        for (path, check) in [
+            ("/", Check::Primary),
+            ("/master", Check::Primary),
+            ("/read-write", Check::Primary),
+            ("/standby-leader", Check::StandbyLeader),
+            ("/standby_leader/x", Check::StandbyLeader),
+            ("/leader/sub", Check::Leader),
+            ("/replica/primary", Check::Primary),
+            ("/replica/x", Check::Replica),
+            ("/read-only", Check::ReadOnly),
+            ("/read-only-sync", Check::ReadOnlySync),
+            ("/read-only-synchronous", Check::ReadOnlySync),
+            ("/read-only-quorum", Check::ReadOnlyQuorum),
+            ("/read-only-quorum/x", Check::Unknown),
+            ("/healthz", Check::Health),
+            ("/sync", Check::Sync),
+            ("/synchronous", Check::Sync),
+            ("/sync/x", Check::Unknown),
+            ("/quorum", Check::Quorum),
+            ("/async", Check::Async),
+            ("/asynchronous", Check::Async),
+            ("/nothing", Check::Unknown),
+            ("", Check::Unknown),
+        ] {
+            assert_eq!(Check::of(path), check, "{path}");
+        }
+    }
+
+    #[test]
+    fn lags_are_read_with_units_and_ignored_when_they_make_no_sense() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("1048576", Some(1_048_576)),
+            ("16kB", Some(16_384)),
+            ("1 MB", Some(1_048_576)),
+            ("2GB", Some(2_147_483_648)),
+            ("1TB", Some(1_099_511_627_776)),
+            ("99999999999999999TB", Some(u64::MAX)),
+            ("", None),
+            ("x", None),
+            ("-1", None),
+            ("1.5MB", None),
+            ("10 parsecs", None),
+        ] {
+            assert_eq!(parse_bytes(text), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_several_values_counts() {
+        let pairs: Vec<_> = [("lag", "1"), ("lag", "2"), ("tag_a", "x"), ("tag_a", "y"), ("mode", "write")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .to_vec();
+        let filters = Filters::from_query(&pairs);
+        assert_eq!((filters.lag, filters.mode), (Some(1), Mode::Write));
+        assert_eq!(filters.tags, [("a".to_owned(), "x".to_owned())]);
+    }
+}

@@ -1,0 +1,211 @@
+//! One socket that speaks TLS and plain HTTP: the first byte of a connection tells which.
+//!
+//! A TLS connection starts with the record type 0x16 and no HTTP method does, so one peeked byte is proof. Every
+//! connection is bounded in number and in the time it may take to say something: a health check must not wait
+//! behind a client that holds sockets open. Absent: HTTP/2, which no client of this port speaks.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+use tracing::{debug, warn};
+
+use super::Plain;
+
+/// What a connection may take to send its first byte, and again to finish the TLS handshake: two round trips to the
+/// other end of the world with a lost packet in each.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+/// What a client may take to send the head of a request, idle keep-alive included: a scraper that asks less often
+/// opens a new connection.
+const HEAD_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a connection lives: whatever goes wrong with one (a client that does not read its answer), its place is
+/// free again after this. A client that keeps asking just connects anew.
+const CONNECTION_LIFE: Duration = Duration::from_secs(300);
+/// What requests under way may take after `stop`: answers come from memory, so this is for the network only.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+/// The pause after `accept` has failed (out of descriptors): without it the loop would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections at the same time. A cluster's health checks need a few dozen; more is somebody else's mistake, and
+/// is closed at once so that the checks never queue behind it.
+const MAX_CONNECTIONS: usize = 256;
+/// The first byte of every TLS connection: a handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What serves a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) router: Router,
+    pub(super) tls: Arc<rustls::ServerConfig>,
+    pub(super) plain: Plain,
+}
+
+/// Who is at the other end of a connection; every request carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) address: SocketAddr,
+    pub(super) trust: Trust,
+}
+
+/// What a caller has proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Nothing.
+    Anyone,
+    /// It holds a client certificate of the internal CA.
+    Member,
+}
+
+/// Accepts connections until `stop`, then lets requests under way finish.
+pub(super) async fn run(listener: TcpListener, server: Server, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_ended) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Err(error) => {
+                    warn!(%error, "could not accept a connection to the API");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+                Ok((stream, address)) => match Arc::clone(&places).try_acquire_owned() {
+                    Err(_none_left) => debug!(%address, "too many connections to the API: closed one"),
+                    Ok(place) => {
+                        let (server, stop) = (server.clone(), stop.clone());
+                        connections.spawn(async move {
+                            serve_connection(stream, address, server, stop).await;
+                            drop(place);
+                        });
+                    }
+                }
+            }
+        }
+    }
+    drop(listener);
+    // Each connection bounds its own end; the rest is for a busy machine.
+    let drained =
+        timeout(DRAIN_PATIENCE * 2, async { while connections.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        debug!(open = connections.len(), "closing connections to the API that did not finish");
+    }
+}
+
+async fn serve_connection(stream: TcpStream, address: SocketAddr, server: Server, stop: CancellationToken) {
+    let served = tokio::select! {
+        // A connection that has not asked anything yet is owed nothing.
+        () = stop.cancelled() => return,
+        prepared = prepare(stream, &server) => match prepared {
+            Ok(Wire::Tls(stream, trust)) => {
+                let caller = Caller { address, trust };
+                serve_http(stream, stop.clone(), router_service(server.router, caller)).await
+            }
+            Ok(Wire::Plain(stream)) => match server.plain {
+                Plain::Accepted => {
+                    let caller = Caller { address, trust: Trust::Anyone };
+                    serve_http(stream, stop.clone(), router_service(server.router, caller)).await
+                }
+                Plain::Refused => {
+                    serve_http(stream, stop.clone(), |_request| std::future::ready(plain_refused())).await
+                }
+            },
+            Err(error) => {
+                debug!(%address, %error, "a connection to the API did not get as far as a request");
+                return;
+            }
+        },
+    };
+    if let Err(error) = served {
+        debug!(%address, %error, "a connection to the API broke");
+    }
+}
+
+/// A connection whose kind is known.
+enum Wire {
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>, Trust),
+    Plain(TcpStream),
+}
+
+async fn prepare(stream: TcpStream, server: &Server) -> io::Result<Wire> {
+    // Answers are single small writes: waiting to fill a segment would only delay them.
+    stream.set_nodelay(true)?;
+    let mut first = [0_u8];
+    let peeked =
+        timeout(HANDSHAKE_PATIENCE, stream.peek(&mut first)).await.map_err(|_elapsed| silent())??;
+    match (peeked, first) {
+        (0, _) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        (_, [TLS_HANDSHAKE]) => {
+            let acceptor = TlsAcceptor::from(Arc::clone(&server.tls));
+            let stream =
+                timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await.map_err(|_elapsed| silent())??;
+            // rustls has verified the chain before the handshake ended: present means genuine.
+            let trust = match stream.get_ref().1.peer_certificates() {
+                Some(_verified) => Trust::Member,
+                None => Trust::Anyone,
+            };
+            Ok(Wire::Tls(Box::new(stream), trust))
+        }
+        (_, _other) => Ok(Wire::Plain(stream)),
+    }
+}
+
+fn silent() -> io::Error {
+    io::Error::from(io::ErrorKind::TimedOut)
+}
+
+/// Serves one connection until it closes; after `stop`, or at the end of its life, the request under way is the last.
+async fn serve_http<S, A, F>(stream: S, stop: CancellationToken, answer: A) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .serve_connection(TokioIo::new(stream), service_fn(answer));
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = stop.cancelled() => {}
+        () = sleep(CONNECTION_LIFE) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    // What does not end politely is dropped, which closes it.
+    timeout(DRAIN_PATIENCE, connection).await.unwrap_or(Ok(()))
+}
+
+/// Calls the router, which learns who asks.
+fn router_service(
+    router: Router,
+    caller: Caller,
+) -> impl Fn(Request<Incoming>) -> <Router as Service<Request<Incoming>>>::Future {
+    move |mut request| {
+        request.extensions_mut().insert(caller);
+        // A router is always ready (axum), so it may be called without asking first.
+        router.clone().call(request)
+    }
+}
+
+fn plain_refused() -> Result<Response<Body>, Infallible> {
+    let mut response = Response::new(Body::from("this port speaks HTTPS only (SSL_ENABLED=true)\n"));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    Ok(response)
+}
