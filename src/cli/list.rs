@@ -1,0 +1,91 @@
+//! `pgherd list`: the members of the cluster, once or again and again.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use super::{Api, client, table};
+
+/// How `list` shows the members.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Which node to ask.
+    #[command(flatten)]
+    pub api: Api,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Print again every so many seconds
+    #[arg(
+        short = 'W',
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    pub watch: Option<u64>,
+}
+
+/// Moves to the top left corner and clears from there on: no flicker, nothing in the scroll-back.
+const REDRAW: &str = "\x1b[H\x1b[J";
+
+/// Prints the members; with `--watch` until interrupted or until nobody reads any more.
+///
+/// # Errors
+/// The API does not answer (a watch goes on and says so), or the output cannot be written.
+pub async fn run(args: &Args, url: &str) -> anyhow::Result<()> {
+    let client = client().context("could not make an HTTP client")?;
+    let Some(seconds) = args.watch else {
+        let text = page(args, &fetch(&client, url).await?);
+        return print(&text).map(|_written| ()).context("could not print");
+    };
+    loop {
+        let text = match fetch(&client, url).await {
+            Ok(cluster) => page(args, &cluster),
+            // A node that restarts is what one watches for.
+            Err(error) => format!("{error:#}\n"),
+        };
+        let start = if io::stdout().is_terminal() { REDRAW } else { "" };
+        if print(&format!("{start}{text}")).context("could not print")? == Reader::Gone {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+}
+
+async fn fetch(client: &reqwest::Client, url: &str) -> anyhow::Result<Value> {
+    let url = format!("{}/cluster", url.trim_end_matches('/'));
+    let answer = client.get(&url).send().await;
+    let answer = answer.and_then(reqwest::Response::error_for_status);
+    let answer = answer.map_err(reqwest::Error::without_url);
+    let text = match answer {
+        Ok(answer) => answer.text().await.map_err(reqwest::Error::without_url),
+        Err(error) => Err(error),
+    };
+    let text = text.with_context(|| format!("could not read {url} (does the node run?)"))?;
+    serde_json::from_str(&text).with_context(|| format!("{url} does not answer like a node of ours"))
+}
+
+fn page(args: &Args, cluster: &Value) -> String {
+    if args.json { format!("{cluster:#}\n") } else { table::members(cluster) }
+}
+
+/// Whether anybody still reads what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    There,
+    Gone,
+}
+
+fn print(text: &str) -> io::Result<Reader> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::There),
+        // `pgherd list -W | head`
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,79 @@
+//! The command line: the commands that a person types, as thin as they can be.
+//!
+//! Each command parses its arguments, calls one room and prints. Absent: every command that changes a cluster.
+
+pub mod demo;
+pub mod list;
+pub mod table;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// What any call of the own node's API may take: it answers from memory, over loopback as a rule.
+const API_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One binary that turns N containers into one highly available PostgreSQL cluster.
+#[derive(Debug, Parser)]
+#[command(name = "pgherd", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do; without it, `init` for the first process of a container and this help for a person.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node: the entrypoint of the container
+    Init {
+        /// Run this command instead, reaping its orphans and passing signals on
+        #[arg(last = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// The node itself, started by `init`
+    #[command(hide = true)]
+    Node,
+    /// Show the members of the cluster
+    List(list::Args),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Exit with 0 when PostgreSQL runs on this node, with 1 otherwise (for HEALTHCHECK)
+    Health(Api),
+    /// Print the version
+    Version,
+    /// Run a whole cluster on this machine
+    Demo(demo::Args),
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check the environment and say everything that is wrong with it
+    Check,
+}
+
+/// Which API to ask.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Api {
+    /// Ask this API, such as http://203.0.113.7:8008, instead of this node's own
+    #[arg(long = "api", value_name = "URL")]
+    pub url: Option<String>,
+}
+
+/// A client of an API whose certificate is not verified: this is the own node, reached by an address of its own, and
+/// only what anybody may know is read from it.
+fn client() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder().tls_danger_accept_invalid_certs(true).no_proxy().timeout(API_PATIENCE).build()
+}
+
+/// Whether the API says that PostgreSQL runs.
+///
+/// # Errors
+/// The API cannot be reached, which is not healthy either.
+pub async fn is_healthy(url: &str) -> anyhow::Result<bool> {
+    let answer = client()?.get(format!("{}/health", url.trim_end_matches('/'))).send().await?;
+    Ok(answer.status().is_success())
+}

@@ -1,0 +1,144 @@
+//! The binary: parse the command line, become what it asks for, turn the outcome into an exit code.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser as _};
+use pgherd::cli::{self, Api, Cli, Command, ConfigCommand};
+use pgherd::config::{self, Config};
+use pgherd::{init, node};
+
+/// A configuration that will not become right by trying again (`EX_USAGE`): `init` does not restart a node that
+/// ended with it.
+const EXIT_CONFIGURATION: u8 = 64;
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        // A signal that reaches PID 1 before it is ready for it would be lost.
+        init::block_signals();
+    }
+    match Cli::parse().command {
+        Some(command) => run(command).unwrap_or_else(report),
+        // The image's entrypoint without arguments: the first process of a container is a node.
+        None if std::process::id() == 1 => init::run_node(init_options()),
+        None => help().map_err(Failure::Other).unwrap_or_else(report),
+    }
+}
+
+/// How a command failed, by what its caller should do about it.
+enum Failure {
+    /// Change the environment.
+    Configuration(config::Errors),
+    /// Look at the chain of causes.
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Prints the chain of causes, once, and says it as an exit code.
+fn report(failure: Failure) -> ExitCode {
+    let (chain, code) = match failure {
+        Failure::Configuration(error) => (anyhow::Error::new(error), ExitCode::from(EXIT_CONFIGURATION)),
+        Failure::Other(error) => (error, ExitCode::FAILURE),
+    };
+    // Nothing can be done about a standard error that is closed, and the code says the rest.
+    writeln!(std::io::stderr(), "pgherd: {chain:#}").map_or(code, |()| code)
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        // `init` stays small: no TLS, no runtime.
+        Command::Init { command } if command.is_empty() => Ok(init::run_node(init_options())),
+        Command::Init { command } => Ok(init::run_foreign(&command)),
+        Command::Node => {
+            let config = configuration()?;
+            install_tls();
+            Ok(node::run(config)?)
+        }
+        Command::List(args) => {
+            install_tls();
+            let url = api_url(&args.api)?;
+            block_on(cli::list::run(&args, &url))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config(ConfigCommand::Check) => check_config(),
+        Command::Health(api) => {
+            install_tls();
+            let healthy = block_on(cli::is_healthy(&api_url(&api)?))?;
+            Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Version => {
+            print(&format!("pgherd {}\n", env!("CARGO_PKG_VERSION")))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo(args) => {
+            install_tls();
+            Ok(cli::demo::run(args)?)
+        }
+    }
+}
+
+/// What `init` needs of the environment. A mistake in it is `node`'s to report: it ends with 64, and so does `init` then.
+fn init_options() -> init::InitOptions {
+    let defaults = init::InitOptions::default();
+    match Config::from_env() {
+        Ok((config, _warnings)) => {
+            init::InitOptions { restart: config.restart_node, log_format: config.log.format, ..defaults }
+        }
+        Err(_reported_by_node) => defaults,
+    }
+}
+
+/// The one TLS provider of the process.
+fn install_tls() {
+    pgherd::tls::install_provider();
+}
+
+fn check_config() -> Result<ExitCode, Failure> {
+    configuration()?;
+    print("the configuration is complete\n")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The API to ask: this node's own unless another was named.
+fn api_url(api: &Api) -> Result<String, Failure> {
+    match &api.url {
+        Some(url) => Ok(url.clone()),
+        None => {
+            // What is odd about the environment is the node's to say, not every health check's.
+            let (config, _warnings) = Config::from_env().map_err(Failure::Configuration)?;
+            // TLS is always spoken; plain HTTP only sometimes.
+            Ok(format!("https://{}", SocketAddr::new(config.local_address(), config.bound.api)))
+        }
+    }
+}
+
+/// The environment, read; what is odd about it goes to standard error.
+fn configuration() -> Result<Config, Failure> {
+    let (config, warnings) = Config::from_env().map_err(Failure::Configuration)?;
+    for config::Warning(warning) in warnings {
+        writeln!(std::io::stderr(), "pgherd: warning: {warning}").context("could not print")?;
+    }
+    Ok(config)
+}
+
+/// Runs a short command to its end. One thread is enough for one request.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("could not start the runtime")?.block_on(command)
+}
+
+fn help() -> anyhow::Result<ExitCode> {
+    print(&Cli::command().render_help().to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("could not print")
+}

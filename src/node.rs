@@ -1,0 +1,506 @@
+//! The composition root: the only place that knows every room. It reads from top to bottom as the life of a node.
+//!
+//! Start-up: identity, peers, own address, keys, the coordination store, PostgreSQL's agent, the API. Shutdown is
+//! [`shut_down`], a list in order: what is released late here is what others rely on longest.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use camino::Utf8PathBuf;
+use secrecy::ExposeSecret as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::{Config, Identity, Network};
+use crate::dcs::Role;
+use crate::dcs::etcd::{Credentials, EtcdConfig, EtcdStore, ReadyKey};
+use crate::discovery::{self, Peers};
+use crate::etcd::{self, PrimaryHere};
+use crate::ha::publish::{self, Addresses};
+use crate::ha::rules::Rules;
+use crate::ha::{self, agent};
+use crate::peer::PeerClient;
+use crate::postgres::{ClientTls, Postgres};
+use crate::process::{self, InitLink, Mode, RunAs};
+use crate::record::Keeper;
+use crate::supervisor::{Restart, Rung, Unit, UnitSpec};
+use crate::tls::{self, Bundle, EtcdClient, Root, Secrecy, Secret, Subject};
+use crate::types::{NodeName, Timing};
+use crate::{api, clock, log};
+
+/// The account that etcd and PostgreSQL run as when we are root.
+const ACCOUNT: &str = "postgres";
+/// Kept of the stop budget for what comes after PostgreSQL: etcd hands raft leadership over in a fraction of this.
+const AFTER_POSTGRES: Duration = Duration::from_secs(2);
+/// Certificates are looked at this often; they are renewed when two thirds of their life are over.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(3600);
+/// `init` takes a node that is silent for 60 s for a dead one.
+const BEAT: Duration = Duration::from_secs(10);
+/// How long a node that knows its voters waits for the location list.
+const LIST_PATIENCE: Duration = Duration::from_secs(5);
+/// The first look at the data directory may start `pg_controldata` on a cold disk.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+
+/// Runs a node until it is asked to stop.
+///
+/// # Errors
+/// Something that only a person can mend: a program is missing, a directory or a port cannot be used.
+pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let _log = log::install(&log_config(&config)).context("could not start the log")?;
+    process::hide_memory();
+    // One thread: children are bound to the thread that forked them, and a node has little to compute.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.context("could not start the runtime")?.block_on(live(config));
+    if let Err(error) = &outcome {
+        error!(error = format!("{error:#}"), "the node cannot run");
+    }
+    outcome
+}
+
+async fn live(config: Config) -> anyhow::Result<ExitCode> {
+    let init = InitLink::inherit();
+    let mut background = JoinSet::new();
+    background.spawn(beat(init.clone()));
+    let mut stop = StopSignals::listen()?;
+
+    let node = tokio::select! {
+        node = start(config, init, &mut background) => node?,
+        // Nothing has been started that would need an order.
+        () = stop.first() => return Ok(ExitCode::SUCCESS),
+    };
+    tokio::select! {
+        () = stop.first() => info!("asked to stop"),
+        Some(ended) = background.join_next() => {
+            error!(?ended, "a task of the node has ended by itself: stopping, init starts the node again");
+        }
+    }
+    tokio::select! {
+        code = shut_down(node) => Ok(code),
+        () = stop.second() => bail!("asked to stop at once"),
+    }
+}
+
+/// A running node: what the shutdown needs of it.
+struct Node {
+    /// The HA agent, alone in its set: it ends last of all agents that use the store.
+    ha: JoinSet<()>,
+    stop_ha: CancellationToken,
+    stop_store: CancellationToken,
+    stop_api: CancellationToken,
+    postgres: Unit,
+    etcd: Unit,
+    budget: Duration,
+}
+
+/// In this order: PostgreSQL stops and the leader key is given back while the store still works; then the store's
+/// local member, which hands raft leadership over; the API answers until the end.
+async fn shut_down(mut node: Node) -> ExitCode {
+    node.stop_ha.cancel();
+    let for_postgres = node.budget.saturating_sub(AFTER_POSTGRES);
+    let in_time = timeout(for_postgres, node.ha.join_next()).await.is_ok();
+    if !in_time {
+        warn!(?for_postgres, "PostgreSQL did not stop in order within the budget: stopping it at once");
+        node.postgres.stop(Some(vec![])).await;
+    }
+    node.stop_store.cancel();
+    node.etcd.stop(None).await;
+    node.stop_api.cancel();
+    info!("stopped");
+    if in_time { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> anyhow::Result<Node> {
+    let mut ha_tasks = JoinSet::new();
+    let (stop_ha, stop_store, stop_api) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let place = Place::prepare(&config)?;
+    let root = derive(&config).await?;
+    let peers = discovery::spawn(config.discovery.clone(), background, stop_store.clone());
+    let certificates = Certificates::new(&config, &place, root)?;
+    let address = find_address(&config, &certificates, &peers).await?;
+    let certificates = certificates.for_address(address)?;
+    let name = settle_name(&config, &place.record, address)?;
+    let known = known_addresses(peers.clone(), &place.record, address).await;
+    let (network, timing) = config.timing.resolve(&known);
+    info!(%address, %name, node_id = %place.record.read().node_id, network = network.as_str(), ?timing, "who we are");
+
+    let unit = Unit::spawn(postgres_unit(), init.clone(), background);
+    let postgres = Postgres::new(config.postgres(place.identity(&name)), unit.clone());
+    let record = place.record.read();
+    let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id);
+    let (status, status_seen) = watch::channel(None);
+    let (data, data_seen) = watch::channel(facts);
+    let (primary, primary_seen) = watch::channel(PrimaryHere::No);
+
+    let etcd_unit = Unit::spawn(etcd_unit(), init.clone(), background);
+    let client = certificates.peer_client(&config)?;
+    let store_room = etcd::spawn(
+        etcd_config(&config, &place, &certificates, address, network),
+        etcd::Deps {
+            unit: etcd_unit.clone(),
+            record: place.record.clone(),
+            peers: peers.clone(),
+            peer_client: client.clone(),
+            data: data_seen.clone(),
+            primary: primary_seen,
+            tls: certificates.credentials(),
+        },
+        background,
+        stop_store.clone(),
+    );
+    let facts =
+        api::NodeFacts { node_id: record.node_id.clone(), name: name.clone(), app: config.app.clone() };
+    let state = api::State {
+        node: facts,
+        ha: status_seen.clone(),
+        store: store_room.status(),
+        peers: peers.clone(),
+        data: data_seen,
+        etcd: Some(store_room.clone()),
+    };
+    let tls = Arc::clone(&certificates.bundle.api_server);
+    let bound = api::serve(api_config(&config), state, tls, background, stop_api.clone()).await?;
+    info!(%bound, "the API listens");
+
+    let endpoints = relay(background, store_room.status(), |status| status.endpoints.clone());
+    background.spawn(tell_primary(status_seen, primary));
+    let store_config = EtcdConfig {
+        scope: config.app.clone(),
+        namespace: "service".to_owned(),
+        tls: Some(certificates.credentials()),
+        ready: ReadyKey::Key(format!("/pgherd/{}/ready", config.app)),
+        ttl: timing.ttl,
+    };
+    let store = Arc::new(EtcdStore::new(store_config, endpoints, background, stop_store.clone()));
+    let agent_config = agent::Config {
+        scope: config.app.clone(),
+        me: name,
+        node_id: record.node_id,
+        address,
+        addresses: addresses(&config, address),
+        rules: rules(&config, timing),
+    };
+    let deps = agent::Deps { store, postgres, record: place.record.clone(), init, client, peers };
+    let outlets = agent::Outlets { status, data };
+    agent::spawn(agent_config, deps, outlets, &mut ha_tasks, stop_ha.clone());
+    background.spawn(certificates.renew(unit.clone()));
+    let budget = config.stop_budget;
+    Ok(Node { ha: ha_tasks, stop_ha, stop_store, stop_api, postgres: unit, etcd: etcd_unit, budget })
+}
+
+/// Where things are on this machine, and who runs them.
+struct Place {
+    run_as: RunAs,
+    bin_dir: Utf8PathBuf,
+    etcd: Utf8PathBuf,
+    record: Keeper,
+}
+
+impl Place {
+    fn prepare(config: &Config) -> anyhow::Result<Self> {
+        let run_as =
+            RunAs::account(ACCOUNT).context("could not look up the account that PostgreSQL runs as")?;
+        let bin_dir = config.bin_dir().context(
+            "PostgreSQL was not found in /usr/lib/postgresql/*/bin or PATH: install it, or set PG_BINDIR",
+        )?;
+        let etcd = config.program("etcd").context("etcd was not found in PATH: install it")?;
+        for dir in [&config.data_volume, &config.run_dir, &config.tls_dir()] {
+            process::make_private_dir(dir, &run_as).with_context(|| format!("could not prepare {dir}"))?;
+        }
+        let record = Keeper::open(&config.state_dir(), &run_as)?;
+        Ok(Self { run_as, bin_dir, etcd, record })
+    }
+
+    fn identity(&self, name: &NodeName) -> Identity {
+        Identity { name: name.clone(), run_as: self.run_as.clone(), bin_dir: self.bin_dir.clone() }
+    }
+}
+
+/// The keys and certificates of this node, and how they were made.
+struct Certificates {
+    root: Root,
+    subject: Subject,
+    bundle: Bundle,
+    dir: Utf8PathBuf,
+    run_as: RunAs,
+    shown_to_etcd: watch::Sender<EtcdClient>,
+}
+
+impl Certificates {
+    fn new(config: &Config, place: &Place, root: Root) -> anyhow::Result<Self> {
+        let subject = Subject {
+            app: config.app.clone(),
+            node_id: place.record.read().node_id,
+            addresses: config.tls.extra_addresses.clone(),
+            names: config.tls.extra_names.clone(),
+            validity_days: config.tls.validity_days,
+        };
+        let bundle = tls::issue(&root, &subject, clock::wall())?;
+        info!(internal = bundle.ca_ids.0, service = bundle.ca_ids.1, "certificate authorities");
+        let (shown_to_etcd, _nobody_yet) = watch::channel(bundle.etcd_client.clone());
+        Ok(Self { root, subject, bundle, dir: config.tls_dir(), run_as: place.run_as.clone(), shown_to_etcd })
+    }
+
+    /// The same keys, now that the address is known, and the files that etcd and PostgreSQL read.
+    fn for_address(mut self, address: IpAddr) -> anyhow::Result<Self> {
+        self.subject.addresses.insert(0, address);
+        self.issue_again()?;
+        Ok(self)
+    }
+
+    fn issue_again(&mut self) -> anyhow::Result<()> {
+        let keys = Arc::clone(&self.bundle.keys);
+        self.bundle = tls::reissue(&self.root, &self.subject, keys, clock::wall())?;
+        self.shown_to_etcd.send_replace(self.bundle.etcd_client.clone());
+        for file in &self.bundle.files {
+            let mode = match file.secret {
+                Secrecy::Public => Mode::Public,
+                Secrecy::Key => Mode::Private,
+            };
+            let path = self.dir.join(file.name);
+            process::write_atomic(&path, file.pem.as_bytes(), &self.run_as, mode)
+                .with_context(|| format!("could not write {path}"))?;
+        }
+        Ok(())
+    }
+
+    fn peer_client(&self, config: &Config) -> anyhow::Result<PeerClient> {
+        Ok(PeerClient::new(Arc::clone(&self.bundle.peer_client), config.advertised.api)?)
+    }
+
+    /// What the clients of etcd in this process show, now and after every renewal.
+    fn credentials(&self) -> Credentials {
+        self.shown_to_etcd.subscribe()
+    }
+
+    /// Issues new certificates in time. etcd reads them at its next handshake, PostgreSQL when it is told to reload.
+    async fn renew(mut self, postgres: Unit) {
+        loop {
+            tokio::time::sleep(CERTIFICATE_CHECK).await;
+            if clock::wall() < self.bundle.renew_after {
+                continue;
+            }
+            match self.issue_again() {
+                Ok(()) => {
+                    postgres.signal(nix::sys::signal::Signal::SIGHUP);
+                    info!(until = %self.bundle.renew_after, "renewed the certificates");
+                }
+                Err(error) => error!(error = format!("{error:#}"), "the certificates could not be renewed"),
+            }
+        }
+    }
+}
+
+/// Takes 0.15 s of computing: not on the thread that beats.
+async fn derive(config: &Config) -> anyhow::Result<Root> {
+    let (tls, database, app) = (config.tls.clone(), config.database.clone(), config.app.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        let secret = match &tls.passphrase {
+            Some(passphrase) => Secret::Passphrase(passphrase.expose_secret()),
+            None => Secret::Passwords {
+                superuser: database.superuser_password.expose_secret().as_bytes(),
+                replication: database.replication_password.expose_secret().as_bytes(),
+            },
+        };
+        Root::derive(&secret, &app)
+    });
+    Ok(work.await.context("the key derivation was ended")??)
+}
+
+async fn find_address(
+    config: &Config,
+    certificates: &Certificates,
+    peers: &watch::Receiver<Peers>,
+) -> anyhow::Result<IpAddr> {
+    let client = certificates.peer_client(config)?;
+    let ask = |peer| {
+        let client = client.clone();
+        async move { client.status(peer).await.ok()?.your_address }
+    };
+    Ok(discovery::own_address(&config.discovery, peers.clone(), ask).await)
+}
+
+/// The addresses that the timers are chosen by. A volume that has been part of a cluster does not wait for the location
+/// API: its voters are as good, and a restart must work while the API is down.
+async fn known_addresses(
+    mut peers: watch::Receiver<Peers>,
+    record: &Keeper,
+    own: IpAddr,
+) -> BTreeSet<IpAddr> {
+    let voters = record.read().voters;
+    let patience = if voters.is_empty() { Duration::MAX } else { LIST_PATIENCE };
+    match timeout(patience, peers.wait_for(|list| list.fetched_at.is_some())).await {
+        Ok(Ok(list)) => list.addrs.clone(),
+        Ok(Err(_)) | Err(_) => voters.into_iter().map(|voter| voter.address).chain([own]).collect(),
+    }
+}
+
+/// The display name: fixed at the first start, so that a change of address does not change who a member is.
+fn settle_name(config: &Config, record: &Keeper, address: IpAddr) -> anyhow::Result<NodeName> {
+    let fresh = || NodeName(format!("node-{}", address.to_string().replace(['.', ':'], "-")));
+    let name = config.node_name.clone().or_else(|| record.read().node_name).unwrap_or_else(fresh);
+    record.update(|record| {
+        record.node_name = Some(name.clone());
+        record.last_address = Some(address);
+    })?;
+    Ok(name)
+}
+
+fn log_config(config: &Config) -> log::Config {
+    log::Config { format: config.log.format, level: config.log.level.to_string() }
+}
+
+fn postgres_unit() -> UnitSpec {
+    // Only the HA core starts PostgreSQL; every stop of it names its own ladder.
+    UnitSpec { name: "postgres", restart: Restart::Never, stop: vec![] }
+}
+
+fn etcd_unit() -> UnitSpec {
+    let stop = vec![Rung { signal: nix::sys::signal::Signal::SIGTERM, wait: AFTER_POSTGRES }];
+    UnitSpec { name: "etcd", restart: Restart::Never, stop }
+}
+
+fn etcd_config(
+    config: &Config,
+    place: &Place,
+    certificates: &Certificates,
+    address: IpAddr,
+    network: Network,
+) -> etcd::Config {
+    let clocks = network.etcd();
+    etcd::Config {
+        program: place.etcd.clone(),
+        data_dir: config.etcd_dir(),
+        tls_dir: config.tls_dir(),
+        run_as: place.run_as.clone(),
+        app: config.app.clone(),
+        address,
+        listen: config.listen.to_string(),
+        bound: config.bound,
+        advertised: config.advertised,
+        token: certificates.root.token(),
+        metrics_url: None,
+        timing: etcd::Timing {
+            heartbeat: clocks.heartbeat,
+            election: clocks.election,
+            prune_after: config.timing.prune_after(network),
+        },
+    }
+}
+
+fn api_config(config: &Config) -> api::Config {
+    let plain = match config.tls.clients {
+        ClientTls::Offered => api::Plain::Accepted,
+        ClientTls::Required => api::Plain::Refused,
+    };
+    api::Config { listen: config.listen.to_string(), port: config.bound.api, plain }
+}
+
+fn addresses(config: &Config, address: IpAddr) -> Addresses {
+    let scheme = match config.tls.clients {
+        ClientTls::Offered => "http",
+        ClientTls::Required => "https",
+    };
+    let at = |port| std::net::SocketAddr::new(address, port);
+    let (postgres, api) = (at(config.advertised.postgres), at(config.advertised.api));
+    Addresses {
+        conn_url: format!("postgres://{postgres}/{}", config.database.name),
+        api_url: format!("{scheme}://{api}/patroni"),
+    }
+}
+
+fn rules(config: &Config, timing: Timing) -> Rules {
+    let ha = &config.ha;
+    Rules {
+        timing,
+        sync_mode: ha.sync_mode,
+        strictness: ha.strictness,
+        sync_node_count: ha.sync_node_count,
+        maximum_lag_on_failover: ha.maximum_lag_on_failover,
+        tags: ha.tags,
+    }
+}
+
+/// Tells the etcd room whether the primary is here: raft leadership is better kept elsewhere.
+async fn tell_primary(mut status: watch::Receiver<Option<ha::Status>>, primary: watch::Sender<PrimaryHere>) {
+    while status.changed().await.is_ok() {
+        let here = match status.borrow_and_update().as_ref().map(|s| s.role) {
+            Some(Role::Primary | Role::Promoted) => PrimaryHere::Yes,
+            Some(Role::Replica | Role::StandbyLeader | Role::Demoted | Role::Uninitialized) | None => {
+                PrimaryHere::No
+            }
+        };
+        primary.send_if_modified(|known| std::mem::replace(known, here) != here);
+    }
+    // The HA agent has ended: the node is stopping, and its other tasks go on until they are told to end.
+    std::future::pending::<()>().await;
+}
+
+/// A channel that follows one part of another.
+fn relay<A, B>(
+    tasks: &mut JoinSet<()>,
+    mut source: watch::Receiver<A>,
+    part: impl Fn(&A) -> B + Send + 'static,
+) -> watch::Receiver<B>
+where
+    A: Send + Sync + 'static,
+    B: PartialEq + Clone + Send + Sync + 'static,
+{
+    let (sender, receiver) = watch::channel(part(&source.borrow()));
+    tasks.spawn(async move {
+        while source.changed().await.is_ok() {
+            let value = part(&source.borrow_and_update());
+            sender.send_if_modified(|known| std::mem::replace(known, value.clone()) != value);
+        }
+        // The etcd agent ends before the HA agent has given the key back: the last endpoints stay good.
+        std::future::pending::<()>().await;
+    });
+    receiver
+}
+
+async fn beat(init: InitLink) {
+    loop {
+        init.beat();
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
+/// The signals that ask for a stop.
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    quit: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn listen() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("could not listen for signals");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            quit: on(SignalKind::quit())?,
+        })
+    }
+
+    async fn first(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.quit.recv() => {}
+        }
+    }
+
+    /// A second request sets the deadline to now.
+    async fn second(&mut self) {
+        self.first().await;
+        warn!("asked to stop again: stopping at once");
+    }
+}
