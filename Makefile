@@ -1,0 +1,50 @@
+# `make demo`: a cluster on this machine. `make test`: everything that must hold. Both set up what they need.
+
+# What the demo understands: make demo N=5 SSL_ENABLED=true RESTART_AFTER=30 DEMO_DIR=/somewhere FRESH=1
+N ?= 3
+SSL_ENABLED ?= false
+RESTART_AFTER ?= 3
+DEMO_DIR ?= demo-data
+FRESH ?=
+
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# One profile for everything, so that nothing is built twice.
+BIN := target/debug
+
+.PHONY: help demo test bench fix setup build
+
+help:
+	@echo 'make demo    a 3-node cluster on this machine, with things to try (N=5, SSL_ENABLED=true, RESTART_AFTER=30, FRESH=1)'
+	@echo 'make test    format, lints, all tests, documentation: the gate'
+	@echo 'make bench   outage and lost writes per kind of failure, start-up time, footprint'
+	@echo 'make fix     formats the code and applies the lints that can be applied by a machine'
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	cargo build --workspace --locked
+
+demo: build
+	@$(BIN)/pgherd demo --nodes $(N) --ssl $(SSL_ENABLED) --restart-after $(RESTART_AFTER) --dir $(DEMO_DIR) $(if $(FRESH),--fresh)
+
+test:
+	@scripts/setup.sh test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo build --workspace --locked
+	cargo test --workspace --locked
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --locked --no-deps --document-private-items
+	@# One TLS provider: aws-lc-rs. An inverse tree with a line in it names who brought the other one back.
+	@tree=$$(cargo tree --workspace --locked --target all -i ring 2>/dev/null || true); \
+	    [ -z "$$tree" ] || { echo "ring is back in the dependency tree:"; echo "$$tree"; exit 1; }
+	@echo 'all good'
+
+bench: setup
+	cargo build --workspace --release --locked
+	cargo bench --bench failover --locked
+
+fix: setup
+	cargo clippy --fix --allow-dirty --allow-staged --workspace --all-targets
+	cargo fmt --all

@@ -1,0 +1,378 @@
+//! Real clusters for tests and benches: the built binary, the real mock of the location API, real etcd and PostgreSQL,
+//! every node on a loopback address of its own with the same ports on each.
+//!
+//! A node runs in the shim of `pgherd demo`: killing its tree is what the death of a container is. Nothing here knows
+//! how pgherd works inside; it sees what a user sees: SQL, REST, files of the volume, processes.
+//! Clusters run one at a time. One that fails leaves its directory and the ends of its logs.
+
+pub(crate) mod client;
+pub(crate) mod node;
+pub(crate) mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use pgherd::clock::{self, Moment};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
+
+use node::Node;
+
+/// What a cluster of this machine may take to form; a loaded build machine is several times slower than the 10 s that
+/// are promised.
+pub(crate) const FORMED: Duration = Duration::from_secs(60);
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// One look at one node.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Two clusters at once would fight for two cores, and every deadline would have to be longer.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+/// Every cluster has ten addresses of its own: a port in TIME_WAIT of the last one disturbs nobody.
+static CLUSTERS: AtomicU8 = AtomicU8::new(0);
+
+/// What a test wants its cluster to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// How many nodes at the start.
+    pub(crate) nodes: u8,
+    /// Variables beyond the ones that every node needs; they win.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Setup {
+    /// Three nodes.
+    pub(crate) fn three() -> Self {
+        Self { nodes: 3, env: BTreeMap::new() }
+    }
+
+    /// With a variable more.
+    #[must_use]
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    setup: Setup,
+    base: u8,
+    dir: PathBuf,
+    api: Option<Child>,
+    nodes: BTreeMap<u8, Node>,
+    listed: BTreeSet<u8>,
+    http: reqwest::Client,
+    /// When the processes were started.
+    pub(crate) started: Moment,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// Starts the location API and every node at once; waits for nothing.
+    pub(crate) async fn start(setup: Setup) -> Self {
+        let alone = ONE_AT_A_TIME.lock().await;
+        pgherd::tls::install_provider();
+        let dir = tempfile::Builder::new().prefix("pgherd-").tempdir().unwrap().keep();
+        // PostgreSQL's account must be able to enter.
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let builder =
+            reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true).timeout(ANSWER);
+        let mut cluster = Self {
+            base: CLUSTERS.fetch_add(1, Ordering::Relaxed) % 25 * 10,
+            dir,
+            api: None,
+            nodes: BTreeMap::new(),
+            listed: (1..=setup.nodes).collect(),
+            http: builder.build().unwrap(),
+            started: clock::now(),
+            setup,
+            _alone: alone,
+        };
+        cluster.publish();
+        cluster.start_api();
+        cluster.started = clock::now();
+        for node in 1..=cluster.setup.nodes {
+            cluster.start_node(node);
+        }
+        cluster
+    }
+
+    /// A cluster in which one node leads, all others stream, and etcd can spare one of its voters. (etcd takes voters one
+    /// by one, a few seconds apart: a cluster that is whole in the table may still depend on its founder.)
+    pub(crate) async fn formed(setup: Setup) -> Self {
+        let cluster = Self::start(setup).await;
+        let leader = cluster.all_stream(FORMED).await;
+        let wanted = usize::from(cluster.setup.nodes.min(3));
+        let voters = eventually(FORMED, async || {
+            cluster.etcd_voters(leader).await.filter(|voters| voters.len() == wanted)
+        });
+        assert!(voters.await.is_some(), "etcd has not {wanted} voters within {FORMED:?}");
+        cluster
+    }
+
+    // ---- the platform
+
+    /// The address of a node.
+    pub(crate) fn address(&self, node: u8) -> String {
+        format!("127.0.18.{}", self.base + node)
+    }
+
+    fn api_address(&self) -> String {
+        format!("127.0.18.{}:16127", self.base)
+    }
+
+    fn start_api(&mut self) {
+        let log = std::fs::File::create(self.dir.join("api.log")).unwrap();
+        let mut command = Command::new(mock());
+        command.args(["--listen", &self.api_address(), "--file"]).arg(self.dir.join("locations.json"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.api = Some(command.spawn().unwrap());
+    }
+
+    fn publish(&self) {
+        let nodes: Vec<String> = self.listed.iter().map(|node| self.address(*node)).collect();
+        let list = json!({ "app": "test", "instances": self.setup.nodes, "nodes": nodes });
+        let path = self.dir.join("locations.json");
+        let new = self.dir.join("locations.new");
+        std::fs::write(&new, list.to_string()).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    /// The next node of the location API, and running.
+    pub(crate) fn add_node(&mut self) -> u8 {
+        let node = self.nodes.keys().next_back().unwrap() + 1;
+        self.listed.insert(node);
+        self.publish();
+        self.start_node(node);
+        node
+    }
+
+    /// Takes a node out of the location API; it goes on running.
+    pub(crate) fn delist(&mut self, node: u8) {
+        self.listed.remove(&node);
+        self.publish();
+    }
+
+    /// Makes the location API lie or fail, as the mock's `/admin/fault` describes.
+    pub(crate) async fn fault(&self, kind: &str) {
+        let url = format!("http://{}/admin/fault", self.api_address());
+        let answer = self.http.put(url).json(&json!({ "kind": kind })).send().await.unwrap();
+        assert!(answer.status().is_success(), "the mock refuses {kind}: {}", answer.status());
+    }
+
+    /// Starts a node that is not running (its volume is kept).
+    pub(crate) fn start_node(&mut self, node: u8) {
+        let dir = self.dir.join(format!("n{node}"));
+        let env = self.environment(node, &dir);
+        let started = Node::start(dir, &env);
+        assert!(self.nodes.insert(node, started).is_none_or(|old| old.is_gone()), "node {node} runs");
+    }
+
+    fn environment(&self, node: u8, dir: &Path) -> BTreeMap<String, String> {
+        let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+        let address = self.address(node);
+        let mut env = BTreeMap::from([
+            ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+            ("APP_NAME".to_owned(), "test".to_owned()),
+            ("NODE_NAME".to_owned(), name(node)),
+            ("LISTEN_ADDRESS".to_owned(), address.clone()),
+            ("ADVERTISE_ADDRESS".to_owned(), address),
+            ("FLUX_API_URL".to_owned(), format!("http://{}", self.api_address())),
+            ("DATA_VOLUME".to_owned(), path("data")),
+            ("RUN_DIR".to_owned(), path("run")),
+            ("POSTGRES_SUPERUSER_PASSWORD".to_owned(), "super".to_owned()),
+            ("POSTGRES_REPLICATION_PASSWORD".to_owned(), "replica".to_owned()),
+        ]);
+        env.extend(self.setup.env.clone());
+        env
+    }
+
+    /// A node, to be killed, frozen or looked into.
+    pub(crate) fn node(&mut self, node: u8) -> &mut Node {
+        self.nodes.get_mut(&node).unwrap()
+    }
+
+    /// The numbers of all nodes, running or not.
+    pub(crate) fn numbers(&self) -> Vec<u8> {
+        self.nodes.keys().copied().collect()
+    }
+
+    // ---- what a user sees
+
+    /// The members as any node's `/cluster` shows them.
+    pub(crate) async fn members(&self) -> Vec<Member> {
+        let scheme = if self.is_ssl() { "https" } else { "http" };
+        for node in self.nodes.keys() {
+            let url = format!("{scheme}://{}:8008/cluster", self.address(*node));
+            let Ok(answer) = self.http.get(url).send().await else { continue };
+            let Ok(cluster) = answer.json::<Value>().await else { continue };
+            return Member::all(&cluster);
+        }
+        Vec::new()
+    }
+
+    fn is_ssl(&self) -> bool {
+        self.setup.env.get("SSL_ENABLED").is_some_and(|value| value == "true")
+    }
+
+    /// Waits until one member leads and every running node but it streams; gives the leader.
+    pub(crate) async fn all_stream(&self, limit: Duration) -> u8 {
+        let running = self.nodes.values().filter(|node| !node.is_gone()).count();
+        let mut seen = Vec::new();
+        let found = eventually(limit, async || {
+            seen = self.members().await;
+            let streaming = seen.iter().filter(|member| member.state == "streaming").count();
+            let leaders: Vec<_> = seen.iter().filter(|member| member.role == "leader").collect();
+            match leaders.as_slice() {
+                [leader] if streaming + 1 == running && leader.state == "running" => number(&leader.name),
+                _ => None,
+            }
+        });
+        let found = found.await;
+        found.unwrap_or_else(|| {
+            panic!("no leader with {} streaming replicas within {limit:?}: {seen:#?}", running - 1)
+        })
+    }
+
+    /// Waits until a node other than `except` accepts a write; gives it.
+    pub(crate) async fn writable(&self, except: Option<u8>, limit: Duration) -> u8 {
+        let found = eventually(limit, async || {
+            for node in self.nodes.keys().filter(|node| Some(**node) != except) {
+                if self.is_writable(*node).await {
+                    return Some(*node);
+                }
+            }
+            None
+        });
+        found.await.unwrap_or_else(|| panic!("no node (except {except:?}) is writable within {limit:?}"))
+    }
+
+    /// Whether a node says that it is no standby.
+    pub(crate) async fn is_writable(&self, node: u8) -> bool {
+        let asked = self.sql(node, "SELECT (NOT pg_is_in_recovery())::text").await;
+        asked.is_ok_and(|answer| answer == "true")
+    }
+
+    /// The first column of the first row of a query, on one node.
+    pub(crate) async fn sql(&self, node: u8, query: &str) -> Result<String, client::Error> {
+        client::ask(&self.target(node), query).await
+    }
+
+    /// How a client reaches a node.
+    pub(crate) fn target(&self, node: u8) -> client::Target {
+        let env = |name: &str, default: &str| {
+            self.setup.env.get(name).cloned().unwrap_or_else(|| default.to_owned())
+        };
+        client::Target {
+            host: self.address(node),
+            user: env("POSTGRES_USER", "postgres"),
+            password: env("POSTGRES_SUPERUSER_PASSWORD", "super"),
+            database: env("POSTGRES_DB", "postgres"),
+            ca: self.is_ssl().then(|| self.dir.join(format!("n{node}/run/tls/service-ca.crt"))),
+        }
+    }
+
+    /// A client of all nodes that writes until it is asked what became of it.
+    pub(crate) fn writer(&self) -> writer::Writer {
+        writer::Writer::start(self.nodes.keys().map(|node| self.target(*node)).collect())
+    }
+
+    /// The peer addresses of the voters of etcd, as one node's etcd lists them.
+    pub(crate) async fn etcd_voters(&self, node: u8) -> Option<BTreeSet<String>> {
+        client::etcd_voters(&self.address(node), &self.dir.join(format!("n{node}/run/tls"))).await
+    }
+
+    fn print_logs(&self) {
+        for node in self.nodes.values() {
+            let log = std::fs::read_to_string(node.log()).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the end of {}", node.log().display());
+            lines.iter().skip(lines.len().saturating_sub(60)).for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.values_mut().for_each(Node::kill_tree);
+        self.nodes.values_mut().for_each(Node::reap);
+        if let Some(mut api) = self.api.take() {
+            api.kill().ok();
+            api.wait().ok();
+        }
+        if std::thread::panicking() {
+            self.print_logs();
+            eprintln!("kept for a look: {}", self.dir.display());
+        } else {
+            std::fs::remove_dir_all(&self.dir).ok();
+        }
+    }
+}
+
+/// One row of `/cluster`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Its name.
+    pub(crate) name: String,
+    /// `leader`, `replica`, `sync_standby`, `quorum_standby`.
+    pub(crate) role: String,
+    /// `running`, `streaming`, ...
+    pub(crate) state: String,
+}
+
+impl Member {
+    fn all(cluster: &Value) -> Vec<Self> {
+        let word = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        let rows = cluster["members"].as_array().into_iter().flatten();
+        let member =
+            |row| Self { name: word(row, "name"), role: word(row, "role"), state: word(row, "state") };
+        rows.map(member).collect()
+    }
+}
+
+/// The name of a node.
+fn name(node: u8) -> String {
+    format!("n{node}")
+}
+
+fn number(name: &str) -> Option<u8> {
+    name.strip_prefix('n')?.parse().ok()
+}
+
+/// Looks until there is something to see, at most for `limit`.
+pub(crate) async fn eventually<T>(limit: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let deadline = clock::now() + limit;
+    loop {
+        if let Some(seen) = look().await {
+            return Some(seen);
+        }
+        if clock::now() > deadline {
+            return None;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The mock, built beside us. A plain `cargo test` builds no binaries of other packages, so ask for it once.
+fn mock() -> PathBuf {
+    static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    let build = || {
+        let beside = Path::new(env!("CARGO_BIN_EXE_pgherd")).with_file_name("mock-flux-api");
+        if !beside.exists() {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--package", "mock-flux-api"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+            if beside.parent().is_some_and(|dir| dir.ends_with("release")) {
+                cargo.arg("--release");
+            }
+            assert!(cargo.status().unwrap().success(), "cannot build mock-flux-api");
+        }
+        beside
+    };
+    BUILT.get_or_init(build).clone()
+}
