@@ -27,13 +27,13 @@ use crate::etcd::{self, PrimaryHere};
 use crate::ha::publish::{self, Addresses};
 use crate::ha::rules::Rules;
 use crate::ha::{self, agent};
-use crate::peer::PeerClient;
+use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::{ClientTls, Postgres};
 use crate::process::{self, InitLink, Mode, RunAs};
 use crate::record::Keeper;
 use crate::supervisor::{Restart, Rung, Unit, UnitSpec};
 use crate::tls::{self, Bundle, EtcdClient, Root, Secrecy, Secret, Subject};
-use crate::types::{NodeName, Timing};
+use crate::types::{NodeId, NodeName, Timing};
 use crate::{api, clock, log};
 
 /// The account that etcd and PostgreSQL run as when we are root.
@@ -71,7 +71,7 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
     background.spawn(beat(init.clone()));
     let mut stop = StopSignals::listen()?;
 
-    let node = tokio::select! {
+    let mut node = tokio::select! {
         node = start(config, init, &mut background) => node?,
         // Nothing has been started that would need an order.
         () = stop.first() => return Ok(ExitCode::SUCCESS),
@@ -80,6 +80,9 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
         () = stop.first() => info!("asked to stop"),
         Some(ended) = background.join_next() => {
             error!(?ended, "a task of the node has ended by itself: stopping, init starts the node again");
+        }
+        Some(ended) = node.ha.join_next() => {
+            error!(?ended, "the HA agent has ended by itself: stopping, init starts the node again");
         }
     }
     tokio::select! {
@@ -117,83 +120,126 @@ async fn shut_down(mut node: Node) -> ExitCode {
     if in_time { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// What is settled before anything is started: where and who this node is.
+struct Ground {
+    config: Config,
+    place: Place,
+    peers: watch::Receiver<Peers>,
+    certificates: Certificates,
+    address: IpAddr,
+    name: NodeName,
+    network: Network,
+    timing: Timing,
+}
+
+impl Ground {
+    async fn settle(
+        config: Config,
+        background: &mut JoinSet<()>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let place = Place::prepare(&config)?;
+        let root = derive(&config).await?;
+        let peers = discovery::spawn(config.discovery.clone(), background, stop);
+        let certificates = Certificates::new(&config, &place, root)?;
+        let address = find_address(&config, &certificates, &peers).await?;
+        let certificates = certificates.for_address(address)?;
+        let name = settle_name(&config, &place.record, address)?;
+        let known = known_addresses(peers.clone(), &place.record, address).await;
+        let (network, timing) = config.timing.resolve(&known);
+        info!(%address, %name, node_id = %place.record.read().node_id, network = network.as_str(), ?timing, "who we are");
+        Ok(Self { config, place, peers, certificates, address, name, network, timing })
+    }
+}
+
+/// The channels between the rooms, each named by what it carries.
+struct Channels {
+    status: watch::Sender<Option<ha::Status>>,
+    data: watch::Sender<DataFacts>,
+    primary: watch::Sender<PrimaryHere>,
+}
+
 async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> anyhow::Result<Node> {
     let mut ha_tasks = JoinSet::new();
     let (stop_ha, stop_store, stop_api) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-    let place = Place::prepare(&config)?;
-    let root = derive(&config).await?;
-    let peers = discovery::spawn(config.discovery.clone(), background, stop_store.clone());
-    let certificates = Certificates::new(&config, &place, root)?;
-    let address = find_address(&config, &certificates, &peers).await?;
-    let certificates = certificates.for_address(address)?;
-    let name = settle_name(&config, &place.record, address)?;
-    let known = known_addresses(peers.clone(), &place.record, address).await;
-    let (network, timing) = config.timing.resolve(&known);
-    info!(%address, %name, node_id = %place.record.read().node_id, network = network.as_str(), ?timing, "who we are");
+    let ground = Ground::settle(config, background, stop_store.clone()).await?;
+    let record = ground.place.record.read();
 
     let unit = Unit::spawn(postgres_unit(), init.clone(), background);
-    let postgres = Postgres::new(config.postgres(place.identity(&name)), unit.clone());
-    let record = place.record.read();
+    let postgres = Postgres::new(ground.config.postgres(ground.place.identity(&ground.name)), unit.clone());
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id);
-    let (status, status_seen) = watch::channel(None);
-    let (data, data_seen) = watch::channel(facts);
-    let (primary, primary_seen) = watch::channel(PrimaryHere::No);
-
+    let channels = Channels {
+        status: watch::channel(None).0,
+        data: watch::channel(facts).0,
+        primary: watch::channel(PrimaryHere::No).0,
+    };
+    let client = ground.certificates.peer_client(&ground.config)?;
     let etcd_unit = Unit::spawn(etcd_unit(), init.clone(), background);
-    let client = certificates.peer_client(&config)?;
-    let store_room = etcd::spawn(
-        etcd_config(&config, &place, &certificates, address, network),
-        etcd::Deps {
-            unit: etcd_unit.clone(),
-            record: place.record.clone(),
-            peers: peers.clone(),
-            peer_client: client.clone(),
-            data: data_seen.clone(),
-            primary: primary_seen,
-            tls: certificates.credentials(),
-        },
-        background,
-        stop_store.clone(),
-    );
-    let facts =
-        api::NodeFacts { node_id: record.node_id.clone(), name: name.clone(), app: config.app.clone() };
-    let state = api::State {
-        node: facts,
-        ha: status_seen.clone(),
-        store: store_room.status(),
-        peers: peers.clone(),
-        data: data_seen,
-        etcd: Some(store_room.clone()),
-    };
-    let tls = Arc::clone(&certificates.bundle.api_server);
-    let bound = api::serve(api_config(&config), state, tls, background, stop_api.clone()).await?;
-    info!(%bound, "the API listens");
+    let room = store_room(&ground, &channels, etcd_unit.clone(), background, stop_store.clone())?;
+    serve_api(&ground, &channels, &room, background, stop_api.clone()).await?;
 
-    let endpoints = relay(background, store_room.status(), |status| status.endpoints.clone());
-    background.spawn(tell_primary(status_seen, primary));
-    let store_config = EtcdConfig {
-        scope: config.app.clone(),
-        namespace: "service".to_owned(),
-        tls: Some(certificates.credentials()),
-        ready: ReadyKey::Key(format!("/pgherd/{}/ready", config.app)),
-        ttl: timing.ttl,
+    let endpoints = relay(background, room.status(), |status| status.endpoints.clone());
+    background.spawn(tell_primary(channels.status.subscribe(), channels.primary));
+    let store = EtcdStore::new(store_config(&ground), endpoints, background, stop_store.clone());
+    let deps = agent::Deps {
+        store: Arc::new(store),
+        postgres,
+        record: ground.place.record.clone(),
+        init,
+        client,
+        peers: ground.peers.clone(),
     };
-    let store = Arc::new(EtcdStore::new(store_config, endpoints, background, stop_store.clone()));
-    let agent_config = agent::Config {
-        scope: config.app.clone(),
-        me: name,
-        node_id: record.node_id,
-        address,
-        addresses: addresses(&config, address),
-        rules: rules(&config, timing),
-    };
-    let deps = agent::Deps { store, postgres, record: place.record.clone(), init, client, peers };
-    let outlets = agent::Outlets { status, data };
-    agent::spawn(agent_config, deps, outlets, &mut ha_tasks, stop_ha.clone());
-    background.spawn(certificates.renew(unit.clone()));
-    let budget = config.stop_budget;
+    let outlets = agent::Outlets { status: channels.status, data: channels.data };
+    agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone());
+    let budget = ground.config.stop_budget;
+    background.spawn(ground.certificates.renew(unit.clone()));
     Ok(Node { ha: ha_tasks, stop_ha, stop_store, stop_api, postgres: unit, etcd: etcd_unit, budget })
+}
+
+fn store_room(
+    ground: &Ground,
+    channels: &Channels,
+    unit: Unit,
+    background: &mut JoinSet<()>,
+    stop: CancellationToken,
+) -> anyhow::Result<etcd::Handle> {
+    let deps = etcd::Deps {
+        unit,
+        record: ground.place.record.clone(),
+        peers: ground.peers.clone(),
+        peer_client: ground.certificates.peer_client(&ground.config)?,
+        data: channels.data.subscribe(),
+        primary: channels.primary.subscribe(),
+        tls: ground.certificates.credentials(),
+    };
+    Ok(etcd::spawn(etcd_config(ground), deps, background, stop))
+}
+
+async fn serve_api(
+    ground: &Ground,
+    channels: &Channels,
+    room: &etcd::Handle,
+    background: &mut JoinSet<()>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let node = api::NodeFacts {
+        node_id: ground.place.record.read().node_id,
+        name: ground.name.clone(),
+        app: ground.config.app.clone(),
+    };
+    let state = api::State {
+        node,
+        ha: channels.status.subscribe(),
+        store: room.status(),
+        peers: ground.peers.clone(),
+        data: channels.data.subscribe(),
+        etcd: Some(room.clone()),
+    };
+    let tls = Arc::clone(&ground.certificates.bundle.api_server);
+    let bound = api::serve(api_config(&ground.config), state, tls, background, stop).await?;
+    info!(%bound, "the API listens");
+    Ok(())
 }
 
 /// Where things are on this machine, and who runs them.
@@ -346,7 +392,7 @@ async fn known_addresses(
 /// The display name: fixed at the first start, so that a change of address does not change who a member is.
 fn settle_name(config: &Config, record: &Keeper, address: IpAddr) -> anyhow::Result<NodeName> {
     let fresh = || NodeName(format!("node-{}", address.to_string().replace(['.', ':'], "-")));
-    let name = config.node_name.clone().or_else(|| record.read().node_name).unwrap_or_else(fresh);
+    let name = record.read().node_name.or_else(|| config.node_name.clone()).unwrap_or_else(fresh);
     record.update(|record| {
         record.node_name = Some(name.clone());
         record.last_address = Some(address);
@@ -368,31 +414,46 @@ fn etcd_unit() -> UnitSpec {
     UnitSpec { name: "etcd", restart: Restart::Never, stop }
 }
 
-fn etcd_config(
-    config: &Config,
-    place: &Place,
-    certificates: &Certificates,
-    address: IpAddr,
-    network: Network,
-) -> etcd::Config {
-    let clocks = network.etcd();
+fn etcd_config(ground: &Ground) -> etcd::Config {
+    let (config, clocks) = (&ground.config, ground.network.etcd());
     etcd::Config {
-        program: place.etcd.clone(),
+        program: ground.place.etcd.clone(),
         data_dir: config.etcd_dir(),
         tls_dir: config.tls_dir(),
-        run_as: place.run_as.clone(),
+        run_as: ground.place.run_as.clone(),
         app: config.app.clone(),
-        address,
+        address: ground.address,
         listen: config.listen.to_string(),
         bound: config.bound,
         advertised: config.advertised,
-        token: certificates.root.token(),
+        token: ground.certificates.root.token(),
         metrics_url: None,
         timing: etcd::Timing {
             heartbeat: clocks.heartbeat,
             election: clocks.election,
-            prune_after: config.timing.prune_after(network),
+            prune_after: config.timing.prune_after(ground.network),
         },
+    }
+}
+
+fn store_config(ground: &Ground) -> EtcdConfig {
+    EtcdConfig {
+        scope: ground.config.app.clone(),
+        namespace: "service".to_owned(),
+        tls: Some(ground.certificates.credentials()),
+        ready: ReadyKey::Key(format!("/pgherd/{}/ready", ground.config.app)),
+        ttl: ground.timing.ttl,
+    }
+}
+
+fn agent_config(ground: &Ground, node_id: NodeId) -> agent::Config {
+    agent::Config {
+        scope: ground.config.app.clone(),
+        me: ground.name.clone(),
+        node_id,
+        address: ground.address,
+        addresses: addresses(&ground.config, ground.address),
+        rules: rules(&ground.config, ground.timing),
     }
 }
 

@@ -95,6 +95,9 @@ pub struct DataFacts {
     pub timeline: Option<Timeline>,
     /// The last position it knows of.
     pub lsn: Option<Lsn>,
+    /// Why the data directory cannot be read; it may hold anything then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// A promise: from this epoch on, only this seed may found a store with this electorate.

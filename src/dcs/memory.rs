@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::rows::{self, LEADER, MEMBERS, Row};
-use super::{Claim, Dcs, Error, Held, Key, Member, Precondition, Readiness, Snapshot};
+use super::{Claim, Dcs, Error, Held, Key, Member, Precondition, Readiness, Renewal, Snapshot};
 use crate::clock::Moment;
 use crate::types::{LeaseId, NodeName, Revision};
 
@@ -17,6 +17,7 @@ use crate::types::{LeaseId, NodeName, Revision};
 pub struct MemoryCluster {
     world: Arc<Mutex<World>>,
     changes: Arc<watch::Sender<u64>>,
+    renewals: Arc<watch::Sender<Option<Renewal>>>,
 }
 
 #[derive(Debug)]
@@ -55,7 +56,11 @@ impl Default for MemoryCluster {
             leases: BTreeMap::new(),
             keys: BTreeMap::new(),
         };
-        Self { world: Arc::new(Mutex::new(world)), changes: Arc::new(watch::channel(0).0) }
+        Self {
+            world: Arc::new(Mutex::new(world)),
+            changes: Arc::new(watch::channel(0).0),
+            renewals: Arc::new(watch::channel(None).0),
+        }
     }
 }
 
@@ -153,8 +158,14 @@ impl MemoryStore {
 
     fn lead(&self, world: &mut World, me: &NodeName) -> Held {
         let lease = self.lease(world);
-        Held { sent: world.now, revision: self.cluster.write(world, LEADER, me.as_str(), lease) }
+        let ttl = self.mine.lock().unwrap_or_else(PoisonError::into_inner).ttl;
+        Held { sent: world.now, ttl, revision: self.cluster.write(world, LEADER, me.as_str(), lease) }
     }
+}
+
+/// The node id in a member's row.
+fn owner(row: &Row) -> Option<String> {
+    serde_json::from_slice::<Member>(&row.value).ok().and_then(|member| member.node_id)
 }
 
 const LOST: Error = Error::Conflict { what: "the leader key" };
@@ -200,6 +211,9 @@ impl Dcs for MemoryStore {
         let mut world = self.cluster.world();
         let lease = self.lease(&mut world);
         let key = format!("{MEMBERS}{}", member.name);
+        if world.keys.get(&key).is_some_and(|row| row.lease != lease && owner(row) != member.node_id) {
+            return Err(Error::Conflict { what: "the member's name" });
+        }
         let same = |row: &Row| row.value == text.as_bytes() && row.lease == lease;
         if !world.keys.get(&key).is_some_and(same) {
             self.cluster.write(&mut world, &key, &text, lease);
@@ -233,6 +247,11 @@ impl Dcs for MemoryStore {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.cluster.changes.subscribe()
+    }
+
+    /// Nothing is heard before a snapshot shows it.
+    fn renewals(&self) -> watch::Receiver<Option<Renewal>> {
+        self.cluster.renewals.subscribe()
     }
 
     fn set_ttl(&self, ttl: Duration) {

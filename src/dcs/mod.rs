@@ -167,8 +167,19 @@ pub struct Held {
     /// took. It is earlier, and may not move for a while, when the lease behind the key could not be proven alive as
     /// lately as the key was written: the end of the lease ends the key.
     pub sent: Moment,
+    /// The time to live of the lease behind it.
+    pub ttl: Duration,
     /// The key's revision after it.
     pub revision: Revision,
+}
+
+/// A write of the leader key as the watch has brought it: for timing its holder, not for deciding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewal {
+    /// The key's revision after it.
+    pub revision: Revision,
+    /// When this node heard of it: no earlier than it was committed.
+    pub heard: Moment,
 }
 
 /// A coordination store. Two stores implement it: etcd, and one in memory for the simulator and for tests.
@@ -191,7 +202,9 @@ pub trait Dcs: Send + std::marker::Sync + 'static {
     /// Deletes the leader key if it is ours. To be called only after PostgreSQL has stopped.
     fn release_leader(&self, me: &NodeName) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Writes `members/<name>` under this node's lease, which is refreshed at the same time.
+    /// Writes `members/<name>` under this node's lease, which is refreshed at the same time. A name belongs to one node id
+    /// as long as that node's lease lives: [`Error::Conflict`] when another node holds it. Nobody takes or adopts the
+    /// leader key in a name that another node holds.
     fn put_member(&self, member: &Member) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Deletes `members/<name>`.
@@ -211,6 +224,9 @@ pub trait Dcs: Send + std::marker::Sync + 'static {
     /// A counter that moves whenever `leader`, `config`, `failover` or `sync` may have changed: "look again". It is
     /// a hint; a missed change costs at most one `loop_wait`.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// The last write of the leader key that the watch has brought. A hint like [`Dcs::changes`], which it does not move.
+    fn renewals(&self) -> watch::Receiver<Option<Renewal>>;
 
     /// Uses another time to live for the lease from now on: the old lease is forgotten, a new one is made.
     fn set_ttl(&self, ttl: Duration);

@@ -84,12 +84,15 @@ pub fn may_promise(view: &View, asked: &Promise) -> Result<(), Refusal> {
 
 /// Whether this volume has ever belonged to a cluster.
 pub fn remembers(record: &Record, data: &DataFacts) -> bool {
-    data.system_id.is_some() || record.system_id.is_some() || record.cluster_uuid.is_some()
+    data.system_id.is_some()
+        || data.unreadable.is_some()
+        || record.system_id.is_some()
+        || record.cluster_uuid.is_some()
 }
 
 /// Whether a node's own words speak of a cluster.
 pub fn speaks_of_a_cluster(status: &NodeStatus) -> bool {
-    status.data.system_id.is_some() || knows_store(&status.store)
+    status.data.system_id.is_some() || status.data.unreadable.is_some() || knows_store(&status.store)
 }
 
 /// A peer with etcd data brings its store back by itself; one that only remembers does not.

@@ -87,7 +87,10 @@ fn register(view: &View, store: &StoreView, own: &Member) -> Decision {
             Reason::BallotWon,
         ),
         // Nobody joins what is not registered, so nothing is lost by starting over under a later epoch.
-        _ if alone && own.is_voter() => Decision::new(Action::QuarantineData, Reason::Abandoned),
+        // A store that was once seen registered is a living one whose key somebody has deleted: that is for a person.
+        _ if alone && own.is_voter() && view.record.cluster_uuid.is_none() => {
+            Decision::new(Action::QuarantineData, Reason::Abandoned)
+        }
         _ => Decision::wait(Reason::Unregistered),
     }
 }

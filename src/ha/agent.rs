@@ -2,7 +2,6 @@
 //!
 //! There is no rule in this file. An arm of [`Agent::perform`] that needs an `if` belongs in `decide`.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +13,22 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock::{self, Moment};
-use crate::dcs::{Dcs, Key, Precondition, Snapshot};
+use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
-use crate::postgres::{Postgres, StartAs};
+use crate::postgres::Postgres;
 use crate::process::InitLink;
 use crate::record::{self, Bootstrap};
-use crate::types::{Chain, Lsn, NodeId, NodeName, Timeline, Timing};
+use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::decide::decide;
-use super::jobs::{self, Done, Outcome};
+use super::jobs::{Done, Outcome};
 use super::lease;
+use super::memory;
 use super::publish::{self, Addresses};
-use super::reason::{Action, Decision, Task, Wake};
+use super::reason::{Decision, Wake};
 use super::rules::Rules;
-use super::view::{Checkpoint, Doing, Instance, Job, Lease, Memory, Store, View, Volume};
+use super::view::{Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume};
 use super::{Error, Phase, Position, Status};
 
 /// The local instance must answer a status query within this time, or counts as silent for this tick.
@@ -37,14 +37,8 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(4);
 /// The shortest time that is left to a read, so that a store that has come back is seen.
 const SNAPSHOT_AT_LEAST: Duration = Duration::from_millis(100);
-/// After an action that failed the loop looks again after this long, not sooner.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// A release whose outcome is unknown is asked for so often: nobody else leads before the lease runs out otherwise.
-const RELEASES: usize = 5;
 /// The checkpoint after a promotion writes every dirty page.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
-/// Between two of them.
-const RELEASE_RETRY: Duration = Duration::from_millis(100);
 
 /// What the agent is told once.
 #[derive(Debug, Clone)]
@@ -117,8 +111,11 @@ pub fn spawn<D: Dcs>(
         doing: None,
         jobs: JoinSet::new(),
         checkpoint: JoinSet::new(),
-        unanswered_start: None,
+        young: Youth::Over,
+        last_failure: String::new(),
         last_reason: String::new(),
+        name_taken: None,
+        renamed: CancellationToken::new(),
         counts: Counts::default(),
         lease,
         _lease_tasks: lease_tasks,
@@ -131,37 +128,50 @@ pub fn spawn<D: Dcs>(
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Counts {
-    starts: u64,
-    promotions: u64,
+pub(super) struct Counts {
+    pub(super) starts: u64,
+    pub(super) promotions: u64,
 }
 
-struct Agent<D> {
-    config: Config,
-    deps: Deps<D>,
-    lease: lease::Keeper,
+pub(super) struct Agent<D> {
+    pub(super) config: Config,
+    pub(super) deps: Deps<D>,
+    pub(super) lease: lease::Keeper,
     /// Ends with the agent.
     _lease_tasks: JoinSet<()>,
-    rules: Rules,
-    memory: Memory,
+    pub(super) rules: Rules,
+    pub(super) memory: Memory,
     /// The last snapshot and the wall clock when it was read.
-    last_snapshot: Option<(Snapshot, i64)>,
-    silent_since: Option<Moment>,
-    doing: Option<Doing>,
-    jobs: JoinSet<Done>,
+    pub(super) last_snapshot: Option<(Snapshot, i64)>,
+    pub(super) silent_since: Option<Moment>,
+    pub(super) doing: Option<Doing>,
+    pub(super) jobs: JoinSet<Done>,
     /// The checkpoint after a promotion: it may take long, and nothing waits for it here.
-    checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
-    /// PostgreSQL was started and has not answered yet.
-    unanswered_start: Option<Moment>,
-    last_reason: String,
-    counts: Counts,
-    outlets: Outlets,
+    pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
+    pub(super) young: Youth,
+    pub(super) last_failure: String,
+    pub(super) last_reason: String,
+    /// Since when another node holds our name.
+    pub(super) name_taken: Option<Moment>,
+    /// Cancelled when this node must start again under another name.
+    pub(super) renamed: CancellationToken,
+    pub(super) counts: Counts,
+    pub(super) outlets: Outlets,
     /// What the lease task goes by.
-    timing: watch::Sender<Timing>,
+    pub(super) timing: watch::Sender<Timing>,
+}
+
+/// Whether a start is still on probation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Youth {
+    /// PostgreSQL was started a short while ago: if it ends now, the start has failed.
+    Started,
+    /// It has held, or was ended on purpose, or nothing was started.
+    Over,
 }
 
 /// Whether the loop goes on.
-enum Next {
+pub(super) enum Next {
     Wait(Wake),
     End,
 }
@@ -181,6 +191,7 @@ impl<D: Dcs> Agent<D> {
             let pause = self.pause(&view, wake);
             tokio::select! {
                 () = stop.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
+                () = self.renamed.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
                 Ok(()) = process.changed() => {}
                 Ok(()) = changes.changed() => {}
                 () = self.lease.changed() => {}
@@ -232,16 +243,16 @@ impl<D: Dcs> Agent<D> {
         view
     }
 
-    fn snapshot_patience(&self) -> Duration {
-        let Lease::Held { sent } = self.lease.state() else { return SNAPSHOT_PATIENCE };
-        let ttl = self.rules.timing.ttl;
+    pub(super) fn snapshot_patience(&self) -> Duration {
+        let Lease::Held { sent, ttl } = self.lease.state() else { return SNAPSHOT_PATIENCE };
         let left = clock::now().until(sent + ttl - super::view::demote_margin(ttl));
         left.clamp(SNAPSHOT_AT_LEAST, SNAPSHOT_PATIENCE)
     }
 
     fn store_answered(&mut self, snapshot: Snapshot, arrived: Moment) -> Store {
         self.silent_since = None;
-        self.memory.saw_store(&self.config.me, &snapshot, arrived);
+        let renewal = self.deps.store.renewals().borrow().map(|r| (r.revision, r.heard));
+        self.memory.saw_store(&self.config.me, &snapshot, arrived, renewal);
         if let Some(config) = &snapshot.config {
             self.use_config(&config.value);
         }
@@ -262,22 +273,31 @@ impl<D: Dcs> Agent<D> {
         for complaint in complaints {
             warn!(complaint, "a stored setting is not used");
         }
+        if rules.timing.ttl != self.rules.timing.ttl {
+            self.memory.ttl_before = Some((self.rules.timing.ttl, clock::now()));
+        }
         self.deps.store.set_ttl(rules.timing.ttl);
         self.timing.send_replace(rules.timing);
         self.rules = rules;
     }
 
-    /// A start that ended before it answered is a failed start.
+    /// A start that did not hold is a failed start; one that was ended on purpose is none.
     fn watch_start(&mut self, view: &View) {
         match view.instance() {
-            Instance::Primary(..) | Instance::Standby(..) => self.unanswered_start = None,
-            Instance::Down => {
-                if self.unanswered_start.take().is_some() {
-                    let why = self.deps.postgres.last_words();
-                    self.memory.failed(Job::Start, view.now, why);
+            Instance::Primary(..) | Instance::Standby(..) | Instance::Silent => {
+                if memory::ran_for(view) >= memory::HEALTHY {
+                    self.young = Youth::Over;
                 }
             }
-            Instance::Silent | Instance::Ending => {}
+            Instance::Down => {
+                if std::mem::replace(&mut self.young, Youth::Over) == Youth::Started {
+                    self.memory.failed(Job::Start, view.now, self.deps.postgres.last_words());
+                }
+            }
+            Instance::Ending => {}
+        }
+        if self.memory.not_streaming.is_some() && self.deps.postgres.misses_wal() {
+            self.memory.upstream_wal = UpstreamWal::Removed;
         }
     }
 
@@ -323,166 +343,10 @@ impl<D: Dcs> Agent<D> {
     fn note_cluster(&self, view: &View) {
         let cluster = view.cluster_system_id();
         let local = view.control().map(|c| c.system_id);
-        if local.is_some() && local == cluster && view.volume.system_id != local {
-            if let Err(error) = self.deps.record.update(|record| record.system_id = local) {
-                warn!(error = %Chain(&error), "the cluster record was not written");
-            }
+        let news = local.is_some() && local == cluster && view.volume.system_id != local;
+        if news && let Err(error) = self.deps.record.update(|record| record.system_id = local) {
+            warn!(error = %Chain(&error), "the cluster record was not written");
         }
-    }
-
-    /// Performs the actions in order, up to the first that fails, and writes the member key.
-    async fn act(&mut self, view: &View, decision: Decision) -> Next {
-        let mut wake = decision.wake;
-        let mut finished = false;
-        self.disarm_if_harmless(view);
-        for action in decision.actions {
-            finished |= action == Action::Finish;
-            if let Err(error) = self.perform(view, action.clone()).await {
-                warn!(?action, error = %Chain(&error), "an action failed");
-                wake = Wake::Soon(AFTER_FAILURE);
-                break;
-            }
-        }
-        if view.snapshot().is_some() {
-            let member = publish::member(view, &self.config.addresses);
-            if let Err(error) = self.deps.store.put_member(&member).await {
-                debug!(%error, "the member key was not written");
-            }
-        }
-        if finished { Next::End } else { Next::Wait(wake) }
-    }
-
-    /// The deadman has nothing to stop where nothing can take writes.
-    fn disarm_if_harmless(&self, view: &View) {
-        let harmless = matches!(view.instance(), Instance::Down | Instance::Standby(..));
-        if harmless && view.lease == Lease::None {
-            self.deps.init.disarm();
-        }
-    }
-
-    async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
-        let store = Arc::clone(&self.deps.store);
-        match action {
-            Action::Acquire(claim) => {
-                let held = store.acquire_leader(&self.config.me, claim).await?;
-                self.lease.hold(held).await;
-            }
-            Action::Release => self.release().await,
-            Action::ClaimInitialize(when) => {
-                store.put(Key::Initialize, String::new(), when).await?;
-            }
-            Action::PutInitialize(id) => {
-                store.put(Key::Initialize, id.to_string(), Precondition::None).await?;
-            }
-            Action::PutConfig => {
-                let config = self.config.rules.to_config().to_string();
-                store.put(Key::Config, config, Precondition::Absent).await?;
-            }
-            Action::PutSync(sync, when) => {
-                store.put(Key::Sync, serde_json::to_string(&sync)?, when).await?;
-            }
-            Action::DeleteSync(revision) => {
-                store.delete(Key::Sync, Precondition::Unchanged(revision)).await?
-            }
-            Action::PutStatus(lsn) => self.put_status(view, lsn).await?,
-            Action::PutHistory(timeline) => self.put_history(view, timeline).await?,
-            Action::Start(how, names) => self.start(&how, &names).await?,
-            Action::Follow(upstream) => {
-                self.deps.postgres.follow(Some(&upstream)).await?;
-                (self.memory.following, self.memory.frozen) = (Some(upstream), None);
-            }
-            Action::Freeze => {
-                self.deps.postgres.freeze().await?;
-                self.memory.frozen = Some(clock::now());
-            }
-            Action::SetSyncNames(names) => {
-                self.deps.postgres.set_sync_names(&names).await?;
-            }
-            Action::SetSlots(wanted) => self.deps.postgres.set_slots(&wanted).await?,
-            Action::Begin(task) => self.begin(task)?,
-            Action::Finish => {}
-        }
-        Ok(())
-    }
-
-    /// The lease is forgotten first: from here on this node does not lead, whatever becomes of the request.
-    async fn release(&mut self) {
-        self.lease.forget().await;
-        for _attempt in 0..RELEASES {
-            match self.deps.store.release_leader(&self.config.me).await {
-                Ok(()) => return info!("gave the leader key back"),
-                Err(error) => warn!(%error, "the leader key was not given back"),
-            }
-            tokio::time::sleep(RELEASE_RETRY).await;
-        }
-    }
-
-    async fn put_status(&self, view: &View, lsn: Lsn) -> Result<(), Error> {
-        let status = publish::status(view, lsn);
-        let stored = view.snapshot().and_then(|s| s.status.as_ref());
-        if stored.is_none_or(|s| s.value != status) {
-            self.deps.store.put(Key::Status, serde_json::to_string(&status)?, Precondition::None).await?;
-        }
-        Ok(())
-    }
-
-    async fn put_history(&self, view: &View, timeline: Timeline) -> Result<(), Error> {
-        let Some(snapshot) = view.snapshot() else { return Ok(()) };
-        let text = self.deps.postgres.local_history(timeline).await?;
-        let history = publish::history(view, snapshot, &text, &clock::wall().to_string());
-        self.deps.store.put(Key::History, serde_json::to_string(&history)?, Precondition::None).await?;
-        Ok(())
-    }
-
-    async fn start(&mut self, how: &StartAs, names: &str) -> Result<(), Error> {
-        let started = self.deps.postgres.start(how, names).await;
-        if let Err(error) = started {
-            self.memory.failed(Job::Start, clock::now(), Chain(&error).to_string());
-            return Err(error.into());
-        }
-        self.unanswered_start = Some(clock::now());
-        self.counts.starts += 1;
-        self.memory.following = match how {
-            StartAs::Standby(upstream) => upstream.clone(),
-            StartAs::Primary => None,
-        };
-        Ok(())
-    }
-
-    /// Begins a long action. Only a stop may replace one that is under way: `decide` sees to that.
-    fn begin(&mut self, task: Task) -> Result<(), Error> {
-        let job = task.job();
-        self.jobs.abort_all();
-        self.jobs = JoinSet::new();
-        self.before(job)?;
-        self.doing = Some(Doing { job, since: clock::now() });
-        let context = jobs::Context {
-            postgres: self.deps.postgres.clone(),
-            client: self.deps.client.clone(),
-            members: self.others(),
-            listed: self.listed(),
-        };
-        self.jobs.spawn(jobs::run(task, context));
-        Ok(())
-    }
-
-    /// What must be on disk before a job begins.
-    fn before(&self, job: Job) -> Result<(), Error> {
-        if job == Job::Initdb {
-            // Before initdb: a crash right after it must not leave a cluster without its roles.
-            self.deps.record.update(|record| record.bootstrap = Bootstrap::Pending)?;
-        }
-        Ok(())
-    }
-
-    fn others(&self) -> BTreeMap<NodeName, String> {
-        let members = self.last_snapshot.iter().flat_map(|(snapshot, _)| &snapshot.members);
-        members.filter(|m| m.name != self.config.me).map(|m| (m.name.clone(), m.api_url.clone())).collect()
-    }
-
-    fn listed(&self) -> Vec<IpAddr> {
-        let peers = self.deps.peers.borrow();
-        peers.addrs.iter().copied().filter(|ip| *ip != self.config.address).collect()
     }
 
     fn take_in(&mut self, done: Result<Done, tokio::task::JoinError>) {
@@ -521,7 +385,7 @@ impl<D: Dcs> Agent<D> {
                 self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled)?;
             }
             Outcome::Cloned => {
-                self.memory.ancestry = None;
+                (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 self.memory.succeeded(Job::Rewind);
                 self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled)?;
             }

@@ -7,17 +7,18 @@
 use std::time::Duration;
 
 use crate::dcs::{Claim, Initialize, Leader, MemberState, Precondition, Readiness, Role, Snapshot};
-use crate::postgres::status::{Answer, DataDir};
+use crate::postgres::status::{Answer, Control, ControlState, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
 use crate::record::Bootstrap;
 use crate::types::{Lsn, SystemId, Timeline};
 
+use super::Phase;
 use super::lead;
+use super::lead::{NOW, PROMPTLY};
 use super::lineage::{self, Lineage};
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
-use super::view::{Instance, Job, Lease, Store, SurveyAnswer, View, upstream};
-use super::{Phase, lead::PROMPTLY};
+use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, UpstreamWal, View, upstream};
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
 /// deadman's moment with the immediate one that follows.
@@ -30,6 +31,10 @@ const SURVEY_AGE: Duration = Duration::from_secs(5);
 const STALLED: Duration = Duration::from_secs(2);
 /// After this many failed rewinds the data is copied anew (the old directory is kept aside).
 const REWINDS: u32 = 2;
+/// A standby that was told that its WAL is gone, and has not streamed for this long, is copied anew.
+const STARVED: Duration = Duration::from_secs(60);
+/// For what becomes known within moments.
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
 /// What the leader said of its history is good for this long.
 const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 
@@ -38,10 +43,15 @@ pub fn decide(view: &View) -> Decision {
     if let Some(decision) = fence(view) {
         return decision;
     }
+    if let Some(decision) = lapsed(view) {
+        return decision;
+    }
     match (view.phase, view.doing.map(|d| d.job)) {
         (Phase::Stopping, Some(Job::Stop)) => idle(Reason::Busy(Job::Stop), Wake::Loop),
         // Whatever else is under way gives way to a stop: a half-made copy is marked as such.
         (Phase::Stopping, _) => stopping(view),
+        // A comparison with a leader that is gone must not hold up the vote.
+        (Phase::Serving, Some(Job::Compare)) if leaderless(view) => serving(view),
         (Phase::Serving, Some(job)) => idle(Reason::Busy(job), Wake::Loop),
         (Phase::Serving, None) => serving(view),
     }
@@ -69,6 +79,22 @@ fn fence(view: &View) -> Option<Decision> {
         return None;
     }
     Some(stop(StopMode::Fast { patience: DEMOTE_PATIENCE }, Reason::LeaseEnding))
+}
+
+/// A lease that has run out or was lost, and nothing that could take writes: it is forgotten before anything else is done,
+/// so that what is started next is not taken for a primary without a right to be one.
+fn lapsed(view: &View) -> Option<Decision> {
+    let harmless = matches!(view.instance(), Instance::Down | Instance::Standby(..));
+    let held = view.lease != Lease::None;
+    (harmless && held && !view.leads()).then(|| act(vec![Action::Forget], Reason::LeaseEnding))
+}
+
+/// Whether nobody leads, or the leader's key has stood still for too long.
+fn leaderless(view: &View) -> bool {
+    view.snapshot().is_some_and(|s| match &s.leader {
+        None => true,
+        Some(leader) => leader.name != view.me && view.expired_leader(leader).is_some(),
+    })
 }
 
 /// A primary found running without a lease of this process (it was adopted, or the key was deleted under it) keeps
@@ -101,6 +127,9 @@ fn serving(view: &View) -> Decision {
         Store::Fresh(snapshot) => snapshot,
         Store::Silent { why, .. } => return without_store(view, why),
     };
+    if view.memory.name == Name::Unclaimed {
+        return idle(Reason::ClaimingName, PROMPTLY);
+    }
     if let Some(decision) = wrong_data(view, snapshot) {
         return decision;
     }
@@ -120,11 +149,12 @@ fn without_store(view: &View, why: &str) -> Decision {
     let reason = Reason::StoreSilent(why.to_owned());
     let whole = matches!(view.local.data, DataDir::Cluster(_));
     match view.instance() {
-        Instance::Down if whole && view.leads() => {
+        // Without the store only what was in force before is known to be safe to start with.
+        Instance::Down if whole && view.leads() && lead::names_are_known(view) => {
             let names = lead::names_at_start(view, None);
             act(vec![Action::Start(StartAs::Primary, names)], Reason::CrashRestart)
         }
-        Instance::Down if whole && view.volume.bootstrap == Bootstrap::Settled => {
+        Instance::Down if whole && !view.leads() && view.volume.bootstrap == Bootstrap::Settled => {
             start_standby(view, None, reason)
         }
         Instance::Down
@@ -161,6 +191,10 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         // revision. Data that is gone cannot lead, and the key then runs out by itself.
         return match view.local.data {
             DataDir::Cluster(_) => take(Claim::Expired(leader.revision)),
+            // A new cluster was about to be made here.
+            DataDir::Empty if view.cluster_system_id().is_none() => {
+                bootstrap(view, snapshot, Claim::Expired(leader.revision))
+            }
             DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. } => {
                 idle(Reason::WaitingForLeader, Wake::Loop)
             }
@@ -174,11 +208,29 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         (Instance::Standby(..), _) => lead::promote(view, snapshot),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
+        // A standby that died between the lock and its promotion: started as a primary it would go on writing the timeline
+        // that it was to end.
+        (Instance::Down, DataDir::Cluster(control)) if was_standby(control) => {
+            start_standby(view, None, Reason::StartToVote)
+        }
         (Instance::Down, DataDir::Cluster(control)) => start_to_lead(view, snapshot, control.system_id),
         (Instance::Down, DataDir::Empty) => make_cluster(view, snapshot),
         (Instance::Down, DataDir::Incomplete { .. } | DataDir::Unreadable { .. }) => {
             act(vec![Action::Release], Reason::NothingToLead)
         }
+    }
+}
+
+/// Whether the data directory was last run as a standby.
+fn was_standby(control: &Control) -> bool {
+    match control.state {
+        ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery => true,
+        ControlState::StartingUp
+        | ControlState::ShutDown
+        | ControlState::ShuttingDown
+        | ControlState::InCrashRecovery
+        | ControlState::InProduction
+        | ControlState::Unknown => false,
     }
 }
 
@@ -279,7 +331,7 @@ fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
         };
     }
     match fresh_cluster_refused(view) {
-        Some(reason) => idle(reason, Wake::Soon(Duration::from_secs(1))),
+        Some(reason) => idle(reason, Wake::Soon(HALF_A_SECOND)),
         None => take(claim),
     }
 }
@@ -296,8 +348,8 @@ fn fresh_cluster_refused(view: &View) -> Option<Reason> {
     if let Some((address, _)) = with_data {
         return Some(Reason::DataElsewhere(*address));
     }
-    let silent: Vec<_> =
-        survey.answers.iter().filter(|(_, a)| **a == SurveyAnswer::Silent).map(|(ip, _)| *ip).collect();
+    let unsure = |a: &SurveyAnswer| matches!(a, SurveyAnswer::Silent | SurveyAnswer::Unreadable);
+    let silent: Vec<_> = survey.answers.iter().filter(|(_, a)| unsure(a)).map(|(ip, _)| *ip).collect();
     (!silent.is_empty()).then_some(Reason::SurveyIncomplete(silent))
 }
 
@@ -309,26 +361,35 @@ fn follow(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
     };
     let serving = member.is_some_and(|m| m.state == MemberState::Running && m.role == Role::Primary);
     match (view.instance(), &view.local.data) {
+        // What cannot be read may be somebody's only copy of something else: only this cluster's own is replaced.
+        (Instance::Down, DataDir::Unreadable { why })
+            if view.volume.system_id != view.cluster_system_id() =>
+        {
+            idle(Reason::DataUnreadable(why.clone()), Wake::Loop)
+        }
+        (Instance::Down, _) if !serving => idle(Reason::WaitingForLeader, Wake::Soon(HALF_A_SECOND)),
         (Instance::Down, DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. }) => {
-            copy(view, snapshot, source, serving.then_some(()))
+            copy(view, source)
         }
         (Instance::Down, DataDir::Cluster(_))
             if member.is_some_and(|m| m.checkpoint_after_promote == Some(false)) =>
         {
-            idle(Reason::AwaitingCheckpoint(source.name), Wake::Soon(Duration::from_millis(500)))
+            idle(Reason::AwaitingCheckpoint(source.name), Wake::Soon(HALF_A_SECOND))
         }
-        (Instance::Down, DataDir::Cluster(_)) => rejoin(view, source),
+        (Instance::Down, DataDir::Cluster(_)) if view.memory.upstream_wal == UpstreamWal::Removed => {
+            copy(view, source)
+        }
+        (Instance::Down, DataDir::Cluster(_)) => rejoin(view, source, member.and_then(|m| m.timeline)),
         (Instance::Standby(answer, position), _) => keep_following(view, source, answer, position),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) | (Instance::Primary(..), _) => idle(Reason::Ending, PROMPTLY),
     }
 }
 
-/// No usable data here: copy the leader's, once it serves.
-fn copy(view: &View, snapshot: &Snapshot, source: Upstream, serving: Option<()>) -> Decision {
-    let known = matches!(snapshot.initialize.as_ref().map(|i| i.value), Some(Initialize::Done(_)));
-    if serving.is_none() || !known {
-        return idle(Reason::WaitingForLeader, Wake::Soon(Duration::from_millis(500)));
+/// No usable data here: copy the leader's.
+fn copy(view: &View, source: Upstream) -> Decision {
+    if view.cluster_system_id().is_none() {
+        return idle(Reason::WaitingForLeader, Wake::Soon(HALF_A_SECOND));
     }
     if !view.may_try(Job::Clone) {
         return retry_later(view, Job::Clone);
@@ -338,13 +399,10 @@ fn copy(view: &View, snapshot: &Snapshot, source: Upstream, serving: Option<()>)
 }
 
 /// Down, with data: start as a standby if the local history is part of the leader's, else rewind, else copy.
-fn rejoin(view: &View, source: Upstream) -> Decision {
-    let Some(ancestry) = view
-        .memory
-        .ancestry
-        .as_ref()
-        .filter(|a| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE)
-    else {
+fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decision {
+    // What the leader said before its promotion is not its history.
+    let current = |a: &&Ancestry| published.is_none_or(|timeline| timeline == a.timeline);
+    let Some(ancestry) = known_ancestry(view, &source).filter(current) else {
         return compare(view, source);
     };
     let Some(control) = view.control() else {
@@ -389,12 +447,12 @@ fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn)
     if !stalled {
         return idle(reason, Wake::Loop);
     }
-    let known = view
-        .memory
-        .ancestry
-        .as_ref()
-        .filter(|a| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE);
-    match known.map(|a| lineage::of_running(standby_timeline(view, answer), position, a)) {
+    if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
+        return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
+    }
+    match known_ancestry(view, &source)
+        .map(|a| lineage::of_running(standby_timeline(view, answer), position, a))
+    {
         None => compare(view, source),
         Some(Lineage::Left) => {
             stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name))
@@ -403,13 +461,24 @@ fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn)
     }
 }
 
+/// What this leader said of its history, if it is fresh enough.
+fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'a Ancestry> {
+    let fresh = |a: &&Ancestry| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE;
+    view.memory.ancestry.as_ref().filter(fresh)
+}
+
+/// Not a reconnection that takes its time: the WAL that this standby needs does not come back.
+fn starved(view: &View) -> bool {
+    view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STARVED)
+}
+
 /// The timeline of a standby for a comparison: what it receives, or replays, never older than its control file's.
 fn standby_timeline(view: &View, answer: &Answer) -> Timeline {
     view.control().map_or(answer.timeline, |c| c.timeline.max(answer.timeline))
 }
 
 fn take(claim: Claim) -> Decision {
-    act(vec![Action::Acquire(claim)], Reason::Winning)
+    Decision { actions: vec![Action::Acquire(claim)], reason: Reason::Winning, wake: NOW }
 }
 
 /// A standby's own names take effect at its promotion, which sets them anew.
@@ -438,5 +507,5 @@ fn idle(reason: Reason, wake: Wake) -> Decision {
 
 fn retry_later(view: &View, job: Job) -> Decision {
     let why = view.memory.failures.get(&job).map_or_else(String::new, |f| f.why.clone());
-    idle(Reason::RetryLater(job, why), Wake::Soon(Duration::from_millis(500)))
+    idle(Reason::RetryLater(job, why), Wake::Soon(HALF_A_SECOND))
 }

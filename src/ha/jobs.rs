@@ -1,11 +1,12 @@
 //! The long actions: each runs beside the loop and ends with what the loop should remember.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::clock;
 use crate::peer::PeerClient;
@@ -18,6 +19,8 @@ use super::{Error, publish};
 
 /// A promotion takes tens of milliseconds; one that takes longer than this is given up and tried again.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(10);
+/// A member must answer a poll within this time: a dead leader's host does not hold up the vote for longer.
+const POLL_PATIENCE: Duration = Duration::from_secs(1);
 /// The checkpoint before a planned stop shortens the one inside it; it is worth no more than this.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -28,8 +31,8 @@ pub(super) struct Context {
     pub(super) client: PeerClient,
     /// The other members and their `api_url`.
     pub(super) members: BTreeMap<NodeName, String>,
-    /// The other listed addresses.
-    pub(super) listed: Vec<IpAddr>,
+    /// Every other address at which a node may be; none while the location list is not known.
+    pub(super) others: Option<BTreeSet<IpAddr>>,
 }
 
 /// A job that has ended.
@@ -94,7 +97,7 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
             Outcome::Stopped
         }
         Task::Poll => Outcome::Polled(poll(context).await),
-        Task::Survey => Outcome::Surveyed(survey(context).await),
+        Task::Survey => Outcome::Surveyed(survey(context).await?),
         Task::Compare(upstream) => Outcome::Compared(compare(postgres, &upstream).await?),
     })
 }
@@ -104,12 +107,13 @@ async fn poll(context: Context) -> BTreeMap<NodeName, PollAnswer> {
     let asked = context.members.into_iter().map(|(name, url)| {
         let client = context.client.clone();
         async move {
-            let answer = match client.leader_poll(&url).await {
-                Ok(page) => publish::poll_answer(&page),
-                Err(error) => {
-                    tracing::debug!(%name, %error, "no answer to the poll");
+            let answer = match timeout(POLL_PATIENCE, client.leader_poll(&url)).await {
+                Ok(Ok(page)) => publish::poll_answer(&page),
+                Ok(Err(error)) => {
+                    tracing::debug!(%name, error = %Chain(&error), "no answer to the poll");
                     PollAnswer::Unreachable
                 }
+                Err(_elapsed) => PollAnswer::Unreachable,
             };
             (name, answer)
         }
@@ -117,11 +121,13 @@ async fn poll(context: Context) -> BTreeMap<NodeName, PollAnswer> {
     all(asked).await
 }
 
-async fn survey(context: Context) -> BTreeMap<IpAddr, SurveyAnswer> {
-    let asked = context.listed.into_iter().map(|address| {
+async fn survey(context: Context) -> Result<BTreeMap<IpAddr, SurveyAnswer>, Error> {
+    let others = context.others.ok_or(Error::NoList)?;
+    let asked = others.into_iter().map(|address| {
         let client = context.client.clone();
         async move {
             let answer = match client.status(address).await {
+                Ok(status) if status.data.unreadable.is_some() => SurveyAnswer::Unreadable,
                 Ok(status) => status.data.system_id.map_or(SurveyAnswer::NoData, SurveyAnswer::Data),
                 Err(error) => {
                     tracing::debug!(%address, %error, "no answer to the survey");
@@ -131,7 +137,7 @@ async fn survey(context: Context) -> BTreeMap<IpAddr, SurveyAnswer> {
             (address, answer)
         }
     });
-    all(asked).await
+    Ok(all(asked).await)
 }
 
 async fn all<K, V, F>(asked: impl Iterator<Item = F>) -> BTreeMap<K, V>

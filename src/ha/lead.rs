@@ -13,7 +13,9 @@ use super::rules::Strictness;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
 use super::view::{Job, PROMOTE_NEEDS, View};
 
-/// Something is about to change: look again at once.
+/// Something has just been changed: look at once.
+pub const NOW: Wake = Wake::Soon(Duration::ZERO);
+/// Something is about to change: look again soon.
 pub const PROMPTLY: Wake = Wake::Soon(Duration::from_millis(50));
 /// After this many failed starts in a row the lock is given to another node, if there is one that runs.
 pub const FAILED_STARTS: u32 = 3;
@@ -26,12 +28,13 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
         let actions = vec![Action::Begin(Task::FinishBootstrap)];
         return Decision { actions, reason: Reason::Bootstrapping, wake: PROMPTLY };
     }
-    let mut actions: Vec<_> = keys(view, snapshot, answer.timeline).into_iter().flatten().collect();
+    // First what commits wait for: a failure ends the list.
+    let sync = sync_step(view, snapshot, answer);
+    let wake = if sync.is_some() || settling(view, snapshot) { PROMPTLY } else { Wake::Loop };
+    let mut actions: Vec<_> = sync.into_iter().collect();
+    actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
     actions.push(Action::PutStatus(lsn));
     actions.extend(slots(view, answer));
-    let sync = sync_step(view, snapshot, answer);
-    let wake = if sync.is_some() { PROMPTLY } else { Wake::Loop };
-    actions.extend(sync);
     Decision { actions, reason: Reason::Leading, wake }
 }
 
@@ -49,15 +52,17 @@ fn keys(view: &View, snapshot: &Snapshot, timeline: Timeline) -> [Option<Action>
 
 /// One physical slot for every other member that was seen within the last half hour.
 fn slots(view: &View, answer: &Answer) -> Option<Action> {
-    let wanted: BTreeSet<SlotName> = view
-        .memory
-        .seen_members
-        .iter()
-        .filter(|(name, seen)| **name != view.me && view.now.since(**seen) < MEMBER_SLOTS_TTL)
-        .map(|(name, _)| name.slot_name())
+    let own = view.me.slot_name();
+    let seen = view.memory.seen_slots.iter();
+    let wanted: BTreeSet<SlotName> = seen
+        .filter(|(slot, seen)| **slot != own && view.now.since(**seen) < MEMBER_SLOTS_TTL)
+        .map(|(slot, _)| slot.clone())
         .collect();
-    let present: BTreeSet<_> = answer.slots.iter().filter(|s| s.physical).map(|s| s.name.clone()).collect();
-    (wanted != present).then_some(Action::SetSlots(wanted))
+    let present = || answer.slots.iter().filter(|s| s.physical);
+    let missing = wanted.iter().any(|slot| present().all(|s| s.name != *slot));
+    // One that is in use is somebody's, and stays until it is not.
+    let unwanted = present().any(|s| !s.active && !wanted.contains(&s.name));
+    (missing || unwanted).then_some(Action::SetSlots(wanted))
 }
 
 /// The next step of the synchronous set.
@@ -81,6 +86,12 @@ fn sync_step(view: &View, snapshot: &Snapshot, answer: &Answer) -> Option<Action
         }
         Step::DeleteKey => key.map(|k| Action::DeleteSync(k.revision)),
     }
+}
+
+/// Commits wait for standbys already, and nobody can be elected on that yet: it is a matter of moments.
+fn settling(view: &View, snapshot: &Snapshot) -> bool {
+    let nobody = snapshot.sync.as_ref().is_some_and(|s| s.value.sync_standby.is_none());
+    nobody && view.memory.sync_since.is_some() && view.memory.sync_starved.is_none()
 }
 
 /// Commits are let go only after the standbys have had time to come back: a restart of the primary cuts them all off.
@@ -139,7 +150,15 @@ pub fn names_at_start(view: &View, snapshot: Option<&Snapshot>) -> String {
         return names.clone();
     }
     let electors = snapshot.and_then(|s| s.sync.as_ref()).map(|s| Electors::of(&s.value)).unwrap_or_default();
+    if electors.voters.is_empty() {
+        return sync::names_at_promotion(&policy(view), BTreeSet::new());
+    }
     Names::implied_by(&electors).to_setting(view.rules.sync_mode)
+}
+
+/// Whether a primary can be started without asking the store for the names.
+pub fn names_are_known(view: &View) -> bool {
+    view.memory.sync_names.is_some() || view.rules.sync_mode == SyncMode::Off
 }
 
 /// The members that will follow in a moment.

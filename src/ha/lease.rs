@@ -16,7 +16,7 @@ use crate::process::InitLink;
 use crate::supervisor::UnitState;
 use crate::types::{NodeName, Timing};
 
-use super::view::{DEADMAN_MARGIN, Lease};
+use super::view::{DEADMAN_MARGIN, Lease, demote_margin};
 
 /// A renewal whose outcome is unknown is tried again after this long, until somebody decides otherwise.
 const RETRY: Duration = Duration::from_millis(200);
@@ -121,7 +121,7 @@ async fn until(due: Option<Moment>) {
 impl<D: Dcs> Deps<D> {
     /// A successful acquisition or renewal: publish it, move the deadman, and say when the next is due.
     fn keep(&self, held: Held, publish: &watch::Sender<Lease>) -> Moment {
-        let lease = Lease::Held { sent: held.sent };
+        let lease = Lease::Held { sent: held.sent, ttl: held.ttl };
         publish.send_if_modified(|known| {
             // A renewal is no news for the loop: it reads the new moment at its next tick.
             let news = !matches!(known, Lease::Held { .. });
@@ -135,11 +135,12 @@ impl<D: Dcs> Deps<D> {
     async fn renew(&self, publish: &watch::Sender<Lease>) -> Option<Moment> {
         match self.store.renew_leader(&self.me).await {
             Ok(held) => Some(self.keep(held, publish)),
-            Err(Error::Unreachable(why)) => {
-                debug!(%why, "the lease could not be renewed, trying again");
+            // A refusal (no space, a member that is being replaced) says nothing of who holds the key.
+            Err(error @ (Error::Unreachable(_) | Error::Rejected(_))) => {
+                debug!(%error, "the lease could not be renewed, trying again");
                 Some(clock::now() + RETRY)
             }
-            Err(error @ (Error::Conflict { .. } | Error::Rejected(_))) => {
+            Err(error @ Error::Conflict { .. }) => {
                 warn!(%error, "the leader lease is lost");
                 publish.send_replace(Lease::Lost);
                 None
@@ -149,11 +150,15 @@ impl<D: Dcs> Deps<D> {
 
     /// Tells the deadman which postmaster to stop, and when.
     fn arm(&self, lease: Lease) {
-        let Lease::Held { sent } = lease else { return };
+        let Lease::Held { sent, ttl } = lease else { return };
+        if clock::now() >= sent + ttl - demote_margin(ttl) {
+            // Too late for a postmaster that was started under this lease; what runs by now is none.
+            return;
+        }
         let pid = match *self.process.borrow() {
             UnitState::Running { pid, .. } | UnitState::Stopping { pid } => pid,
             UnitState::Down { .. } | UnitState::Draining { .. } | UnitState::Backoff { .. } => return,
         };
-        self.init.arm(pid, sent + self.timing.borrow().ttl - DEADMAN_MARGIN);
+        self.init.arm(pid, sent + ttl - DEADMAN_MARGIN);
     }
 }

@@ -1,25 +1,51 @@
 //! What the process remembers from tick to tick, brought up to date with what was just seen. Pure.
 
+use std::time::Duration;
+
 use crate::clock::Moment;
 use crate::dcs::Snapshot;
 use crate::postgres;
 use crate::postgres::status::Kind;
-use crate::types::NodeName;
+use crate::supervisor::UnitState;
+use crate::types::{Lsn, NodeName, Revision};
 
 use super::publish::streams;
 use super::sync::Names;
-use super::view::{Failures, Instance, Job, Memory, Observed, View};
+use super::view::{Failures, Instance, Job, Memory, Observed, UpstreamWal, View};
+
+/// A start that has held for this long was a good one.
+pub(super) const HEALTHY: Duration = Duration::from_secs(60);
+/// By then every backend of a primary goes by a setting that one session has seen.
+const SETTLED: Duration = Duration::from_millis(100);
 
 impl Memory {
-    /// Takes in a snapshot that arrived at `arrived`.
-    pub fn saw_store(&mut self, me: &NodeName, snapshot: &Snapshot, arrived: Moment) {
+    /// Takes in a snapshot that arrived at `arrived`, and the last renewal of the leader key that the watch has brought.
+    pub fn saw_store(
+        &mut self,
+        me: &NodeName,
+        snapshot: &Snapshot,
+        arrived: Moment,
+        renewal: Option<(Revision, Moment)>,
+    ) {
+        if self.seen_slots.is_empty() {
+            // What the leader before retained is retained on.
+            let retained = snapshot.status.iter().flat_map(|s| s.value.retain_slots.iter().flatten());
+            self.seen_slots.extend(retained.map(|slot| (slot.clone(), arrived)));
+        }
         for member in &snapshot.members {
-            self.seen_members.insert(member.name.clone(), arrived);
+            self.seen_slots.insert(member.name.slot_name(), arrived);
         }
         let other = snapshot.leader.as_ref().filter(|leader| leader.name != *me);
         self.observed = other.map(|leader| match self.observed.take() {
             Some(known) if known.revision == leader.revision => known,
-            Some(_) | None => Observed { revision: leader.revision, since: arrived },
+            Some(_) | None => {
+                // The watch may have brought the renewal before this snapshot did.
+                let watched = renewal.filter(|(revision, _)| *revision == leader.revision);
+                Observed {
+                    revision: leader.revision,
+                    since: watched.map_or(arrived, |(_, at)| at.min(arrived)),
+                }
+            }
         });
     }
 
@@ -30,28 +56,47 @@ impl Memory {
                 let in_force = Names::parse(&answer.sync_names);
                 let starved = in_force.need > 0 && !has_streaming(&view.local);
                 self.sync_starved = starved.then_some(self.sync_starved.unwrap_or(view.now));
-                // Whoever has flushed this has everything that was acknowledged before the set in force.
-                self.sync_barrier = if in_force.need > 0 { self.sync_barrier.or(Some(lsn)) } else { None };
+                self.note_barrier(&in_force, lsn, view.now);
                 self.sync_names = Some(answer.sync_names.clone());
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);
-                self.answered();
+                self.answered(view);
             }
             Instance::Standby(answer, _) => {
                 let stalled = !streams(answer) && self.frozen.is_none();
                 self.not_streaming = stalled.then_some(self.not_streaming.unwrap_or(view.now));
-                (self.sync_barrier, self.sync_starved, self.sync_names) = (None, None, None);
-                self.answered();
+                (self.sync_barrier, self.sync_since, self.sync_starved, self.sync_names) =
+                    (None, None, None, None);
+                if !stalled {
+                    self.upstream_wal = UpstreamWal::Kept;
+                }
+                self.answered(view);
             }
             Instance::Down => {
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);
-                (self.sync_barrier, self.sync_starved) = (None, None);
+                (self.sync_barrier, self.sync_since, self.sync_starved) = (None, None, None);
             }
             Instance::Silent | Instance::Ending => {}
         }
     }
 
-    fn answered(&mut self) {
-        self.failures.remove(&Job::Start);
+    /// Whoever has flushed the barrier has everything that was acknowledged before the set in force. It is read a moment
+    /// after the set was first seen: a session sees a new setting before every backend waits by it.
+    fn note_barrier(&mut self, in_force: &Names, lsn: Lsn, now: Moment) {
+        if in_force.need == 0 {
+            (self.sync_since, self.sync_barrier) = (None, None);
+            return;
+        }
+        let since = *self.sync_since.get_or_insert(now);
+        if self.sync_barrier.is_none() && now.since(since) >= SETTLED {
+            self.sync_barrier = Some(lsn);
+        }
+    }
+
+    /// Starts that failed are forgotten when one has held.
+    fn answered(&mut self, view: &View) {
+        if ran_for(view) >= HEALTHY {
+            self.failures.remove(&Job::Start);
+        }
     }
 
     /// A job ended well: its failures are forgotten.
@@ -63,6 +108,17 @@ impl Memory {
     pub fn failed(&mut self, job: Job, at: Moment, why: String) {
         let n = self.failures.get(&job).map_or(0, |f| f.n).saturating_add(1);
         self.failures.insert(job, Failures { n, last: at, why });
+    }
+}
+
+/// For how long the process has been running.
+pub(super) fn ran_for(view: &View) -> Duration {
+    match view.local.process {
+        UnitState::Running { since, .. } => view.now.since(since),
+        UnitState::Down { .. }
+        | UnitState::Stopping { .. }
+        | UnitState::Draining { .. }
+        | UnitState::Backoff { .. } => Duration::ZERO,
     }
 }
 

@@ -1,5 +1,6 @@
 //! High availability: observe ([`view`]), decide ([`decide`]), act (`agent`).
 
+mod act;
 pub mod agent;
 pub mod decide;
 mod jobs;
@@ -87,6 +88,12 @@ pub enum Error {
     /// A document that could not be written as JSON.
     #[error("a document could not be encoded")]
     Encode(#[from] serde_json::Error),
+    /// Whom to ask is not known.
+    #[error("the location list is not known yet")]
+    NoList,
+    /// An action that did not end while the lease still left time for it.
+    #[error("not done before the lease runs short")]
+    OutOfTime,
     /// A job that ended before it was done.
     #[error("the job was ended before it was done")]
     JobEnded(#[source] tokio::task::JoinError),

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::clock::Moment;
 use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Snapshot, Status};
 use crate::peer::DataFacts;
 use crate::postgres;
 use crate::postgres::status::{Answer, DataDir, Kind};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, NodeName, SlotName, SystemId, Timeline};
+use crate::types::{Lsn, SlotName, SystemId, Timeline};
 
 use super::Phase;
+use super::lead::MEMBER_SLOTS_TTL;
 use super::view::{Candidate, Checkpoint, Eligibility, Instance, Job, Lease, Motion, PollAnswer, View};
 
 /// Patroni's version that we speak: peers and tools compare it as numbers.
@@ -113,10 +115,15 @@ pub fn data_facts(local: &postgres::Status, remembered: Option<SystemId>) -> Dat
         Kind::Primary { lsn, .. } => *lsn,
         Kind::Standby { received, replayed, .. } => *received.max(replayed),
     });
+    let unreadable = match &local.data {
+        DataDir::Unreadable { why } => Some(why.clone()),
+        DataDir::Cluster(_) | DataDir::Empty | DataDir::Incomplete { .. } => None,
+    };
     DataFacts {
+        unreadable,
         system_id: control.map(|c| c.system_id).or(remembered),
-        timeline: local.sql.as_ref().map(|a| a.timeline).or(control.map(|c| c.timeline)),
-        lsn: answered.or(control.map(|c| c.checkpoint)),
+        timeline: local.sql.as_ref().map(|a| a.timeline).or_else(|| control.map(|c| c.timeline)),
+        lsn: answered.or_else(|| control.map(|c| c.checkpoint)),
     }
 }
 
@@ -127,9 +134,9 @@ pub fn status(view: &View, lsn: Lsn) -> Status {
         let member_slots = answer.slots.iter().filter(|s| s.physical);
         slots.extend(member_slots.filter_map(|s| Some((s.name.clone(), s.restart_lsn?))));
     }
-    let retain =
-        view.memory.seen_members.keys().map(NodeName::slot_name).collect::<std::collections::BTreeSet<_>>();
-    Status { optime: Some(lsn), slots: Some(slots), retain_slots: Some(retain.into_iter().collect()) }
+    let recent = |seen: &Moment| view.now.since(*seen) < MEMBER_SLOTS_TTL;
+    let retain = view.memory.seen_slots.iter().filter(|(_, seen)| recent(seen)).map(|(slot, _)| slot.clone());
+    Status { optime: Some(lsn), slots: Some(slots), retain_slots: Some(retain.collect()) }
 }
 
 /// `history` from the text of the local history file, keeping what is known of older rows (times and names).
@@ -220,7 +227,9 @@ mod tests {
             page.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             match poll_answer(&page) {
                 PollAnswer::Standby(candidate) => candidate.motion,
-                other => panic!("{other:?}"),
+                other @ (PollAnswer::Unreachable | PollAnswer::Down | PollAnswer::Primary) => {
+                    panic!("{other:?}")
+                }
             }
         };
         assert_eq!(page(json!({"replication_state": "streaming"})), Motion::Streaming);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::dcs::{Claim, Snapshot, Sync};
 use crate::types::{Lsn, NodeName, SyncMode, Timeline};
 
+use super::lead::NOW;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
 use super::sync::Electors;
@@ -47,7 +48,7 @@ fn ask(view: &View) -> Decision {
 }
 
 fn act(action: Action, reason: Reason) -> Decision {
-    Decision { actions: vec![action], reason, wake: Wake::Soon(RACE_INTERVAL) }
+    Decision { actions: vec![action], reason, wake: NOW }
 }
 
 fn wait(reason: Reason) -> Decision {
@@ -73,6 +74,11 @@ fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)
         if !entitled_to_run && sync.leader.as_ref() != Some(&view.me) {
             return Some(Reason::NotSynchronous(entitled.into_iter().chain(sync.leader.clone()).collect()));
         }
+    }
+    // With a synchronous set in force the votes decide: whoever wins has every acknowledged commit, however far it is
+    // behind on what was not.
+    if active_sync(view, snapshot).is_some() {
+        return None;
     }
     let optime = snapshot.status.as_ref().and_then(|s| s.value.optime).unwrap_or_default();
     let lag = optime.bytes_ahead_of(position);

@@ -36,6 +36,8 @@ pub enum Wake {
 pub enum Action {
     /// Take the leader key.
     Acquire(Claim),
+    /// Stop renewing a lease that is over.
+    Forget,
     /// Give it back. Only ever decided when PostgreSQL is down.
     Release,
     /// Say in `initialize` that a new cluster is being made here.
@@ -202,6 +204,10 @@ pub enum Reason {
     Comparing(NodeName),
     /// The local history has left the leader's: it is rewound.
     Diverged(NodeName),
+    /// The upstream has removed WAL that this standby needs: it is copied anew.
+    WalRemoved(NodeName),
+    /// The display name is not this node's yet.
+    ClaimingName,
     /// A job failed and is tried again later.
     RetryLater(Job, String),
     /// Gives the key back, since this node has nothing to lead with.
@@ -213,6 +219,7 @@ pub enum Reason {
 }
 
 impl fmt::Display for Reason {
+    #[expect(clippy::too_many_lines, reason = "one line for each variant")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leading => f.write_str("the leader with the lock"),
@@ -266,6 +273,12 @@ impl fmt::Display for Reason {
             Self::AwaitingCheckpoint(name) => write!(f, "waiting for the first checkpoint of {name}"),
             Self::Comparing(name) => write!(f, "comparing the history with that of {name}"),
             Self::Diverged(name) => write!(f, "the local history has left that of {name}: rewinding"),
+            Self::WalRemoved(name) => {
+                write!(f, "{name} has removed WAL that is needed here: copying its data anew")
+            }
+            Self::ClaimingName => {
+                f.write_str("waiting for this member's name: another node of that name is alive")
+            }
             Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job_words(*job)),
             Self::NothingToLead => f.write_str("the lock is ours and there is no data here: giving it away"),
             Self::Stopping => f.write_str("stopping"),

@@ -13,7 +13,7 @@ use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::postgres::{self, Upstream};
 use crate::record::Bootstrap;
 use crate::supervisor::UnitState;
-use crate::types::{Lsn, NodeId, NodeName, Revision, SystemId, Timeline, TimelineHistory};
+use crate::types::{Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
 
 use super::Phase;
 use super::rules::Rules;
@@ -80,10 +80,12 @@ pub enum Store {
 pub enum Lease {
     /// Not ours.
     None,
-    /// Ours: the last successful renewal was *sent* at this moment.
+    /// Ours: the last successful renewal was *sent* at this moment, for so long.
     Held {
         /// When it was sent.
         sent: Moment,
+        /// The time to live that it was sent with; the configuration may have changed since.
+        ttl: Duration,
     },
     /// It was ours, and a renewal has found the key with somebody else or gone.
     Lost,
@@ -148,6 +150,8 @@ pub struct Memory {
     /// The position of the primary when its synchronous set last became stricter: who has not flushed this may miss
     /// commits that were acknowledged without it.
     pub sync_barrier: Option<Lsn>,
+    /// Since when the setting in force has been seen.
+    pub sync_since: Option<Moment>,
     /// The setting in force when the local primary last answered.
     pub sync_names: Option<String>,
     /// Since when no standby streams although the set names some.
@@ -158,10 +162,36 @@ pub struct Memory {
     pub failures: BTreeMap<Job, Failures>,
     /// Whom the local standby was last told to follow.
     pub following: Option<Upstream>,
-    /// When each member was last seen in the store.
-    pub seen_members: BTreeMap<NodeName, Moment>,
+    /// When each member's slot was last wanted: the member was in the store, or an earlier leader retained it.
+    pub seen_slots: BTreeMap<SlotName, Moment>,
+    /// The TTL before the last change of the configuration, and when that was.
+    pub ttl_before: Option<(Duration, Moment)>,
+    /// Whether the name in the store is this node's.
+    pub name: Name,
+    /// Whether the upstream still has what this standby needs.
+    pub upstream_wal: UpstreamWal,
     /// A standby that cannot connect: since when.
     pub not_streaming: Option<Moment>,
+}
+
+/// Whether the display name is held by this node: two nodes of one name would take each other's leader key for theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Name {
+    /// Not yet, or another node holds it.
+    #[default]
+    Unclaimed,
+    /// It is.
+    Claimed,
+}
+
+/// Whether the upstream still has the WAL that this standby needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UpstreamWal {
+    /// As far as is known.
+    #[default]
+    Kept,
+    /// It said that the segment has been removed: only a copy helps.
+    Removed,
 }
 
 /// The checkpoint after a promotion. Until it is made the control file still shows the old timeline, and pg_rewind
@@ -263,6 +293,8 @@ pub struct Survey {
 pub enum SurveyAnswer {
     /// No answer: it may have.
     Silent,
+    /// It has a data directory that it cannot read: it may hold anything.
+    Unreadable,
     /// No data and no record of any.
     NoData,
     /// Data of this cluster.
@@ -342,7 +374,7 @@ impl View {
     /// When this node must have begun to stop its primary, if nothing renews the lease before.
     pub fn demote_at(&self) -> Option<Moment> {
         match self.lease {
-            Lease::Held { sent } => Some(sent + self.rules.timing.ttl - demote_margin(self.rules.timing.ttl)),
+            Lease::Held { sent, ttl } => Some(sent + ttl - demote_margin(ttl)),
             Lease::None | Lease::Lost => None,
         }
     }
@@ -358,15 +390,39 @@ impl View {
         let observed = self.memory.observed.as_ref()?;
         let holder_is_ours = self.snapshot()?.member(&leader.name).is_none_or(|m| m.pgherd_version.is_some());
         let stood = self.now.since(observed.since);
-        (observed.revision == leader.revision && holder_is_ours && stood >= self.rules.timing.ttl)
+        (observed.revision == leader.revision && holder_is_ours && stood >= self.takeover_after())
             .then_some(leader)
+    }
+
+    /// How long another's key must stand still: the TTL, or for a while after a change the longer of the old and the new,
+    /// since the holder may not have heard of it.
+    fn takeover_after(&self) -> Duration {
+        let ttl = self.rules.timing.ttl;
+        match self.memory.ttl_before {
+            Some((before, at)) if self.now.since(at) < before + ttl => ttl.max(before),
+            Some(_) | None => ttl,
+        }
     }
 
     /// Whether a job that has failed may be tried again.
     pub fn may_try(&self, job: Job) -> bool {
         self.memory.failures.get(&job).is_none_or(|f| {
+            let free = match job {
+                // A first crash is restarted at once.
+                Job::Start if f.n <= 1 => return true,
+                Job::Start => 2,
+                Job::Initdb
+                | Job::FinishBootstrap
+                | Job::Clone
+                | Job::Rewind
+                | Job::Promote
+                | Job::Stop
+                | Job::Poll
+                | Job::Survey
+                | Job::Compare => 1,
+            };
             // Equal jitter without randomness: nodes differ in what they do, not in when they retry.
-            self.now.since(f.last) >= JOB_BACKOFF.delay(f.n.saturating_sub(1), 0.5)
+            self.now.since(f.last) >= JOB_BACKOFF.delay(f.n.saturating_sub(free), 0.5)
         })
     }
 
@@ -377,7 +433,7 @@ impl View {
 
     /// When the loop must run again whatever else happens: the lease's demotion, or the expiry of another's key.
     pub fn next_deadline(&self) -> Option<Moment> {
-        let takeover = self.memory.observed.as_ref().map(|o| o.since + self.rules.timing.ttl);
+        let takeover = self.memory.observed.as_ref().map(|o| o.since + self.takeover_after());
         [self.demote_at(), takeover].into_iter().flatten().filter(|at| *at > self.now).min()
     }
 }

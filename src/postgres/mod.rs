@@ -316,6 +316,11 @@ impl Postgres {
         self.shared.unit.last_lines().pop().unwrap_or_else(|| "it said nothing".to_owned())
     }
 
+    /// Whether the standby was lately told that WAL which it needs has been removed upstream.
+    pub fn misses_wal(&self) -> bool {
+        self.shared.unit.last_lines().iter().any(|line| line.contains("has already been removed"))
+    }
+
     /// The text of the local history file of this timeline; empty for the first, which has none.
     ///
     /// # Errors

@@ -368,11 +368,15 @@ pub(super) async fn checkpoint(shared: &Shared, patience: Duration) -> Result<()
     tokio::time::timeout(patience, done).await.unwrap_or(Err(Error::TimedOut { what, after: patience }))
 }
 
-/// Waits until no walreceiver exists (not even one that is connecting) and what was received is replayed.
+/// Waits until the position can no longer move: no walreceiver exists (not even one that is connecting). The position is
+/// the further of received and replayed, so what was received need not be replayed. A standby that has received nothing
+/// since its start knows its position only when it has replayed all of its own WAL: then its startup process waits for more.
 pub(super) async fn wait_until_frozen(shared: &Shared) -> Result<(), Error> {
     let sql = "SELECT current_setting('primary_conninfo') = ''
                   AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')
-                  AND coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), true)";
+                  AND (pg_last_wal_receive_lsn() IS NOT NULL
+                       OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+                                     AND wait_event = 'RecoveryRetrieveRetryInterval'))";
     wait_until(shared, FREEZE_LIMIT, "stop the walreceiver", sql).await
 }
 

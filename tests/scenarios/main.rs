@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pgherd::dcs::{Claim, Initialize, Precondition, Readiness};
 use pgherd::ha::reason::{Action, Decision, Reason, Task};
-use pgherd::ha::view::{Job, Motion, PollAnswer, SurveyAnswer};
+use pgherd::ha::view::{Job, Lease, Motion, PollAnswer, SurveyAnswer};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{StartAs, StopMode};
 use pgherd::types::{NodeName, Revision, SyncMode, SystemId, Timeline};
@@ -75,6 +75,29 @@ mod fencing {
         assert_eq!(only(outdated), Action::Begin(Task::Stop(StopMode::Immediate)));
     }
 
+    /// A lease that is over and is not forgotten would make a primary of everything that is started after it.
+    #[test]
+    fn a_lease_that_is_over_is_forgotten_before_anything_is_started() {
+        let lost = Scene::new().leader("n1").lease_lost();
+        assert_eq!(only(lost.decide()), Action::Forget);
+        let expired = Scene::new().store_silent().lease(8);
+        assert_eq!(only(expired.decide()), Action::Forget);
+        assert_eq!(only(lost.standby(HERE).decide()), Action::Forget);
+    }
+
+    #[test]
+    fn a_standby_that_is_starting_is_left_alone_when_another_node_leads() {
+        let starting = Scene::new().leader("n1").silent_process();
+        assert_eq!(nothing_because(starting.decide()), Reason::Starting);
+    }
+
+    #[test]
+    fn the_time_to_live_that_a_lease_was_sent_with_counts_not_a_later_one() {
+        let mut scene = Scene::new().leader("n0").primary("", &[]).lease(8).store_silent();
+        scene.0.rules.timing.ttl = Duration::from_secs(30);
+        assert_eq!(scene.decide().reason, Reason::LeaseEnding);
+    }
+
     #[test]
     fn a_primary_without_a_lease_stops_when_the_store_is_not_ready() {
         let scene = Scene::new().no_leader().snapshot(|s| s.readiness = Readiness::NotReady).primary("", &[]);
@@ -132,14 +155,39 @@ mod leading {
     #[test]
     fn a_crash_is_restarted_even_while_the_store_is_silent_if_the_lease_is_good() {
         let decision = Scene::new().leads().store_silent().decide();
-        assert!(matches!(only(decision), Action::Start(StartAs::Primary, _)));
+        assert!(matches!(only(decision), Action::Start(StartAs::Primary, _)), "commits wait for nobody here");
+    }
+
+    #[test]
+    fn without_the_store_no_primary_is_started_whose_names_are_not_known() {
+        let scene = Scene::new().leads().sync_mode(SyncMode::Quorum).store_silent();
+        assert!(matches!(nothing_because(scene.decide()), Reason::StoreSilent(_)));
+        let mut known = scene;
+        known.0.memory.sync_names = Some("ANY 1 (n1)".into());
+        assert_eq!(only(known.decide()), Action::Start(StartAs::Primary, "ANY 1 (n1)".into()));
+    }
+
+    /// Started as a primary it would go on writing the timeline that its promotion was to end.
+    #[test]
+    fn a_standby_that_died_between_the_lock_and_its_promotion_starts_as_a_standby() {
+        for state in [ControlState::InArchiveRecovery, ControlState::ShutDownInRecovery] {
+            let decision = Scene::new().leads().data(state).decide();
+            assert_eq!(only(decision), Action::Start(StartAs::Standby(None), String::new()));
+        }
+    }
+
+    #[test]
+    fn two_nodes_of_one_name_never_share_a_key() {
+        let mut scene = Scene::new().leader("n0").data(ControlState::InProduction);
+        scene.0.memory.name = pgherd::ha::view::Name::Unclaimed;
+        assert_eq!(nothing_because(scene.decide()), Reason::ClaimingName);
     }
 
     #[test]
     fn a_crash_loop_gives_the_lock_to_a_node_that_runs() {
         let looping = Scene::new().leads().failed(Job::Start, 3, 60);
         assert_eq!(looping.decide().reason, Reason::CrashLoop(3));
-        assert_eq!(only(looping.clone().decide()), Action::Release);
+        assert_eq!(only(looping.decide()), Action::Release);
         let alone = looping.snapshot(|s| s.members.clear()).decide();
         assert!(matches!(only(alone), Action::Start(StartAs::Primary, _)), "nobody else could lead");
     }
@@ -179,8 +227,10 @@ mod leading {
 
     #[test]
     fn a_promotion_is_not_begun_on_the_last_second_of_a_lease() {
-        let decision = Scene::new().leads().lease(7).standby(HERE).decide();
-        assert!(decision.actions.is_empty());
+        let mut late = Scene::new().leads().standby(HERE);
+        let (sent, ttl) = (scene::ago(6) - Duration::from_millis(500), late.0.rules.timing.ttl);
+        late.0.lease = Lease::Held { sent, ttl };
+        assert_eq!(nothing_because(late.decide()), Reason::LeaseTooShort);
         let short = Scene::new().leader("n0").lease(6).standby(HERE).decide();
         assert!(matches!(short.actions.last(), Some(Action::Begin(Task::Promote))), "one second is enough");
     }
@@ -188,8 +238,8 @@ mod leading {
     #[test]
     fn a_leader_keeps_status_slots_and_missing_keys() {
         let mut scene = Scene::new().leads().primary("", &[]).initialize(None).snapshot(|s| s.config = None);
-        scene.0.memory.seen_members.insert(name("n1"), scene::ago(60));
-        scene.0.memory.seen_members.insert(name("gone"), scene::ago(3600));
+        scene.0.memory.seen_slots.insert(name("n1").slot_name(), scene::ago(60));
+        scene.0.memory.seen_slots.insert(name("gone").slot_name(), scene::ago(3600));
         let actions = scene.decide().actions;
         assert!(actions.contains(&Action::PutInitialize(CLUSTER)));
         assert!(actions.contains(&Action::PutConfig));
@@ -202,9 +252,9 @@ mod leading {
     fn commits_begin_to_wait_before_anybody_may_be_elected_on_them() {
         let quorum = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
         let decision = quorum.clone().primary("", &["n1", "n2"]).decide();
-        assert_eq!(decision.actions.last(), Some(&Action::SetSyncNames("ANY 1 (n1,n2)".into())));
+        assert_eq!(decision.actions.first(), Some(&Action::SetSyncNames("ANY 1 (n1,n2)".into())));
         let next = quorum.primary("ANY 1 (n1,n2)", &["n1", "n2"]).decide();
-        let Some(Action::PutSync(sync, _)) = next.actions.last() else { panic!("{:?}", next.actions) };
+        let Some(Action::PutSync(sync, _)) = next.actions.first() else { panic!("{:?}", next.actions) };
         assert_eq!((sync.quorum, sync.sync_standby.as_deref()), (1, Some("n1,n2")));
     }
 
@@ -213,11 +263,11 @@ mod leading {
         let mut scene = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &["n1"]);
         scene = scene.primary("ANY 1 (n1)", &[]);
         scene.0.memory.sync_starved = Some(scene::ago(3));
-        let last = |scene: &Scene| scene.decide().actions.last().cloned();
-        assert!(matches!(last(&scene), Some(Action::PutStatus(_) | Action::SetSlots(_))));
+        let first = |scene: &Scene| scene.decide().actions.first().cloned();
+        assert_eq!(first(&scene), Some(Action::PutStatus(POSITION)));
         scene.0.memory.sync_starved = Some(scene::ago(4));
         assert!(
-            matches!(last(&scene), Some(Action::PutSync(..))),
+            matches!(first(&scene), Some(Action::PutSync(..))),
             "first nobody can be elected, then commits go on"
         );
     }
@@ -281,6 +331,19 @@ mod bootstrapping {
     }
 
     #[test]
+    fn a_node_whose_data_cannot_be_read_may_have_any() {
+        let answers = [NO_DATA[0], ("192.0.2.2", SurveyAnswer::Unreadable)];
+        let decision = first_start().surveyed(&answers).decide();
+        assert!(matches!(nothing_because(decision), Reason::SurveyIncomplete(_)));
+    }
+
+    #[test]
+    fn a_maker_whose_acquisition_was_not_answered_goes_on() {
+        let decision = first_start().surveyed(&NO_DATA).leader("n0").decide();
+        assert_eq!(only(decision), Action::Acquire(Claim::Expired(Revision(9))));
+    }
+
+    #[test]
     fn nobody_leads_a_store_that_is_not_ready() {
         let scene = first_start().surveyed(&NO_DATA).snapshot(|s| s.readiness = Readiness::NotReady);
         assert_eq!(nothing_because(scene.decide()), Reason::StoreNotReady);
@@ -324,6 +387,41 @@ mod following {
     fn an_empty_volume_copies_the_leader() {
         assert_eq!(only(Scene::new().empty().decide()), Action::Begin(Task::Clone(upstream("n1"))));
         assert_eq!(only(Scene::new().incomplete().decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    }
+
+    #[test]
+    fn data_that_cannot_be_read_is_replaced_only_if_it_was_this_clusters() {
+        let mut foreign = Scene::new().unreadable();
+        foreign.0.volume.system_id = None;
+        assert!(matches!(nothing_because(foreign.decide()), Reason::DataUnreadable(_)));
+        assert_eq!(only(Scene::new().unreadable().decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    }
+
+    #[test]
+    fn what_the_leader_said_before_its_promotion_is_not_its_history() {
+        let mut scene = Scene::new().same_timeline();
+        scene = scene.snapshot(|s| s.members[0].timeline = Some(Timeline(2)));
+        assert_eq!(only(scene.decide()), Action::Begin(Task::Compare(upstream("n1"))));
+    }
+
+    #[test]
+    fn a_new_leader_is_followed_when_it_serves_and_has_made_its_checkpoint() {
+        let promoting =
+            Scene::new().same_timeline().snapshot(|s| s.members[0].role = pgherd::dcs::Role::Promoted);
+        assert_eq!(nothing_because(promoting.decide()), Reason::WaitingForLeader);
+        let owed =
+            Scene::new().same_timeline().snapshot(|s| s.members[0].checkpoint_after_promote = Some(false));
+        assert_eq!(nothing_because(owed.decide()), Reason::AwaitingCheckpoint(name("n1")));
+    }
+
+    #[test]
+    fn a_standby_whose_wal_is_gone_upstream_is_copied_anew() {
+        let mut scene = Scene::new().standby(HERE).same_timeline().not_streaming(60);
+        scene.0.memory.upstream_wal = pgherd::ha::view::UpstreamWal::Removed;
+        assert_eq!(scene.decide().reason, Reason::WalRemoved(name("n1")));
+        let mut down = Scene::new().same_timeline();
+        down.0.memory.upstream_wal = pgherd::ha::view::UpstreamWal::Removed;
+        assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
     }
 
     #[test]
@@ -449,6 +547,25 @@ mod racing {
         );
         let lagging = race(HERE, &[]).optime(HERE + 1_048_577).decide();
         assert_eq!(nothing_because(lagging), Reason::LagTooLarge(1_048_577));
+    }
+
+    #[test]
+    fn with_a_synchronous_set_the_votes_decide_not_the_lag() {
+        let scene = quorum(&[("n2", still(HERE))]).optime(HERE + 1_048_577);
+        assert_eq!(only(scene.decide()), Action::Acquire(Claim::Vacant));
+    }
+
+    #[test]
+    fn a_comparison_with_a_leader_that_is_gone_gives_way_to_the_vote() {
+        let scene = Scene::new().no_leader().standby(HERE).doing(Job::Compare);
+        assert_eq!(only(scene.decide()), Action::Freeze);
+    }
+
+    #[test]
+    fn after_a_change_the_longer_time_to_live_counts_for_a_while() {
+        let mut scene = race(HERE, &[("n2", still(HERE))]).leader("n1").observed(12);
+        scene.0.memory.ttl_before = Some((Duration::from_secs(30), scene::ago(15)));
+        assert_eq!(scene.decide().reason, Reason::Following(name("n1")));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use pgherd::ha::decide::decide;
 use pgherd::ha::reason::Decision;
 use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
 use pgherd::ha::view::{
-    Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Observed, Poll, PollAnswer, Store,
-    Survey, SurveyAnswer, View, Volume,
+    Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Name, Observed, Poll, PollAnswer,
+    Store, Survey, SurveyAnswer, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
 use pgherd::postgres::{self, Upstream};
@@ -69,7 +69,7 @@ impl Scene {
             local: local(UnitState::Down { last: None }, cluster_data(ControlState::ShutDown), None),
             doing: None,
             volume: Volume { system_id: Some(CLUSTER), bootstrap: Bootstrap::Settled },
-            memory: Memory::default(),
+            memory: Memory { name: Name::Claimed, ..Memory::default() },
         };
         Self(view)
     }
@@ -104,7 +104,7 @@ impl Scene {
 
     /// The lease was last renewed so many seconds ago.
     pub(crate) fn lease(self, seconds: u64) -> Self {
-        self.with(|v| v.lease = Lease::Held { sent: ago(seconds) })
+        self.with(|v| v.lease = Lease::Held { sent: ago(seconds), ttl: v.rules.timing.ttl })
     }
 
     pub(crate) fn lease_lost(self) -> Self {
@@ -147,6 +147,10 @@ impl Scene {
                 control.system_id = system_id;
             }
         })
+    }
+
+    pub(crate) fn unreadable(self) -> Self {
+        self.with(|v| v.local.data = DataDir::Unreadable { why: "another version".into() })
     }
 
     pub(crate) fn incomplete(self) -> Self {
@@ -226,7 +230,9 @@ impl Scene {
             timeline: Timeline(2),
             history: TimelineHistory::parse(&text).unwrap(),
         };
+        let leader = |s: &mut Snapshot| s.members.first_mut().unwrap().timeline = Some(Timeline(2));
         self.snapshot(|s| s.history = Some(versioned(History(vec![row]))))
+            .snapshot(leader)
             .with(|v| v.memory.ancestry = Some(ancestry))
     }
 

@@ -32,7 +32,7 @@ use self::lease::{Guarded, Kept, Lease, guarded, keep_alive};
 use self::link::{Answer, Fault, Link, Stamp};
 use self::watcher::Watcher;
 use super::rows::{self, LEADER, MEMBERS, Row};
-use super::{Claim, Dcs, Error, Held, Key, Member, Precondition, Readiness, Snapshot};
+use super::{Claim, Dcs, Error, Held, Key, Member, Precondition, Readiness, Renewal, Snapshot};
 use crate::clock::{self, Moment};
 use crate::tls::EtcdClient;
 use crate::types::{LeaseId, NodeName, Revision};
@@ -79,6 +79,31 @@ pub struct EtcdConfig {
     pub ttl: Duration,
 }
 
+/// Who owns a member's name: a key beside the member's, under the same lease, whose value is the node id. Two live nodes
+/// of one name would take each other's leader key for their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Name {
+    key: String,
+    node_id: String,
+}
+
+impl Name {
+    fn compare(&self) -> Compare {
+        Compare::value(self.key.as_str(), CompareOp::Equal, self.node_id.as_str())
+    }
+
+    /// Does `put` if the name is ours, or nobody's.
+    fn guarding(&self, put: TxnOp, lease: i64) -> Txn {
+        let both = || [put_op(&self.key, &self.node_id, lease), put.clone()];
+        let vacant = Compare::create_revision(self.key.as_str(), CompareOp::Equal, 0);
+        let otherwise = Txn::new().when([vacant]).and_then(both());
+        Txn::new().when([self.compare()]).and_then(both()).or_else([TxnOp::txn(otherwise)])
+    }
+}
+
+/// Where names are claimed, beneath the scope.
+const NAMES: &str = "pgherd/names/";
+
 /// See the module.
 #[derive(Debug)]
 pub struct EtcdStore {
@@ -86,6 +111,7 @@ pub struct EtcdStore {
     prefix: String,
     ready: ReadyKey,
     changes: watch::Receiver<u64>,
+    renewals: watch::Receiver<Option<Renewal>>,
     state: Mutex<State>,
 }
 
@@ -95,6 +121,8 @@ struct State {
     lease: Option<Lease>,
     /// What was last written to `members/<me>`: key, value, lease. Spares the write when nothing changed.
     member: Option<(String, String, i64)>,
+    /// The name that this process has claimed.
+    name: Option<Name>,
 }
 
 impl EtcdStore {
@@ -109,10 +137,12 @@ impl EtcdStore {
         let link = Arc::new(Link::new(config.tls, endpoints));
         let prefix = prefix(&config.namespace, &config.scope);
         let (counter, changes) = watch::channel(0);
-        let watcher = Watcher { link: Arc::clone(&link), prefix: prefix.clone(), changes: counter };
+        let (heard, renewals) = watch::channel(None);
+        let watcher =
+            Watcher { link: Arc::clone(&link), prefix: prefix.clone(), changes: counter, renewals: heard };
         tasks.spawn(watcher.run(stop));
-        let state = Mutex::new(State { ttl: config.ttl, lease: None, member: None });
-        Self { link, prefix, ready: config.ready, changes, state }
+        let state = Mutex::new(State { ttl: config.ttl, lease: None, member: None, name: None });
+        Self { link, prefix, ready: config.ready, changes, renewals, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -176,7 +206,7 @@ impl EtcdStore {
     async fn lead(
         &self,
         txn: impl Fn(i64) -> Txn + Send + Sync,
-    ) -> Result<(Moment, i64, Answer<TxnResponse>), Error> {
+    ) -> Result<(Moment, Duration, Answer<TxnResponse>), Error> {
         let mut lease = self.lease().await.map_err(refused)?;
         let answer = match self.guarded(txn(lease.id), lease.id).await {
             Err(Fault::LeaseLost) => {
@@ -190,7 +220,7 @@ impl EtcdStore {
         let after = lease.after(guarded.sent, guarded.kept, Stamp::of(guarded.reply.header()));
         self.note(lease.id, after);
         let proven = after.unwrap_or(lease).proven;
-        Ok((guarded.sent.min(proven), lease.id, Answer { reply: guarded.reply, repeated }))
+        Ok((guarded.sent.min(proven), lease.ttl, Answer { reply: guarded.reply, repeated }))
     }
 
     async fn guarded(&self, txn: Txn, id: i64) -> Result<Answer<Guarded>, Fault> {
@@ -219,16 +249,31 @@ impl EtcdStore {
         Ok(())
     }
 
-    async fn write_member(&self, key: &str, value: &str) -> Result<(), Fault> {
+    async fn write_member(&self, key: &str, value: &str, name: Option<Name>) -> Result<(), Fault> {
         let lease = self.lease().await?;
         self.keep(lease).await?;
         let written = (key.to_owned(), value.to_owned(), lease.id);
         if self.state().member.as_ref() == Some(&written) {
             return Ok(());
         }
-        self.txn(Txn::new().and_then([put_op(key, value, lease.id)])).await?;
-        self.state().member = Some(written);
+        let put = put_op(key, value, lease.id);
+        let txn = match &name {
+            None => Txn::new().and_then([put]),
+            Some(name) => name.guarding(put, lease.id),
+        };
+        let reply = self.txn(txn).await?.reply;
+        if !reply.succeeded() && !reply.op_responses().iter().any(is_won) {
+            return Err(Fault::Store(Error::Conflict { what: "the member's name" }));
+        }
+        let mut state = self.state();
+        state.member = Some(written);
+        state.name = name;
         Ok(())
+    }
+
+    /// That the name this process goes by is still its own.
+    fn name_compare(&self) -> Option<Compare> {
+        self.state().name.as_ref().map(Name::compare)
     }
 
     fn ready_compare(&self) -> Option<Compare> {
@@ -252,8 +297,10 @@ impl EtcdStore {
         };
         let mut first = vec![claim];
         let mut second = mine(&leader, me, lease);
-        first.extend(self.ready_compare());
-        second.extend(self.ready_compare());
+        for condition in [self.ready_compare(), self.name_compare()].into_iter().flatten() {
+            first.push(condition.clone());
+            second.push(condition);
+        }
         let ready = match &self.ready {
             ReadyKey::Key(key) => key.as_str(),
             ReadyKey::NotNeeded => leader.as_str(),
@@ -270,16 +317,17 @@ impl EtcdStore {
     /// else if value == me and mod_revision == seen    then put(me, lease)
     /// ```
     /// For a key that carries our name under another lease: this node was restarted, its lease ran out or its TTL
-    /// was changed. Names belong to volumes, so the other lease was ours, and the process that held it is gone (or
-    /// never knew a newer one). Until this is applied the key is as it was; afterwards its revision is new, and a
+    /// was changed. The name is this volume's ([`Name`]), so the other lease was ours, and the process that held it is
+    /// gone (or never knew a newer one). Until this is applied the key is as it was; afterwards its revision is new, and a
     /// takeover that names the old one fails. So it is a renewal like any other.
     fn adoption(&self, me: &NodeName, seen: Revision, lease: i64) -> Txn {
         let leader = self.leader_key();
         let put = || put_op(&leader, me.as_str(), lease);
-        let same = vec![
+        let mut same = vec![
             Compare::value(leader.as_str(), CompareOp::Equal, me.as_str()),
             Compare::mod_revision(leader.as_str(), CompareOp::Equal, seen.0),
         ];
+        same.extend(self.name_compare());
         let second = Txn::new().when(same).and_then([put()]);
         Txn::new().when(mine(&leader, me, lease)).and_then([put()]).or_else([TxnOp::txn(second)])
     }
@@ -310,11 +358,11 @@ impl Dcs for EtcdStore {
     }
 
     async fn acquire_leader(&self, me: &NodeName, claim: Claim) -> Result<Held, Error> {
-        let (sent, _lease, answer) = self.lead(|lease| self.acquisition(me, claim, lease)).await?;
+        let (sent, ttl, answer) = self.lead(|lease| self.acquisition(me, claim, lease)).await?;
         let reply = answer.reply;
         let nested = reply.op_responses().iter().any(is_won);
         if reply.succeeded() || nested {
-            return Ok(Held { sent, revision: revision(&reply) });
+            return Ok(Held { sent, ttl, revision: revision(&reply) });
         }
         let is_ready = reply.op_responses().into_iter().filter_map(as_get).any(|get| !get.kvs().is_empty());
         if self.ready != ReadyKey::NotNeeded && !is_ready {
@@ -335,19 +383,19 @@ impl Dcs for EtcdStore {
             let look = TxnOp::get(leader.as_str(), None);
             Txn::new().when(mine(&leader, me, lease)).and_then([put]).or_else([look])
         };
-        let (sent, _lease, answer) = self.lead(renewal).await?;
+        let (sent, ttl, answer) = self.lead(renewal).await?;
         let reply = answer.reply;
         if reply.succeeded() {
-            return Ok(Held { sent, revision: revision(&reply) });
+            return Ok(Held { sent, ttl, revision: revision(&reply) });
         }
         let lost = Error::Conflict { what: "the leader key" };
         let Some(seen) = standing(&reply).filter(|(value, _seen)| value == me.as_str().as_bytes()) else {
             return Err(lost);
         };
-        let (sent, _lease, answer) = self.lead(|lease| self.adoption(me, seen.1, lease)).await?;
+        let (sent, ttl, answer) = self.lead(|lease| self.adoption(me, seen.1, lease)).await?;
         let reply = answer.reply;
         let won = reply.succeeded() || reply.op_responses().iter().any(is_won);
-        if won { Ok(Held { sent, revision: revision(&reply) }) } else { Err(lost) }
+        if won { Ok(Held { sent, ttl, revision: revision(&reply) }) } else { Err(lost) }
     }
 
     async fn release_leader(&self, me: &NodeName) -> Result<(), Error> {
@@ -365,10 +413,14 @@ impl Dcs for EtcdStore {
     async fn put_member(&self, member: &Member) -> Result<(), Error> {
         let key = self.key(&format!("{MEMBERS}{}", member.name));
         let value = serde_json::to_string(member).map_err(|e| Error::Rejected(format!("{key}: {e}")))?;
-        let written = match self.write_member(&key, &value).await {
+        let name = member
+            .node_id
+            .clone()
+            .map(|node_id| Name { key: self.key(&format!("{NAMES}{}", member.name)), node_id });
+        let written = match self.write_member(&key, &value, name.clone()).await {
             Err(Fault::LeaseLost) => {
                 self.state().lease = None;
-                self.write_member(&key, &value).await
+                self.write_member(&key, &value, name).await
             }
             other => other,
         };
@@ -397,6 +449,10 @@ impl Dcs for EtcdStore {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
+    }
+
+    fn renewals(&self) -> watch::Receiver<Option<Renewal>> {
+        self.renewals.clone()
     }
 
     fn set_ttl(&self, ttl: Duration) {

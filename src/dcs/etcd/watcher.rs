@@ -15,13 +15,13 @@ use tracing::debug;
 
 use super::link::{ATTEMPT, Link};
 use crate::clock::{self, Backoff};
-use crate::dcs::{Key, rows};
+use crate::dcs::{Key, Renewal, rows};
+use crate::types::Revision;
 
 /// How often the stream is asked for a sign of life. etcd answers within a round trip.
-const PROBE: Duration = Duration::from_secs(1);
-/// After this long without any message the stream is given up: about the shortest `loop_wait`, so that a dead stream
-/// delays a loop no more than having no stream at all.
-const SILENCE: Duration = Duration::from_secs(3);
+const PROBE: Duration = Duration::from_secs(3);
+/// After this long without any message the stream is given up. The loop runs every `loop_wait` in any case.
+const SILENCE: Duration = Duration::from_secs(7);
 /// Between streams. Short at first: a failed endpoint has a neighbour.
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(3) };
 
@@ -31,6 +31,7 @@ pub(super) struct Watcher {
     pub link: Arc<Link>,
     pub prefix: String,
     pub changes: watch::Sender<u64>,
+    pub renewals: watch::Sender<Option<Renewal>>,
 }
 
 impl Watcher {
@@ -108,8 +109,21 @@ impl Watcher {
     }
 
     fn take(&self, reply: &WatchResponse) {
+        for event in reply.events() {
+            self.note_renewal(event);
+        }
         if reply.events().iter().any(|event| self.is_news(event)) {
             self.bump();
+        }
+    }
+
+    fn note_renewal(&self, event: &Event) {
+        let leader = |kv: &&etcd_client::KeyValue| {
+            kv.key().strip_prefix(self.prefix.as_bytes()) == Some(rows::LEADER.as_bytes())
+        };
+        if let (EventType::Put, Some(kv)) = (event.event_type(), event.kv().filter(leader)) {
+            let revision = Revision(kv.mod_revision());
+            self.renewals.send_replace(Some(Renewal { revision, heard: clock::now() }));
         }
     }
 

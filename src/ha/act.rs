@@ -1,0 +1,258 @@
+//! The agent's hands: one line for each [`Action`], and no rule.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use crate::clock::{self, Moment};
+use crate::dcs::{self, Dcs, Key, Precondition};
+use crate::postgres::StartAs;
+use crate::record::Bootstrap;
+use crate::types::{Chain, Lsn, NodeName, Timeline};
+
+use super::Error;
+use super::agent::{Agent, Next, Youth};
+use super::jobs;
+use super::publish;
+use super::reason::{Action, Decision, Task, Wake};
+use super::view::{Doing, Instance, Job, Lease, Name, View};
+
+/// After an action that failed the loop looks again after this long, not sooner.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// The same while something is about to change: during a vote every moment counts.
+const AFTER_FAILURE_SOON: Duration = Duration::from_millis(100);
+/// Hex digits of the node id that make a name that is taken another one.
+const NAME_SUFFIX: usize = 4;
+/// A release whose outcome is unknown is asked for so often: nobody else leads before the lease runs out otherwise.
+const RELEASES: usize = 5;
+/// Between two of them.
+const RELEASE_RETRY: Duration = Duration::from_millis(100);
+
+/// When to look again after an action that failed.
+fn after_failure(wake: Wake) -> Wake {
+    match wake {
+        Wake::Loop => Wake::Soon(AFTER_FAILURE),
+        Wake::Soon(soon) => Wake::Soon(soon.max(AFTER_FAILURE_SOON)),
+    }
+}
+
+impl<D: Dcs> Agent<D> {
+    /// Performs the actions in order, up to the first that fails, and writes the member key.
+    pub(super) async fn act(&mut self, view: &View, decision: Decision) -> Next {
+        let mut wake = decision.wake;
+        let mut finished = false;
+        self.disarm_if_harmless(view);
+        for action in decision.actions {
+            finished |= action == Action::Finish;
+            if let Err(error) = self.perform_in_time(view, action.clone()).await {
+                self.complain(&action, &error);
+                wake = after_failure(wake);
+                break;
+            }
+        }
+        if view.snapshot().is_some() {
+            self.put_member(view).await;
+        }
+        if finished { Next::End } else { Next::Wait(wake) }
+    }
+
+    /// Once a change of words: a failure that repeats itself is no news.
+    fn complain(&mut self, action: &Action, error: &Error) {
+        let text = Chain(error).to_string();
+        if text == self.last_failure {
+            return debug!(?action, error = %text, "an action failed again");
+        }
+        warn!(?action, error = %text, "an action failed");
+        self.last_failure = text;
+    }
+
+    /// While leading, nothing may take the loop beyond the moment of its own demotion.
+    async fn perform_in_time(&mut self, view: &View, action: Action) -> Result<(), Error> {
+        let Some(left) = view.demote_at().map(|at| clock::now().until(at)).filter(|_| view.leads()) else {
+            return self.perform(view, action).await;
+        };
+        timeout(left, self.perform(view, action)).await.unwrap_or(Err(Error::OutOfTime))
+    }
+
+    async fn put_member(&mut self, view: &View) {
+        let member = publish::member(view, &self.config.addresses);
+        let patience = self.snapshot_patience();
+        match timeout(patience, self.deps.store.put_member(&member)).await {
+            Ok(Ok(())) => self.name_is_ours(),
+            Ok(Err(dcs::Error::Conflict { .. })) => self.name_is_taken(view.now),
+            Ok(Err(error)) => debug!(%error, "the member key was not written"),
+            Err(_elapsed) => debug!(?patience, "the member key was not written in time"),
+        }
+    }
+
+    fn name_is_ours(&mut self) {
+        (self.memory.name, self.name_taken) = (Name::Claimed, None);
+    }
+
+    /// Another node holds our name. After a volume was lost that is this node's own past, and ends with its lease; a name
+    /// that is held for longer is somebody's, and this node takes another at its next start.
+    fn name_is_taken(&mut self, now: Moment) {
+        self.memory.name = Name::Unclaimed;
+        let since = *self.name_taken.get_or_insert(now);
+        if now.since(since) > 2 * self.rules.timing.ttl {
+            let suffix: String = self.config.node_id.0.chars().take(NAME_SUFFIX).collect();
+            let name = NodeName(format!("{}-{suffix}", self.config.me));
+            warn!(taken = %self.config.me, ours = %name, "the name is held by another node: starting again under another");
+            match self.deps.record.update(|record| record.node_name = Some(name)) {
+                Ok(_) => self.renamed.cancel(),
+                Err(error) => warn!(error = %Chain(&error), "the cluster record was not written"),
+            }
+        }
+    }
+
+    /// The deadman has nothing to stop where nothing can take writes.
+    fn disarm_if_harmless(&self, view: &View) {
+        let harmless = matches!(view.instance(), Instance::Down | Instance::Standby(..));
+        if harmless && view.lease == Lease::None {
+            self.deps.init.disarm();
+        }
+    }
+
+    async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
+        let store = Arc::clone(&self.deps.store);
+        match action {
+            Action::Acquire(claim) => {
+                let held = store.acquire_leader(&self.config.me, claim).await?;
+                self.lease.hold(held).await;
+            }
+            Action::Forget => self.lease.forget().await,
+            Action::Release => self.release().await,
+            Action::ClaimInitialize(when) => {
+                store.put(Key::Initialize, String::new(), when).await?;
+            }
+            Action::PutInitialize(id) => {
+                store.put(Key::Initialize, id.to_string(), Precondition::None).await?;
+            }
+            Action::PutConfig => {
+                let config = self.config.rules.to_config().to_string();
+                store.put(Key::Config, config, Precondition::Absent).await?;
+            }
+            Action::PutSync(sync, when) => {
+                store.put(Key::Sync, serde_json::to_string(&sync)?, when).await?;
+            }
+            Action::DeleteSync(revision) => {
+                store.delete(Key::Sync, Precondition::Unchanged(revision)).await?
+            }
+            Action::PutStatus(lsn) => self.put_status(view, lsn).await?,
+            Action::PutHistory(timeline) => self.put_history(view, timeline).await?,
+            Action::Start(how, names) => self.start(&how, &names).await?,
+            Action::Follow(upstream) => {
+                self.deps.postgres.follow(Some(&upstream)).await?;
+                (self.memory.following, self.memory.frozen) = (Some(upstream), None);
+            }
+            Action::Freeze => {
+                self.deps.postgres.freeze().await?;
+                self.memory.frozen = Some(clock::now());
+            }
+            Action::SetSyncNames(names) => {
+                self.deps.postgres.set_sync_names(&names).await?;
+            }
+            Action::SetSlots(wanted) => self.deps.postgres.set_slots(&wanted).await?,
+            Action::Begin(task) => self.begin(task)?,
+            Action::Finish => {}
+        }
+        Ok(())
+    }
+
+    /// The lease is forgotten first: from here on this node does not lead, whatever becomes of the request.
+    async fn release(&mut self) {
+        self.lease.forget().await;
+        for _attempt in 0..RELEASES {
+            match self.deps.store.release_leader(&self.config.me).await {
+                Ok(()) => return info!("gave the leader key back"),
+                Err(error) => warn!(%error, "the leader key was not given back"),
+            }
+            tokio::time::sleep(RELEASE_RETRY).await;
+        }
+    }
+
+    async fn put_status(&self, view: &View, lsn: Lsn) -> Result<(), Error> {
+        let status = publish::status(view, lsn);
+        let stored = view.snapshot().and_then(|s| s.status.as_ref());
+        if stored.is_none_or(|s| s.value != status) {
+            self.deps.store.put(Key::Status, serde_json::to_string(&status)?, Precondition::None).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_history(&self, view: &View, timeline: Timeline) -> Result<(), Error> {
+        let Some(snapshot) = view.snapshot() else { return Ok(()) };
+        let text = self.deps.postgres.local_history(timeline).await?;
+        let history = publish::history(view, snapshot, &text, &clock::wall().to_string());
+        if snapshot.history.as_ref().is_some_and(|stored| stored.value == history) {
+            return Ok(());
+        }
+        self.deps.store.put(Key::History, serde_json::to_string(&history)?, Precondition::None).await?;
+        Ok(())
+    }
+
+    async fn start(&mut self, how: &StartAs, names: &str) -> Result<(), Error> {
+        let started = self.deps.postgres.start(how, names).await;
+        if let Err(error) = started {
+            self.memory.failed(Job::Start, clock::now(), Chain(&error).to_string());
+            return Err(error.into());
+        }
+        self.young = Youth::Started;
+        self.counts.starts += 1;
+        self.memory.following = match how {
+            StartAs::Standby(upstream) => upstream.clone(),
+            StartAs::Primary => None,
+        };
+        Ok(())
+    }
+
+    /// Begins a long action. Only a stop may replace one that is under way: `decide` sees to that.
+    fn begin(&mut self, task: Task) -> Result<(), Error> {
+        let job = task.job();
+        if job == Job::Stop {
+            self.young = Youth::Over;
+        }
+        self.jobs.abort_all();
+        self.jobs = JoinSet::new();
+        self.before(job)?;
+        self.doing = Some(Doing { job, since: clock::now() });
+        let context = jobs::Context {
+            postgres: self.deps.postgres.clone(),
+            client: self.deps.client.clone(),
+            members: self.others(),
+            others: self.addresses_of_others(),
+        };
+        self.jobs.spawn(jobs::run(task, context));
+        Ok(())
+    }
+
+    /// What must be on disk before a job begins.
+    fn before(&self, job: Job) -> Result<(), Error> {
+        if job == Job::Initdb {
+            // Before initdb: a crash right after it must not leave a cluster without its roles.
+            self.deps.record.update(|record| record.bootstrap = Bootstrap::Pending)?;
+        }
+        Ok(())
+    }
+
+    fn others(&self) -> BTreeMap<NodeName, String> {
+        let members = self.last_snapshot.iter().flat_map(|(snapshot, _)| &snapshot.members);
+        members.filter(|m| m.name != self.config.me).map(|m| (m.name.clone(), m.api_url.clone())).collect()
+    }
+
+    /// Every address at which another node may be: listed, a member's, or a voter's that this volume remembers.
+    fn addresses_of_others(&self) -> Option<BTreeSet<IpAddr>> {
+        let peers = self.deps.peers.borrow();
+        peers.fetched_at?;
+        let members = self.last_snapshot.iter().flat_map(|(snapshot, _)| &snapshot.members);
+        let members = members.filter_map(|m| super::view::upstream(m).map(|upstream| upstream.address));
+        let voters = self.deps.record.read().voters.into_iter().map(|voter| voter.address);
+        let known = peers.addrs.iter().copied().chain(members).chain(voters);
+        Some(known.filter(|ip| *ip != self.config.address).collect())
+    }
+}
