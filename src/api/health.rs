@@ -202,7 +202,8 @@ fn loop_age(status: &ha::Status, now: Moment) -> Duration {
 
 /// Whether PostgreSQL is up, by a word that is not too old to count.
 fn is_up(status: &ha::Status, now: Moment) -> bool {
-    status.state == MemberState::Running && loop_age(status, now) <= patience(status)
+    let running = status.state == MemberState::Running && status.phase == ha::Phase::Serving;
+    running && loop_age(status, now) <= patience(status)
 }
 
 /// How long the loop may stand still: a primary's right to serve depends on it, a replica's does not.

@@ -4,7 +4,6 @@
 //! deadline. The deadlines are those of the promise where the promise is a number of seconds.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::indexing_slicing,
     clippy::print_stderr,
     clippy::disallowed_methods,
