@@ -147,21 +147,24 @@ fn serving(view: &View) -> Decision {
 /// whole data is started read-only so that it can be read.
 fn without_store(view: &View, why: &str) -> Decision {
     let reason = Reason::StoreSilent(why.to_owned());
-    let whole = matches!(view.local.data, DataDir::Cluster(_));
-    match view.instance() {
+    let whole = view.control().filter(|_| view.volume.bootstrap == Bootstrap::Settled);
+    match (view.instance(), whole) {
+        (Instance::Down, Some(control)) if was_standby(control) || !view.leads() => {
+            start_standby(view, None, reason)
+        }
         // Without the store only what was in force before is known to be safe to start with.
-        Instance::Down if whole && view.leads() && lead::names_are_known(view) => {
+        (Instance::Down, Some(_)) if lead::names_are_known(view) => {
             let names = lead::names_at_start(view, None);
             act(vec![Action::Start(StartAs::Primary, names)], Reason::CrashRestart)
         }
-        Instance::Down if whole && !view.leads() && view.volume.bootstrap == Bootstrap::Settled => {
-            start_standby(view, None, reason)
-        }
-        Instance::Down
-        | Instance::Silent
-        | Instance::Ending
-        | Instance::Primary(..)
-        | Instance::Standby(..) => idle(reason, Wake::Loop),
+        (
+            Instance::Down
+            | Instance::Silent
+            | Instance::Ending
+            | Instance::Primary(..)
+            | Instance::Standby(..),
+            _,
+        ) => idle(reason, Wake::Loop),
     }
 }
 
@@ -221,16 +224,17 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
     }
 }
 
-/// Whether the data directory was last run as a standby.
+/// Whether the data was a standby's when the server ended, or cannot be shown to have been a primary's.
 fn was_standby(control: &Control) -> bool {
     match control.state {
-        ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery => true,
-        ControlState::StartingUp
-        | ControlState::ShutDown
+        ControlState::ShutDown
         | ControlState::ShuttingDown
         | ControlState::InCrashRecovery
-        | ControlState::InProduction
-        | ControlState::Unknown => false,
+        | ControlState::InProduction => false,
+        ControlState::StartingUp
+        | ControlState::ShutDownInRecovery
+        | ControlState::InArchiveRecovery
+        | ControlState::Unknown => true,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::dcs::{Initialize, MemberState, Precondition, Role, Snapshot};
+use crate::dcs::{Initialize, Member, MemberState, Precondition, Role, Snapshot};
 use crate::postgres::status::{Answer, Kind, Standby};
 use crate::record::Bootstrap;
 use crate::types::{Lsn, NodeName, SlotName, SyncMode, Timeline};
@@ -17,6 +17,8 @@ use super::view::{Job, PROMOTE_NEEDS, View};
 pub const NOW: Wake = Wake::Soon(Duration::ZERO);
 /// Something is about to change: look again soon.
 pub const PROMPTLY: Wake = Wake::Soon(Duration::from_millis(50));
+/// Something will change by itself within moments.
+const SOON: Wake = Wake::Soon(Duration::from_millis(300));
 /// After this many failed starts in a row the lock is given to another node, if there is one that runs.
 pub const FAILED_STARTS: u32 = 3;
 /// A member's slot is kept for this long after the member was last seen (Patroni's `member_slots_ttl`).
@@ -30,7 +32,12 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
     }
     // First what commits wait for: a failure ends the list.
     let sync = sync_step(view, snapshot, answer);
-    let wake = if sync.is_some() || settling(view, snapshot) { PROMPTLY } else { Wake::Loop };
+    let wake = match sync {
+        Some(_) => PROMPTLY,
+        None if settling(view, snapshot) => PROMPTLY,
+        None if expects_standbys(view, snapshot, answer) => SOON,
+        None => Wake::Loop,
+    };
     let mut actions: Vec<_> = sync.into_iter().collect();
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
     actions.push(Action::PutStatus(lsn));
@@ -86,6 +93,26 @@ fn sync_step(view: &View, snapshot: &Snapshot, answer: &Answer) -> Option<Action
         }
         Step::DeleteKey => key.map(|k| Action::DeleteSync(k.revision)),
     }
+}
+
+/// A standby that runs, or is about to, and does not confirm commits yet: nothing wakes the loop when it connects, and until
+/// it counts nobody else can lead.
+fn expects_standbys(view: &View, snapshot: &Snapshot, answer: &Answer) -> bool {
+    let in_force = Names::parse(&answer.sync_names).names;
+    let coming = |m: &&Member| match m.state {
+        MemberState::Running | MemberState::Starting => m.role == Role::Replica,
+        MemberState::Initializing
+        | MemberState::InitdbFailed
+        | MemberState::CreatingReplica
+        | MemberState::StartFailed
+        | MemberState::Restarting
+        | MemberState::Stopping
+        | MemberState::Stopped
+        | MemberState::Crashed
+        | MemberState::Unknown => false,
+    };
+    view.rules.sync_mode == SyncMode::Quorum
+        && snapshot.members.iter().filter(coming).any(|m| !in_force.contains(&m.name))
 }
 
 /// Commits wait for standbys already, and nobody can be elected on that yet: it is a matter of moments.

@@ -56,6 +56,10 @@ impl Memory {
                 let in_force = Names::parse(&answer.sync_names);
                 let starved = in_force.need > 0 && !has_streaming(&view.local);
                 self.sync_starved = starved.then_some(self.sync_starved.unwrap_or(view.now));
+                if self.sync_names.as_ref() != Some(&answer.sync_names) {
+                    // What the set before acknowledged may be on others than those of the new one.
+                    (self.sync_since, self.sync_barrier) = (None, None);
+                }
                 self.note_barrier(&in_force, lsn, view.now);
                 self.sync_names = Some(answer.sync_names.clone());
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);

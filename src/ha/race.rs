@@ -99,29 +99,32 @@ fn active_sync<'a>(view: &View, snapshot: &'a Snapshot) -> Option<&'a Sync> {
 fn judge(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -> Result<(), Reason> {
     let sync = active_sync(view, snapshot);
     let electors = sync.map(Electors::of).unwrap_or_default();
+    if let Some(name) = poll.answers.iter().find_map(|(n, a)| (*a == PollAnswer::Primary).then_some(n)) {
+        return Err(Reason::PrimaryAlive(name.clone()));
+    }
+    if sync.is_some_and(|s| s.leader.as_ref() == Some(&view.me)) {
+        // The last leader has every acknowledged commit. Whoever is ahead of it holds what nobody was promised, and may
+        // not lead itself: to wait for it would be to wait for ever.
+        return Ok(());
+    }
     for (name, answer) in &poll.answers {
         match answer {
-            PollAnswer::Primary => return Err(Reason::PrimaryAlive(name.clone())),
-            PollAnswer::Standby(other) if counts(other, &electors, name) && ahead(other, mine) => {
+            PollAnswer::Standby(other) if rivals(view, &electors, name, other) && ahead(other, mine) => {
                 return Err(Reason::Behind(name.clone()));
             }
-            PollAnswer::Standby(_) | PollAnswer::Down | PollAnswer::Unreachable => {}
+            PollAnswer::Primary | PollAnswer::Standby(_) | PollAnswer::Down | PollAnswer::Unreachable => {}
         }
     }
-    let led_before = sync.is_some_and(|s| s.leader.as_ref() == Some(&view.me));
-    if sync.is_none() || led_before || view.rules.sync_mode == SyncMode::On {
-        Ok(())
-    } else {
-        votes(view, poll, &electors, mine)
-    }
+    // In priority mode the quorum is zero but while the set changes from one standby to another.
+    if sync.is_none() { Ok(()) } else { votes(view, poll, &electors, mine) }
 }
 
-/// A member that may not lead does not stand in the way, unless it is a voter: then it holds acknowledged commits.
-fn counts(other: &Candidate, electors: &Electors, name: &NodeName) -> bool {
-    match other.eligibility {
-        Eligibility::Eligible => true,
-        Eligibility::NoFailover => electors.voters.contains(name),
-    }
+/// A member that may not lead does not stand in the way, unless it is a voter: then it holds acknowledged commits. In
+/// priority mode only the named standbys may lead.
+fn rivals(view: &View, electors: &Electors, name: &NodeName, other: &Candidate) -> bool {
+    let voter = electors.voters.contains(name);
+    let named_only = view.rules.sync_mode == SyncMode::On && !electors.voters.is_empty();
+    voter || (other.eligibility == Eligibility::Eligible && !named_only)
 }
 
 fn ahead(other: &Candidate, mine: (Timeline, Lsn)) -> bool {

@@ -276,9 +276,7 @@ impl fmt::Display for Reason {
             Self::WalRemoved(name) => {
                 write!(f, "{name} has removed WAL that is needed here: copying its data anew")
             }
-            Self::ClaimingName => {
-                f.write_str("waiting for this member's name: another node of that name is alive")
-            }
+            Self::ClaimingName => f.write_str("claiming the name of this member in the store"),
             Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job_words(*job)),
             Self::NothingToLead => f.write_str("the lock is ours and there is no data here: giving it away"),
             Self::Stopping => f.write_str("stopping"),

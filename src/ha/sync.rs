@@ -39,11 +39,11 @@ pub struct Electors {
 pub struct Confirmer {
     /// Its name.
     pub name: NodeName,
-    /// Whether it has everything that was acknowledged before the set in force became strict.
+    /// Whether it has everything that was acknowledged before the set in force.
     pub progress: Progress,
 }
 
-/// How far a standby is, relative to the moment the set in force became strict.
+/// How far a standby is, relative to the moment the set in force was last changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// It has flushed everything from before.
@@ -204,21 +204,23 @@ fn between(electors: &Electors, in_force: &Names, wanted: &Names) -> Electors {
     Electors { quorum: need_for(in_force).max(need_for(wanted)), voters }
 }
 
-/// The electors that fit the setting in force. From "only the leader" nobody becomes a voter who may lack a commit from
-/// before the setting; and the step is taken only when those who are left could elect somebody.
+/// The electors that fit the setting in force. Nobody becomes easier to elect who may lack a commit that was acknowledged
+/// before the setting: the key waits until those whom it will name have caught up. And it names somebody only when those who
+/// are named could elect somebody.
 fn electors_for(electors: &Electors, in_force: &Names, standbys: &[Confirmer]) -> Electors {
-    let caught_up = |s: &&Confirmer| !electors.voters.is_empty() || s.progress == Progress::CaughtUp;
-    let voters: BTreeSet<_> = standbys
-        .iter()
-        .filter(caught_up)
-        .map(|s| s.name.clone())
-        .filter(|name| in_force.names.contains(name))
-        .collect();
+    let closed = electors.voters.is_empty();
+    let listed = standbys.iter().filter(|s| in_force.names.contains(&s.name));
+    let (ready, late): (Vec<_>, Vec<_>) = listed.partition(|s| s.progress == Progress::CaughtUp);
+    let counted = ready.into_iter().chain(late.iter().copied().filter(|_| !closed));
+    let voters: BTreeSet<_> = counted.map(|s| s.name.clone()).collect();
     let quorum = len(in_force.names.len()).saturating_sub(in_force.need);
     if in_force.need == 0 || quorum >= len(voters.len()) {
         return Electors::default();
     }
-    Electors { quorum, voters }
+    let next = Electors { quorum, voters };
+    let stricter = next.voters == electors.voters && next.quorum >= electors.quorum;
+    let waits = !closed && !stricter && !late.is_empty() && safe(electors, in_force);
+    if waits { electors.clone() } else { next }
 }
 
 /// The number of members of a set: a cluster is small.
@@ -315,6 +317,22 @@ mod tests {
         assert_eq!(step, Step::WriteKey(closed(&NodeName::from("me"))));
         let (key, names) = settle(&QUORUM, Some(key), names, &[]);
         assert_eq!((key.sync_standby, names), (None, Names::default()));
+    }
+
+    #[test]
+    fn a_voter_that_leaves_is_waited_out_until_those_who_stay_have_what_it_confirmed() {
+        let (key, names) = settle(&QUORUM, None, Names::default(), &caught_up(&["n1", "n2"]));
+        let mut stays = caught_up(&["n1"]);
+        stays[0].progress = Progress::Behind;
+        let (key, names) = settle(&QUORUM, Some(key), names, &stays);
+        assert_eq!(names, Names { need: 1, names: set(&["n1"]) });
+        assert_eq!(
+            (key.quorum, key.sync_standby.as_deref()),
+            (1, Some("n1,n2")),
+            "n1 alone elects nobody yet"
+        );
+        let (key, _) = settle(&QUORUM, Some(key), names, &caught_up(&["n1"]));
+        assert_eq!((key.quorum, key.sync_standby.as_deref()), (0, Some("n1")));
     }
 
     #[test]

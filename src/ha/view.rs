@@ -147,8 +147,8 @@ pub struct Memory {
     pub ancestry: Option<Ancestry>,
     /// Since when the walreceiver is held.
     pub frozen: Option<Moment>,
-    /// The position of the primary when its synchronous set last became stricter: who has not flushed this may miss
-    /// commits that were acknowledged without it.
+    /// The position of the primary when its synchronous set last changed: who has not flushed this may miss commits that
+    /// were acknowledged without it.
     pub sync_barrier: Option<Lsn>,
     /// Since when the setting in force has been seen.
     pub sync_since: Option<Moment>,

@@ -12,18 +12,13 @@ use crate::support::{Cluster, FORMED, Setup, eventually};
 const TTL: Duration = Duration::from_secs(10);
 /// What is promised after the lease has run out.
 const AFTER_TTL: Duration = Duration::from_secs(2);
-/// What is promised for a restart in place and for a hand-over, doubled: debug build, busy machine.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// Told from a wait for the lease; how fast it really is, `make bench` measures.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// A cluster under a writer whose commits are confirmed by two nodes.
 async fn written_to() -> (Cluster, u8, crate::support::writer::Writer) {
     let cluster = Cluster::formed(Setup::three()).await;
-    let leader = cluster.all_stream(FORMED).await;
-    let synchronous = eventually(FORMED, async || {
-        let names = cluster.sql(leader, "SHOW synchronous_standby_names").await.ok()?;
-        (!names.is_empty()).then_some(())
-    });
-    assert!(synchronous.await.is_some(), "the cluster never became synchronous");
+    let leader = cluster.can_fail_over(FORMED).await;
     let writer = cluster.writer();
     wait_for_rows(&cluster, leader, 50).await;
     (cluster, leader, writer)

@@ -68,7 +68,7 @@ async fn ssl_enabled_makes_tls_mandatory() {
     let passphrase = r#"corr$ect 'hor"se\ %@:é battery 7319"#;
     let setup = Setup::three().env("SSL_ENABLED", "true").env("SSL_PASSPHRASE", passphrase);
     let mut cluster = Cluster::formed(setup).await;
-    let leader = cluster.all_stream(FORMED).await;
+    let leader = cluster.can_fail_over(FORMED).await;
     let cipher = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     assert_eq!(cluster.sql(leader, cipher).await.unwrap(), "TLSv1.3");
 

@@ -171,8 +171,10 @@ mod leading {
     #[test]
     fn a_standby_that_died_between_the_lock_and_its_promotion_starts_as_a_standby() {
         for state in [ControlState::InArchiveRecovery, ControlState::ShutDownInRecovery] {
-            let decision = Scene::new().leads().data(state).decide();
-            assert_eq!(only(decision), Action::Start(StartAs::Standby(None), String::new()));
+            let scene = Scene::new().leads().data(state);
+            let start = Action::Start(StartAs::Standby(None), String::new());
+            assert_eq!(only(scene.decide()), start);
+            assert_eq!(only(scene.store_silent().decide()), start);
         }
     }
 
@@ -566,6 +568,33 @@ mod racing {
         let mut scene = race(HERE, &[("n2", still(HERE))]).leader("n1").observed(12);
         scene.0.memory.ttl_before = Some((Duration::from_secs(30), scene::ago(15)));
         assert_eq!(scene.decide().reason, Reason::Following(name("n1")));
+    }
+
+    #[test]
+    fn the_last_leader_does_not_wait_for_a_node_that_is_ahead_and_may_not_lead() {
+        let scene = race(HERE, &[("n2", still(HERE + 1))]).sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
+        assert_eq!(only(scene.decide()), Action::Acquire(Claim::Vacant));
+        let alive = race(HERE, &[("n2", PollAnswer::Primary)]).sync_mode(SyncMode::Quorum);
+        let alive = alive.sync_key("n0", 0, &[]).decide();
+        assert_eq!(nothing_because(alive), Reason::PrimaryAlive(name("n2")));
+    }
+
+    #[test]
+    fn in_priority_mode_an_asynchronous_standby_that_is_ahead_does_not_stand_in_the_way() {
+        let answers = [("n2", still(HERE + 1))];
+        let scene = race(HERE, &answers).sync_mode(SyncMode::On).sync_key("n1", 0, &["n0"]);
+        assert_eq!(only(scene.decide()), Action::Acquire(Claim::Vacant));
+        let both = race(HERE, &answers).sync_mode(SyncMode::On).sync_key("n1", 0, &["n0", "n2"]).decide();
+        assert_eq!(nothing_because(both), Reason::Behind(name("n2")));
+    }
+
+    #[test]
+    fn in_priority_mode_a_set_that_is_changing_needs_its_votes() {
+        let changing = |answer: PollAnswer| {
+            race(HERE, &[("n2", answer)]).sync_mode(SyncMode::On).sync_key("n1", 1, &["n0", "n2"]).decide()
+        };
+        assert_eq!(only(changing(still(HERE))), Action::Acquire(Claim::Vacant));
+        assert!(matches!(nothing_because(changing(PollAnswer::Down)), Reason::VotesMissing { .. }));
     }
 
     #[test]

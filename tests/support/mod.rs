@@ -240,6 +240,18 @@ impl Cluster {
         })
     }
 
+    /// Waits until every replica streams and confirms commits, so that any of them can take over; gives the leader.
+    pub(crate) async fn can_fail_over(&self, limit: Duration) -> u8 {
+        let leader = self.all_stream(limit).await;
+        let replicas = self.nodes.values().filter(|node| !node.is_gone()).count() - 1;
+        let confirmed = eventually(limit, async || {
+            let members = self.members().await;
+            (members.iter().filter(|m| m.role == "quorum_standby").count() == replicas).then_some(())
+        });
+        assert!(confirmed.await.is_some(), "not every replica confirms commits within {limit:?}");
+        leader
+    }
+
     /// Waits until a node other than `except` accepts a write; gives it.
     pub(crate) async fn writable(&self, except: Option<u8>, limit: Duration) -> u8 {
         let found = eventually(limit, async || {
