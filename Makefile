@@ -9,8 +9,8 @@ FRESH ?=
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-# One profile for everything, so that nothing is built twice.
-BIN := target/debug
+# What runs is the release build: the footprint that is promised is this one's. The tests use the development profile.
+BIN := target/release
 
 .PHONY: help demo test bench fix setup build
 
@@ -24,7 +24,7 @@ setup:
 	@scripts/setup.sh
 
 build: setup
-	cargo build --workspace --locked
+	cargo build --workspace --release --locked
 
 demo: build
 	@$(BIN)/pgherd demo --nodes $(N) --ssl $(SSL_ENABLED) --restart-after $(RESTART_AFTER) --dir $(DEMO_DIR) $(if $(FRESH),--fresh)

@@ -1,0 +1,157 @@
+//! Deterministic simulation: several nodes of the real `ha::decide` against a model store, a model PostgreSQL and a model
+//! network in virtual time. One seed is one run; `README.md` beside this file says how to run and to replay.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::print_stdout,
+    clippy::struct_excessive_bools,
+    clippy::fn_params_excessive_bools,
+    clippy::too_many_arguments,
+    clippy::large_enum_variant,
+    clippy::map_err_ignore,
+    reason = "a model in a test: small numbers, many independent facts, errors for people"
+)]
+
+mod agent;
+mod faults;
+mod postgres;
+mod rng;
+mod store;
+mod world;
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use faults::Schedule;
+use world::{Outcome, run};
+
+/// Without `SEEDS` so many are run.
+const SEEDS: u64 = 300;
+const THREADS: u64 = 2;
+
+/// What the command line and the environment ask for.
+enum Order {
+    One(Box<Schedule>),
+    Many { first: u64, count: u64 },
+}
+
+#[expect(clippy::disallowed_methods, reason = "the simulator's own switches")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn order() -> Result<Order, String> {
+    let arguments: Vec<_> = std::env::args().collect();
+    let option = |name: &str| {
+        let at = arguments.iter().position(|a| *a == format!("--{name}"))?;
+        arguments.get(at + 1).cloned()
+    };
+    let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is no number"));
+    if let Some(path) = option("schedule") {
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+        return Ok(Order::One(Box::new(Schedule::parse(&text)?)));
+    }
+    if let Some(seed) = option("seed").or_else(|| variable("SEED")) {
+        return Ok(Order::One(Box::new(Schedule::of_seed(number(seed)?))));
+    }
+    let first = option("first").or_else(|| variable("FIRST")).map_or(Ok(0), number)?;
+    let count = option("seeds").or_else(|| variable("SEEDS")).map_or(Ok(SEEDS), number)?;
+    Ok(Order::Many { first, count })
+}
+
+fn main() -> ExitCode {
+    match order() {
+        Err(why) => {
+            println!("sim: {why}");
+            ExitCode::from(64)
+        }
+        Ok(Order::One(schedule)) => one(&schedule),
+        Ok(Order::Many { first, count }) => many(first, count),
+    }
+}
+
+fn one(schedule: &Schedule) -> ExitCode {
+    let outcome = run(schedule, true);
+    println!("{}", schedule.to_text());
+    println!("{}", outcome.timeline.join("\n"));
+    verdict(&outcome)
+}
+
+fn verdict(outcome: &Outcome) -> ExitCode {
+    match &outcome.violation {
+        None => {
+            println!("holds ({} events, {} acknowledged)", outcome.n_events, outcome.n_acks);
+            ExitCode::SUCCESS
+        }
+        Some(v) => {
+            println!("VIOLATED {} at {:.3} s: {}", v.invariant, v.at as f64 / 1e6, v.what);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs many seeds on two threads; the failing ones are listed, the first is shown in full and made shorter.
+fn many(first: u64, count: u64) -> ExitCode {
+    let next = AtomicU64::new(first);
+    let worker = || {
+        let mut failed = Vec::new();
+        let mut sums = [0_u64; 3];
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return (failed, sums);
+            }
+            let outcome = run(&Schedule::of_seed(seed), false);
+            for (sum, n) in sums.iter_mut().zip([outcome.n_events, outcome.n_acks, outcome.n_promotions]) {
+                *sum += n;
+            }
+            failed.extend(outcome.violation.map(|v| (seed, v)));
+        }
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|w| w.join().unwrap()).collect()
+    });
+    let sum = |i: usize| results.iter().map(|(_, sums)| sums[i]).sum::<u64>();
+    println!(
+        "{count} seeds: {} events, {} commits acknowledged, {} starts of a primary",
+        sum(0),
+        sum(1),
+        sum(2)
+    );
+    let mut failed: Vec<_> = results.into_iter().flat_map(|(failed, _)| failed).collect();
+    failed.sort_by_key(|(seed, _)| *seed);
+    let Some((seed, violation)) = failed.first() else { return ExitCode::SUCCESS };
+    println!("{} of {count} seeds fail:", failed.len());
+    for (seed, v) in &failed {
+        println!("  SEED={seed} {} at {:.3} s: {}", v.invariant, v.at as f64 / 1e6, v.what);
+    }
+    let shorter = shrink(&Schedule::of_seed(*seed), violation.invariant);
+    println!(
+        "\nthe first, made shorter (save it and replay it with `cargo test --test sim -- --schedule FILE`):"
+    );
+    let outcome = run(&shorter, true);
+    println!("{}\n{}", shorter.to_text(), outcome.timeline.join("\n"));
+    println!("\nreplay the whole: SEED={seed} cargo test --test sim");
+    verdict(&outcome)
+}
+
+/// Leaves out one fault after the other as long as the same invariant is violated.
+fn shrink(schedule: &Schedule, invariant: &str) -> Schedule {
+    let mut best = schedule.clone();
+    let mut i = 0;
+    while i < best.faults.len() {
+        let mut shorter = best.clone();
+        shorter.faults.remove(i);
+        if run(&shorter, false).violation.is_some_and(|v| v.invariant == invariant) {
+            (best, i) = (shorter, 0);
+        } else {
+            i += 1;
+        }
+    }
+    best
+}

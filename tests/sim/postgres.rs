@@ -1,0 +1,646 @@
+//! The model PostgreSQL: a log as positions on branches (a branch is one promotion's history; two branches can have the
+//! same timeline number, as in the real thing), streaming, synchronous acknowledgements, crash, recovery, promotion.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use pgherd::dcs::ReplicationState;
+use pgherd::ha::sync::Names;
+use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Slot, Standby, Status};
+use pgherd::record::Bootstrap;
+use pgherd::supervisor::UnitState;
+use pgherd::types::{Lsn, SlotName, SystemId, Timeline, TimelineFork, TimelineHistory};
+
+use crate::world::{Ev, World, name};
+
+/// One record: a commit, a checkpoint, the end of a recovery.
+pub(crate) const RECORD: u64 = 104;
+/// Where initdb leaves off.
+const FIRST: u64 = 0x300_0000;
+/// `wal_receiver_timeout` and `wal_sender_timeout`.
+const SILENT: u64 = 20_000_000;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Branch {
+    pub(crate) tli: u32,
+    pub(crate) parent: Option<(usize, u64)>,
+    /// Who writes it. A node that goes on in place on somebody else's log writes another one under the same number.
+    owner: usize,
+}
+
+/// What survives a crash.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Disk {
+    pub(crate) files: Option<Files>,
+    pub(crate) incomplete: Option<&'static str>,
+    pub(crate) system_id: Option<SystemId>,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) generation: u32,
+}
+
+/// A data directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    pub(crate) branch: usize,
+    /// Everything before this is on disk.
+    pub(crate) end: u64,
+    pub(crate) replayed: u64,
+    pub(crate) min_end: u64,
+    pub(crate) control: Control,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Down,
+    Starting,
+    Ready,
+    Stopping,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pg {
+    pub(crate) state: State,
+    pub(crate) pid: u32,
+    pub(crate) primary: bool,
+    pub(crate) upstream: Option<usize>,
+    pub(crate) conn: Option<Conn>,
+    pub(crate) received: Option<u64>,
+    pub(crate) local_replay: bool,
+    pub(crate) names: Names,
+    pub(crate) names_text: String,
+    pub(crate) streams: BTreeMap<usize, Stream>,
+    pub(crate) waiters: VecDeque<u64>,
+    pub(crate) reported: u32,
+    pub(crate) slots: Vec<SlotName>,
+    /// The checkpoint after a promotion is not made yet.
+    pub(crate) checkpoint_owed: bool,
+    /// Data directory as read before the start.
+    pub(crate) known: Option<Control>,
+}
+
+/// A standby's side of a replication connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conn {
+    pub(crate) id: u64,
+    pub(crate) to: usize,
+    pub(crate) pid: u32,
+    pub(crate) heard: u64,
+}
+
+/// The primary's side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stream {
+    id: u64,
+    flushed: u64,
+    caught_up: bool,
+    heard: u64,
+}
+
+impl Default for Pg {
+    fn default() -> Self {
+        Self {
+            state: State::Down,
+            pid: 100,
+            primary: false,
+            upstream: None,
+            conn: None,
+            received: None,
+            local_replay: true,
+            names: Names::default(),
+            names_text: String::new(),
+            streams: BTreeMap::new(),
+            waiters: VecDeque::new(),
+            reported: 0,
+            slots: Vec::new(),
+            checkpoint_owed: false,
+            known: None,
+        }
+    }
+}
+
+impl Disk {
+    pub(crate) fn data(&self, known: Option<&Control>) -> DataDir {
+        match (&self.files, self.incomplete) {
+            (_, Some(why)) => DataDir::Incomplete { why },
+            (None, None) => DataDir::Empty,
+            (Some(files), None) => DataDir::Cluster(known.unwrap_or(&files.control).clone()),
+        }
+    }
+}
+
+impl World {
+    /// Whether a commit at `at` on branch `of` is part of the history up to `end` of `branch`.
+    pub(crate) fn contains(&self, (mut branch, mut end): (usize, u64), (of, at): (usize, u64)) -> bool {
+        loop {
+            if branch == of {
+                return at <= end;
+            }
+            let Some((parent, fork)) = self.branches[branch].parent else { return false };
+            (branch, end) = (parent, end.min(fork));
+        }
+    }
+
+    pub(crate) fn history(&self, mut branch: usize) -> TimelineHistory {
+        let mut forks = Vec::new();
+        while let Some((parent, fork)) = self.branches[branch].parent {
+            let tli = self.branches[parent].tli;
+            // PostgreSQL does not know of a fork within one timeline.
+            if tli != self.branches[branch].tli {
+                forks.push(TimelineFork { timeline: Timeline(tli), end: Lsn(fork) });
+            }
+            branch = parent;
+        }
+        forks.reverse();
+        TimelineHistory(forks)
+    }
+
+    pub(crate) fn tli(&self, branch: usize) -> u32 {
+        self.branches[branch].tli
+    }
+
+    /// Takes writes from clients right now.
+    pub(crate) fn accepts(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        node.pg.state == State::Ready && node.pg.primary && !node.paused
+    }
+
+    pub(crate) fn files(&self, n: usize) -> Option<&Files> {
+        self.nodes[n].disk.files.as_ref().filter(|_| self.nodes[n].disk.incomplete.is_none())
+    }
+
+    /// What `Postgres::status` says.
+    pub(crate) fn pg_status(&mut self, n: usize) -> Status {
+        let at = self.clock(n);
+        let pg = &self.nodes[n].pg;
+        let process = match pg.state {
+            State::Down => UnitState::Down { last: None },
+            State::Starting | State::Ready => UnitState::Running { pid: pg.pid, since: at },
+            State::Stopping => UnitState::Stopping { pid: pg.pid },
+        };
+        let known = if pg.state == State::Down { None } else { pg.known.as_ref() };
+        let data = self.nodes[n].disk.data(known);
+        let sql = (pg.state == State::Ready).then(|| self.pg_answer(n));
+        Status { at, process, data, sql, silence: None }
+    }
+
+    fn pg_answer(&mut self, n: usize) -> Answer {
+        let files = self.nodes[n].disk.files.clone().expect("a running server has files");
+        let pg = &self.nodes[n].pg;
+        let control = files.control.timeline.max(files.control.min_recovery_timeline);
+        let (timeline, kind) = if pg.primary {
+            let standbys = pg.streams.iter().map(|(from, s)| standby_row(*from, s)).collect();
+            (Timeline(self.tli(files.branch)), Kind::Primary { lsn: Lsn(files.end), standbys })
+        } else {
+            let streaming = pg.conn.map(|_| Timeline(self.tli(files.branch)));
+            let highest = streaming.unwrap_or(control).max(control).max(Timeline(pg.reported));
+            self.nodes[n].pg.reported = highest.0;
+            let pg = &self.nodes[n].pg;
+            let kind = Kind::Standby {
+                received: Lsn(pg.received.unwrap_or(0)),
+                replayed: Lsn(files.replayed),
+                replayed_at_micros: None,
+                replay_paused: false,
+                replication: pg.conn.map(|_| ReplicationState::Streaming),
+                upstream_host: None,
+            };
+            (highest, kind)
+        };
+        let pg = &self.nodes[n].pg;
+        let slot =
+            |name: &SlotName| Slot { name: name.clone(), physical: true, active: true, restart_lsn: None };
+        Answer {
+            server_version: 150_000,
+            started_at_micros: 0,
+            timeline,
+            kind,
+            sync_names: pg.names_text.clone(),
+            slots: pg.slots.iter().map(slot).collect(),
+            pending_restart: Vec::new(),
+        }
+    }
+
+    pub(crate) fn pg_initdb(&mut self, n: usize) {
+        if self.nodes[n].disk.files.is_some() || self.nodes[n].disk.incomplete.is_some() {
+            self.violate("initdb-over-data", format!("initdb on n{n}, which has data"));
+        }
+        if self.cluster_existed {
+            self.violate("initdb-after-cluster", format!("initdb on n{n} although a cluster exists"));
+        }
+        let system_id = SystemId(7_700_000_000_000_000_000 + self.branches.len() as u64);
+        self.branches.push(Branch { tli: 1, parent: None, owner: n });
+        let control = Control {
+            system_id,
+            state: ControlState::ShutDown,
+            timeline: Timeline(1),
+            checkpoint: Lsn(FIRST),
+            min_recovery_end: Lsn(0),
+            min_recovery_timeline: Timeline(0),
+        };
+        let end = FIRST + RECORD;
+        let branch = self.branches.len() - 1;
+        self.nodes[n].disk.files = Some(Files { branch, end, replayed: end, min_end: 0, control });
+    }
+
+    pub(crate) fn pg_start(
+        &mut self,
+        n: usize,
+        upstream: Option<Option<usize>>,
+        names: &str,
+    ) -> Result<(), String> {
+        let slow = self.rng.chance(50);
+        let takes = if slow { self.rng.range(1_000_000, 6_000_000) } else { self.rng.range(50_000, 600_000) };
+        let node = &mut self.nodes[n];
+        if node.pg.state != State::Down || node.disk.incomplete.is_some() {
+            return Err("not down, or not whole".into());
+        }
+        let Some(files) = node.disk.files.as_mut() else { return Err("no data".into()) };
+        let known = files.control.clone();
+        // A crashed primary replays all of its log before it answers; a standby what makes it consistent.
+        let was_standby =
+            matches!(known.state, ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery);
+        let primary = upstream.is_none();
+        files.replayed = if was_standby && !primary { files.min_end.min(files.end) } else { files.end };
+        files.control.state =
+            if primary { ControlState::InProduction } else { ControlState::InArchiveRecovery };
+        if primary && self.branches[files.branch].owner != n {
+            let tli = self.branches[files.branch].tli;
+            self.branches.push(Branch { tli, parent: Some((files.branch, files.end)), owner: n });
+            files.branch = self.branches.len() - 1;
+        }
+        let pid = node.pg.pid + 1;
+        node.pg = Pg {
+            state: State::Starting,
+            pid,
+            primary,
+            upstream: upstream.flatten(),
+            local_replay: files.replayed >= files.end,
+            names: Names::parse(names),
+            names_text: names.to_owned(),
+            known: Some(known),
+            ..Pg::default()
+        };
+        self.at(takes, Ev::PgReady(n, pid));
+        Ok(())
+    }
+
+    pub(crate) fn pg_ready(&mut self, n: usize, pid: u32) {
+        if self.nodes[n].pg.pid != pid || self.nodes[n].pg.state != State::Starting {
+            return;
+        }
+        self.nodes[n].pg.state = State::Ready;
+        if self.nodes[n].pg.primary {
+            self.log(n, || "PostgreSQL takes writes".into());
+            self.own_checkpoint(n);
+            self.serves(n);
+            return;
+        }
+        self.log(n, || "PostgreSQL answers as a standby".into());
+        let behind = !self.nodes[n].pg.local_replay;
+        let replay = if behind && self.rng.chance(300) { self.rng.range(100_000, 3_000_000) } else { 5_000 };
+        self.at(replay, Ev::LocalReplayed(n, pid));
+        self.at(replay + 20_000, Ev::Connect(n, pid));
+    }
+
+    pub(crate) fn local_replayed(&mut self, n: usize, pid: u32) {
+        let node = &mut self.nodes[n];
+        if node.pg.pid == pid && node.pg.state == State::Ready && !node.pg.local_replay {
+            node.pg.local_replay = true;
+            if let Some(files) = node.disk.files.as_mut() {
+                files.replayed = files.end;
+            }
+        }
+    }
+
+    /// A standby's walreceiver tries to connect, every 100 ms.
+    pub(crate) fn pg_connect(&mut self, n: usize, pid: u32) {
+        let node = &self.nodes[n];
+        if node.pg.pid != pid || node.pg.state != State::Ready || node.pg.primary {
+            return;
+        }
+        self.at(100_000, Ev::Connect(n, pid));
+        let node = &self.nodes[n];
+        let Some(to) = node.pg.upstream.filter(|_| node.pg.conn.is_none() && node.pg.local_replay) else {
+            return;
+        };
+        if !self.both_ways(n, to) || self.nodes[to].pg.state != State::Ready || self.nodes[to].paused {
+            return;
+        }
+        let mine = self.nodes[n].disk.files.clone().expect("running");
+        let theirs = self.nodes[to].disk.files.clone().expect("running");
+        if mine.control.system_id != theirs.control.system_id || !self.may_stream(n, to, &mine, &theirs) {
+            return;
+        }
+        self.last_conn += 1;
+        let id = self.last_conn;
+        let heard = self.now;
+        self.nodes[n].pg.conn = Some(Conn { id, to, pid: self.nodes[to].pg.pid, heard });
+        self.nodes[n].pg.received = Some(mine.end);
+        if self.nodes[to].pg.primary {
+            let stream = Stream { id, flushed: 0, caught_up: false, heard };
+            self.nodes[to].pg.streams.insert(n, stream);
+        }
+        self.log(n, || format!("streams from n{to}"));
+        self.at(1_000, Ev::Pump(n, id));
+    }
+
+    /// PostgreSQL's own rule, which goes by timeline numbers; and whether it would be deceived by them.
+    fn may_stream(&mut self, n: usize, to: usize, mine: &Files, theirs: &Files) -> bool {
+        let (t, u) = (self.tli(mine.branch), self.tli(theirs.branch));
+        let end = if self.nodes[to].pg.primary { theirs.end } else { theirs.replayed };
+        let allowed = match t.cmp(&u) {
+            std::cmp::Ordering::Greater => false,
+            std::cmp::Ordering::Equal => mine.end <= end,
+            std::cmp::Ordering::Less => {
+                self.history(theirs.branch).end_of(Timeline(t)).is_some_and(|fork| mine.end <= fork.0)
+            }
+        };
+        let whole = self.contains((theirs.branch, theirs.end), (mine.branch, mine.end));
+        if allowed && !whole {
+            self.violate(
+                "mixed-histories",
+                format!("n{n} streams from n{to}, whose timeline {t} is another one"),
+            );
+        }
+        allowed
+    }
+
+    fn conn(&self, n: usize, id: u64) -> Option<Conn> {
+        let node = &self.nodes[n];
+        node.pg.conn.filter(|c| c.id == id && node.pg.state == State::Ready)
+    }
+
+    pub(crate) fn pump(&mut self, n: usize, id: u64) {
+        let Some(conn) = self.conn(n, id) else { return };
+        let up = &self.nodes[conn.to];
+        let gone = up.pg.pid != conn.pid || !matches!(up.pg.state, State::Ready | State::Stopping);
+        if (gone && self.both_ways(n, conn.to)) || self.now > conn.heard + SILENT {
+            return self.disconnect(n);
+        }
+        if !gone && self.reaches(conn.to, n) && !up.paused {
+            let files = up.disk.files.as_ref().expect("running");
+            let end = if up.pg.primary { files.end } else { files.replayed };
+            let (branch, lat) = (files.branch, self.latency(conn.to, n));
+            self.at(lat, Ev::Deliver(n, id, branch, end));
+        }
+        let pause = self.rng.range(10_000, 60_000);
+        self.at(pause, Ev::Pump(n, id));
+    }
+
+    pub(crate) fn deliver(&mut self, n: usize, id: u64, branch: usize, end: u64) {
+        let Some(conn) = self.conn(n, id) else { return };
+        let now = self.now;
+        let lag = if self.rng.chance(30) { self.rng.range(50_000, 900_000) } else { 2_000 };
+        let node = &mut self.nodes[n];
+        let files = node.disk.files.as_mut().expect("running");
+        if end < files.end {
+            return;
+        }
+        (files.branch, files.end) = (branch, end);
+        node.pg.received = Some(end);
+        node.pg.conn = Some(Conn { heard: now, ..conn });
+        let pid = node.pg.pid;
+        self.at(lag, Ev::Replayed(n, pid, end));
+        if self.reaches(n, conn.to) {
+            let lat = self.latency(n, conn.to);
+            self.at(lat, Ev::Reply(conn.to, conn.pid, n, id, end));
+        }
+    }
+
+    pub(crate) fn replayed(&mut self, n: usize, pid: u32, end: u64) {
+        let tli = self.files(n).map(|f| self.tli(f.branch));
+        let restartpoint = self.rng.chance(100);
+        let node = &mut self.nodes[n];
+        let Some(files) = node.disk.files.as_mut().filter(|f| end <= f.end) else { return };
+        if node.pg.pid == pid && !node.pg.primary && node.pg.state == State::Ready {
+            files.replayed = files.replayed.max(end);
+            if restartpoint {
+                files.min_end = files.replayed;
+                files.control.min_recovery_end = Lsn(files.replayed);
+                files.control.min_recovery_timeline = Timeline(tli.unwrap_or(0));
+            }
+        }
+    }
+
+    /// A standby has told the primary what it has flushed.
+    pub(crate) fn reply(&mut self, n: usize, pid: u32, from: usize, id: u64, flushed: u64) {
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        if node.pg.pid != pid || node.pg.state != State::Ready {
+            return;
+        }
+        let end = node.disk.files.as_ref().map_or(0, |f| f.end);
+        let Some(stream) = node.pg.streams.get_mut(&from).filter(|s| s.id == id) else { return };
+        stream.flushed = stream.flushed.max(flushed);
+        stream.caught_up |= flushed + 10 * RECORD >= end;
+        stream.heard = now;
+        self.release_waiters(n);
+    }
+
+    fn release_waiters(&mut self, n: usize) {
+        while let Some(&lsn) = self.nodes[n].pg.waiters.front() {
+            let pg = &self.nodes[n].pg;
+            let confirmed = pg.streams.iter().filter(|(from, s)| {
+                s.caught_up && s.flushed >= lsn && pg.names.names.contains(&name(**from))
+            });
+            if (confirmed.count() as u32) < pg.names.need {
+                return;
+            }
+            self.nodes[n].pg.waiters.pop_front();
+            self.acknowledged(n, lsn);
+        }
+    }
+
+    pub(crate) fn set_names(&mut self, n: usize, text: &str) {
+        let pg = &mut self.nodes[n].pg;
+        (pg.names, pg.names_text) = (Names::parse(text), text.to_owned());
+        self.log(n, || format!("synchronous_standby_names = '{text}'"));
+        self.release_waiters(n);
+    }
+
+    /// Every client that reaches this node tries to commit.
+    pub(crate) fn client_write(&mut self, n: usize) {
+        let pause = self.rng.range(40_000, 160_000);
+        self.at(pause, Ev::Write(n));
+        if !self.accepts(n) {
+            return;
+        }
+        let files = self.nodes[n].disk.files.as_mut().expect("running");
+        files.end += RECORD;
+        files.replayed = files.end;
+        let end = files.end;
+        if self.nodes[n].pg.waiters.len() < 50 {
+            self.nodes[n].pg.waiters.push_back(end);
+        }
+        let now = self.now;
+        self.nodes[n].pg.streams.retain(|_, s| now < s.heard + SILENT);
+        self.release_waiters(n);
+    }
+
+    /// The walreceiver ends; the primary learns of it if the network lets it.
+    pub(crate) fn disconnect(&mut self, n: usize) {
+        let Some(conn) = self.nodes[n].pg.conn.take() else { return };
+        if self.reaches(n, conn.to) {
+            self.nodes[conn.to].pg.streams.remove(&n);
+        }
+    }
+
+    pub(crate) fn pg_stop(&mut self, n: usize, patience: Option<u64>) {
+        let shutdown = if self.rng.chance(100) { 10_000_000 } else { self.rng.range(30_000, 400_000) };
+        let quit = self.rng.range(20_000, 300_000);
+        let node = &mut self.nodes[n];
+        if node.pg.state == State::Down {
+            return;
+        }
+        let starting = node.pg.state == State::Starting;
+        node.pg.state = State::Stopping;
+        node.pg.waiters.clear();
+        let pid = node.pg.pid;
+        match patience {
+            Some(patience) if shutdown <= patience && !starting => {
+                self.at(shutdown, Ev::PgDown(n, pid, true))
+            }
+            Some(patience) => self.at(patience.min(shutdown) + quit, Ev::PgDown(n, pid, false)),
+            None => self.at(quit, Ev::PgDown(n, pid, false)),
+        }
+    }
+
+    pub(crate) fn pg_down(&mut self, n: usize, pid: u32, clean: bool) {
+        if self.nodes[n].pg.pid != pid || self.nodes[n].pg.state == State::Down {
+            return;
+        }
+        if clean && self.nodes[n].pg.primary {
+            self.shutdown_checkpoint(n);
+        }
+        self.disconnect(n);
+        let tli = self.files(n).map_or(0, |f| self.tli(f.branch));
+        let node = &mut self.nodes[n];
+        node.pg.state = State::Down;
+        node.pg.checkpoint_owed = false;
+        node.pg.waiters.clear();
+        node.pg.streams.clear();
+        if let Some(files) = node.disk.files.as_mut()
+            && !node.pg.primary
+        {
+            files.control.min_recovery_end = Lsn(if clean { files.replayed } else { files.min_end });
+            if clean {
+                files.min_end = files.replayed;
+                files.control.min_recovery_timeline = Timeline(tli);
+                files.control.state = ControlState::ShutDownInRecovery;
+            }
+        }
+        self.log(n, || format!("PostgreSQL is down ({})", if clean { "clean" } else { "not clean" }));
+        self.process_changed(n);
+    }
+
+    fn shutdown_checkpoint(&mut self, n: usize) {
+        let files = self.nodes[n].disk.files.as_mut().expect("running");
+        let tli = self.branches[files.branch].tli;
+        files.control.checkpoint = Lsn(files.end);
+        files.control.timeline = Timeline(tli);
+        files.control.state = ControlState::ShutDown;
+        files.end += RECORD;
+        files.replayed = files.end;
+        let (branch, end) = (files.branch, files.end);
+        let standbys: Vec<_> = self.nodes[n].pg.streams.keys().copied().collect();
+        for to in standbys {
+            let conn = self.nodes[to].pg.conn.filter(|c| c.to == n && c.pid == self.nodes[n].pg.pid);
+            if let Some(conn) = conn.filter(|_| self.both_ways(n, to)) {
+                self.deliver(to, conn.id, branch, end);
+            }
+        }
+    }
+
+    pub(crate) fn pg_promoted(&mut self, n: usize, pid: u32) {
+        let node = &self.nodes[n];
+        if node.pg.pid != pid || node.pg.state != State::Ready || node.pg.primary {
+            return;
+        }
+        self.disconnect(n);
+        let files = self.nodes[n].disk.files.as_mut().expect("running");
+        let tli = self.branches[files.branch].tli + 1;
+        self.branches.push(Branch { tli, parent: Some((files.branch, files.end)), owner: n });
+        files.branch = self.branches.len() - 1;
+        files.end += RECORD;
+        files.replayed = files.end;
+        files.min_end = 0;
+        files.control.state = ControlState::InProduction;
+        files.control.min_recovery_end = Lsn(files.end);
+        files.control.min_recovery_timeline = Timeline(tli);
+        let pg = &mut self.nodes[n].pg;
+        (pg.primary, pg.upstream, pg.checkpoint_owed) = (true, None, true);
+        pg.streams.clear();
+        // Whoever streamed from the standby connects again, on the new timeline.
+        for node in &mut self.nodes {
+            node.pg.conn = node.pg.conn.filter(|c| c.to != n);
+        }
+        self.log(n, || format!("promoted to timeline {tli}"));
+        let checkpoint = self.rng.range(100_000, 4_000_000);
+        self.at(checkpoint, Ev::Checkpoint(n, pid));
+        self.serves(n);
+    }
+
+    pub(crate) fn pg_checkpoint(&mut self, n: usize, pid: u32) {
+        if self.nodes[n].pg.pid == pid && self.accepts(n) {
+            self.own_checkpoint(n);
+        }
+        self.nodes[n].pg.checkpoint_owed &= self.nodes[n].pg.pid != pid;
+        self.process_changed(n);
+    }
+
+    /// A primary's checkpoint: also the one at the end of a crash recovery.
+    fn own_checkpoint(&mut self, n: usize) {
+        let files = self.nodes[n].disk.files.as_mut().expect("running");
+        files.control.timeline = Timeline(self.branches[files.branch].tli);
+        files.control.checkpoint = Lsn(files.end);
+        files.control.min_recovery_timeline = Timeline(0);
+        files.control.min_recovery_end = Lsn(0);
+    }
+
+    /// pg_rewind, as of PostgreSQL 15: it compares the timelines of the control files, after a crash recovery.
+    pub(crate) fn pg_rewind(&mut self, n: usize, source: usize) -> Result<(), String> {
+        let theirs = self.nodes[source].disk.files.clone().ok_or("no source")?;
+        let mine = self.nodes[n].disk.files.as_mut().ok_or("no data")?;
+        if mine.control.state == ControlState::InProduction {
+            mine.control.timeline = Timeline(self.branches[mine.branch].tli);
+            mine.control.checkpoint = Lsn(mine.end);
+            mine.end += RECORD;
+            mine.control.state = ControlState::ShutDown;
+            mine.replayed = mine.end;
+        }
+        self.nodes[n].disk.incomplete = None;
+        let mine = self.nodes[n].disk.files.as_mut().ok_or("no data")?;
+        if mine.control.timeline == theirs.control.timeline {
+            return Ok(());
+        }
+        *mine = Files { min_end: theirs.end, replayed: theirs.end, ..theirs };
+        mine.control.state = ControlState::InArchiveRecovery;
+        mine.control.min_recovery_end = Lsn(mine.end);
+        mine.control.min_recovery_timeline = Timeline(self.branches[mine.branch].tli);
+        Ok(())
+    }
+
+    pub(crate) fn pg_clone(&mut self, n: usize, source: usize) -> Result<(), String> {
+        let mut theirs = self.nodes[source].disk.files.clone().ok_or("no source")?;
+        theirs.control.state = ControlState::InArchiveRecovery;
+        theirs.control.timeline = Timeline(self.branches[theirs.branch].tli);
+        theirs.control.min_recovery_end = Lsn(theirs.end);
+        theirs.control.min_recovery_timeline = theirs.control.timeline;
+        (theirs.min_end, theirs.replayed) = (theirs.end, theirs.end);
+        let disk = &mut self.nodes[n].disk;
+        (disk.files, disk.incomplete) = (Some(theirs), None);
+        Ok(())
+    }
+}
+
+fn standby_row(from: usize, stream: &Stream) -> Standby {
+    Standby {
+        name: name(from),
+        user: "replicator".into(),
+        client: None,
+        state: if stream.caught_up { "streaming" } else { "catchup" }.into(),
+        sync_state: String::new(),
+        sync_priority: 1,
+        sent: None,
+        flushed: Some(Lsn(stream.flushed)),
+        replayed: None,
+    }
+}

@@ -1,0 +1,590 @@
+//! Virtual time, the network, faults, and what must always hold.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pgherd::clock::Moment;
+use pgherd::ha::view::PollAnswer;
+use pgherd::types::{Lsn, NodeName, SystemId};
+
+use crate::agent::{Agent, Ended, LocalOp, Slot};
+use crate::faults::{Fault, Mode, Schedule};
+use crate::postgres::{Branch, Disk, Pg, State};
+use crate::rng::Rng;
+use crate::store::{Request, Store};
+
+/// After the faults have ended everything must be well within this time (microseconds).
+const BOUND: u64 = 60_000_000;
+
+/// Something that happens at a time.
+#[derive(Debug, Clone)]
+pub(crate) enum Ev {
+    Fault(usize),
+    Calm,
+    // The store and the way to it.
+    Arrive(usize, u64, Slot, u64, Box<Request>),
+    Done(usize, u64, Slot, u64, Ended),
+    Hint(usize),
+    // The agent.
+    Boot(usize, u64),
+    Wake(usize, u64, u64),
+    Renewal(usize, u64, u64),
+    LocalStatus(usize, u64, u64),
+    Local(usize, u64, u64, Box<LocalOp>),
+    Work(usize, u64, u64, u8),
+    Ask(usize, u64, u64, usize),
+    Said(usize, u64, u64, usize, PollAnswer, Option<SystemId>),
+    Process(usize),
+    Deadman(usize, u64),
+    // PostgreSQL.
+    PgReady(usize, u32),
+    PgDown(usize, u32, bool),
+    Promote(usize, u32),
+    Promoted(usize, u32),
+    Checkpoint(usize, u32),
+    LocalReplayed(usize, u32),
+    Connect(usize, u32),
+    Pump(usize, u64),
+    Deliver(usize, u64, usize, u64),
+    Replayed(usize, u32, u64),
+    Reply(usize, u32, usize, u64, u64),
+    Write(usize),
+}
+
+impl Ev {
+    /// The node whose agent takes this in, if it is the agent.
+    fn agent(&self) -> Option<usize> {
+        match self {
+            Self::Done(n, ..)
+            | Self::Hint(n)
+            | Self::Boot(n, _)
+            | Self::Wake(n, ..)
+            | Self::Renewal(n, ..) => Some(*n),
+            Self::LocalStatus(n, ..) | Self::Local(n, ..) | Self::Work(n, ..) | Self::Said(n, ..) => Some(*n),
+            Self::Process(n) => Some(*n),
+            Self::Ask(_, _, _, to) => Some(*to),
+            Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Deadman(..) | Self::PgReady(..) => None,
+            Self::PgDown(..) | Self::Promote(..) | Self::Promoted(..) | Self::Checkpoint(..) => None,
+            Self::LocalReplayed(..) | Self::Connect(..) | Self::Pump(..) | Self::Deliver(..) => None,
+            Self::Replayed(..) | Self::Reply(..) | Self::Write(_) => None,
+        }
+    }
+
+    /// The node on which it happens.
+    fn machine(&self) -> Option<usize> {
+        match self {
+            Self::PgReady(n, _) | Self::PgDown(n, ..) | Self::Promote(n, _) => Some(*n),
+            Self::Promoted(n, _) | Self::Checkpoint(n, _) | Self::LocalReplayed(n, _) => Some(*n),
+            Self::Connect(n, _) | Self::Pump(n, _) | Self::Deliver(n, ..) => Some(*n),
+            Self::Replayed(n, ..) | Self::Reply(n, ..) | Self::Deadman(n, _) => Some(*n),
+            Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Write(_) => None,
+            Self::Done(..) | Self::Hint(_) | Self::Boot(..) | Self::Wake(..) => self.agent(),
+            Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
+            Self::Ask(..) | Self::Said(..) | Self::Process(_) => self.agent(),
+        }
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) disk: Disk,
+    pub(crate) pg: Pg,
+    pub(crate) agent: Agent,
+    /// The whole machine stands still.
+    pub(crate) paused: bool,
+    /// The agent's process stands still.
+    pub(crate) frozen: bool,
+    deferred: Vec<Ev>,
+    clock: (u64, i64),
+    /// The postmaster and when it must stop.
+    pub(crate) deadman: Option<(u32, Moment)>,
+    pub(crate) deadman_gen: u64,
+    store_out: bool,
+    store_in: bool,
+    slow: u64,
+    /// Until somebody starts it again.
+    pub(crate) off: bool,
+}
+
+/// What must hold and does not.
+#[derive(Debug, Clone)]
+pub(crate) struct Violation {
+    pub(crate) invariant: &'static str,
+    pub(crate) what: String,
+    pub(crate) at: u64,
+}
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    seq: u64,
+    queue: BTreeMap<(u64, u64), Ev>,
+    pub(crate) rng: Rng,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) store: Store,
+    store_up: bool,
+    pub(crate) branches: Vec<Branch>,
+    acked: BTreeMap<usize, u64>,
+    last_ack: u64,
+    pub(crate) last_conn: u64,
+    cut: Vec<Vec<bool>>,
+    pub(crate) cluster_existed: bool,
+    pub(crate) schedule: Schedule,
+    calm: bool,
+    pub(crate) timeline: Option<Vec<String>>,
+    pub(crate) violation: Option<Violation>,
+    pub(crate) n_events: u64,
+    pub(crate) n_acks: u64,
+    pub(crate) n_promotions: u64,
+}
+
+pub(crate) fn name(n: usize) -> NodeName {
+    NodeName(format!("n{n}"))
+}
+
+/// What a run came to.
+pub(crate) struct Outcome {
+    pub(crate) violation: Option<Violation>,
+    pub(crate) timeline: Vec<String>,
+    pub(crate) n_acks: u64,
+    pub(crate) n_promotions: u64,
+    pub(crate) n_events: u64,
+}
+
+/// Runs a schedule to its end, with or without a timeline for people.
+pub(crate) fn run(schedule: &Schedule, told: bool) -> Outcome {
+    let mut world = World::new(schedule.clone(), told);
+    world.run();
+    Outcome {
+        violation: world.violation,
+        timeline: world.timeline.unwrap_or_default(),
+        n_acks: world.n_acks,
+        n_promotions: world.n_promotions,
+        n_events: world.n_events,
+    }
+}
+
+impl World {
+    fn new(schedule: Schedule, told: bool) -> Self {
+        let mut rng = Rng::new(schedule.seed);
+        let nodes = (0..schedule.nodes).map(|n| Node::new(n, &schedule, &mut rng)).collect();
+        let mut world = Self {
+            now: 0,
+            seq: 0,
+            queue: BTreeMap::new(),
+            rng,
+            nodes,
+            store: Store::new(schedule.ttl * 1_000_000),
+            store_up: true,
+            branches: Vec::new(),
+            acked: BTreeMap::new(),
+            last_ack: 0,
+            last_conn: 0,
+            cut: vec![vec![false; schedule.nodes]; schedule.nodes],
+            cluster_existed: false,
+            calm: false,
+            timeline: told.then(Vec::new),
+            violation: None,
+            n_events: 0,
+            n_acks: 0,
+            n_promotions: 0,
+            schedule,
+        };
+        for n in 0..world.schedule.nodes {
+            let start = world.rng.range(0, 400_000);
+            world.at(start, Ev::Boot(n, 0));
+            world.at(start, Ev::Write(n));
+        }
+        for (i, (at, _)) in world.schedule.faults.clone().iter().enumerate() {
+            world.at(at * 1000, Ev::Fault(i));
+        }
+        let calm = world.schedule.calm * 1000;
+        world.at(calm, Ev::Calm);
+        world
+    }
+
+    fn run(&mut self) {
+        let calm = self.schedule.calm * 1000;
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            self.now = at;
+            self.n_events += 1;
+            self.happen(event);
+            if self.violation.is_none() {
+                self.one_primary();
+            }
+            if self.violation.is_some() {
+                return;
+            }
+            if self.calm && self.unwell().is_none() {
+                return;
+            }
+            if at > calm + BOUND {
+                let why = self.unwell().unwrap_or_default();
+                return self.violate("no-progress", why);
+            }
+        }
+    }
+
+    /// In so many microseconds.
+    pub(crate) fn at(&mut self, delay: u64, event: Ev) {
+        self.seq += 1;
+        self.queue.insert((self.now + delay, self.seq), event);
+    }
+
+    fn happen(&mut self, event: Ev) {
+        if let Some(n) = event.machine().filter(|n| self.nodes[*n].paused) {
+            return self.nodes[n].deferred.push(event);
+        }
+        if let Some(n) = event.agent().filter(|n| self.nodes[*n].frozen) {
+            return self.nodes[n].deferred.push(event);
+        }
+        match event {
+            Ev::Fault(i) => {
+                let fault = self.schedule.faults[i].1.clone();
+                self.tell(|| format!("--- {fault}"));
+                self.fault(&fault);
+            }
+            Ev::Calm => self.mend(),
+            Ev::Arrive(n, inc, slot, op, request) => self.arrive(n, inc, (slot, op), *request),
+            Ev::Done(n, inc, slot, op, result) => self.op_done(n, inc, (slot, op), result),
+            Ev::Hint(n) => self.woken(n),
+            Ev::Boot(n, inc) => self.boot(n, inc),
+            Ev::Wake(n, inc, id) => self.wake(n, inc, id),
+            Ev::Renewal(n, inc, id) => self.renew(n, inc, id),
+            Ev::LocalStatus(n, inc, op) => self.local_status(n, inc, op),
+            Ev::Local(n, inc, op, what) => self.local_done(n, inc, op, *what),
+            Ev::Work(n, inc, job, step) => self.work(n, inc, job, step),
+            Ev::Ask(n, inc, job, to) => self.asked(n, inc, job, to),
+            Ev::Said(n, inc, job, from, answer, id) => self.said((n, inc, job), from, answer, id),
+            Ev::Process(n) => {
+                self.process(n);
+                self.woken(n);
+            }
+            Ev::Deadman(n, generation) => self.deadman(n, generation),
+            Ev::PgReady(n, pid) => self.pg_ready(n, pid),
+            Ev::PgDown(n, pid, clean) => self.pg_down(n, pid, clean),
+            Ev::Promote(n, pid) => {
+                let takes = self.rng.range(20_000, 400_000);
+                self.at(takes, Ev::Promoted(n, pid));
+            }
+            Ev::Promoted(n, pid) => {
+                self.pg_promoted(n, pid);
+                self.process_changed(n);
+            }
+            Ev::Checkpoint(n, pid) => self.pg_checkpoint(n, pid),
+            Ev::LocalReplayed(n, pid) => self.local_replayed(n, pid),
+            Ev::Connect(n, pid) => self.pg_connect(n, pid),
+            Ev::Pump(n, id) => self.pump(n, id),
+            Ev::Deliver(n, id, branch, end) => self.deliver(n, id, branch, end),
+            Ev::Replayed(n, pid, end) => self.replayed(n, pid, end),
+            Ev::Reply(n, pid, from, id, end) => self.reply(n, pid, from, id, end),
+            Ev::Write(n) => self.client_write(n),
+        }
+    }
+
+    // ---- time and network
+
+    /// The clock of a node: it runs a little faster or slower than time itself.
+    pub(crate) fn clock(&self, n: usize) -> Moment {
+        let (base, drift) = self.nodes[n].clock;
+        let nanos = i128::from(self.now) * 1000 * i128::from(1_000_000 + drift) / 1_000_000;
+        Moment(base + nanos as u64)
+    }
+
+    /// How long until the clock of a node shows this.
+    pub(crate) fn until(&self, n: usize, at: Moment) -> u64 {
+        let drift = i128::from(self.nodes[n].clock.1);
+        let nanos = i128::from(at.0.saturating_sub(self.clock(n).0)) * 1_000_000 / (1_000_000 + drift);
+        nanos as u64 / 1000 + 1
+    }
+
+    pub(crate) fn reaches(&self, from: usize, to: usize) -> bool {
+        !self.cut[from][to]
+    }
+
+    pub(crate) fn both_ways(&self, a: usize, b: usize) -> bool {
+        self.reaches(a, b) && self.reaches(b, a)
+    }
+
+    pub(crate) fn latency(&mut self, _from: usize, _to: usize) -> u64 {
+        if self.rng.chance(3) { self.rng.range(20_000, 800_000) } else { self.rng.range(300, 12_000) }
+    }
+
+    /// Sends a request to the store; it is answered, or times out with an unknown outcome.
+    pub(crate) fn ask_store(
+        &mut self,
+        n: usize,
+        (slot, op): (Slot, u64),
+        request: Request,
+        patience: Duration,
+    ) {
+        let inc = self.nodes[n].agent.inc;
+        let delay = self.store_delay(n);
+        if self.nodes[n].store_out {
+            self.at(delay, Ev::Arrive(n, inc, slot, op, Box::new(request)));
+        }
+        self.at(patience.as_micros() as u64, Ev::Done(n, inc, slot, op, Ended::Unknown));
+    }
+
+    fn store_delay(&mut self, n: usize) -> u64 {
+        let slow = self.nodes[n].slow;
+        let odd = if self.rng.chance(6) { self.rng.range(0, 6_000_000) } else { 0 };
+        self.rng.range(500, 15_000) + odd + if slow > 0 { self.rng.range(0, slow * 1000) } else { 0 }
+    }
+
+    fn arrive(&mut self, n: usize, inc: u64, (slot, op): (Slot, u64), request: Request) {
+        if !self.store_up {
+            return;
+        }
+        if let Request::Release(lease) = request
+            && self.store.holds(&name(n), lease)
+        {
+            self.check_release(n);
+        }
+        let hints = self.store.hints;
+        let before = self.store.leader().cloned();
+        let answer = self.store.apply(&name(n), request, self.now);
+        if self.store.leader() != before.as_ref() {
+            let now = self.store.leader().cloned();
+            self.tell(|| format!("the leader key: {before:?} -> {now:?}"));
+        }
+        if self.store.hints != hints {
+            for to in 0..self.nodes.len() {
+                let delay = self.rng.range(500, 15_000);
+                if self.nodes[to].store_in {
+                    self.at(delay, Ev::Hint(to));
+                }
+            }
+        }
+        if self.nodes[n].store_in {
+            let delay = self.store_delay(n);
+            self.at(delay, Ev::Done(n, inc, slot, op, Ended::Answer(Box::new(answer))));
+        }
+    }
+
+    pub(crate) fn is_calm(&self) -> bool {
+        self.calm
+    }
+
+    // ---- faults
+
+    fn fault(&mut self, fault: &Fault) {
+        match *fault {
+            Fault::CrashNode(n) => self.crash(n),
+            Fault::StartNode(n) => self.start(n),
+            Fault::CrashPostgres(n) => self.pg_down(n, self.nodes[n].pg.pid, false),
+            Fault::KillAgent(n) => {
+                self.end_agent(n);
+                self.pg_stop(n, None);
+                self.reboot(n, 1_000_000);
+            }
+            Fault::Freeze(n) => self.nodes[n].frozen = true,
+            Fault::Thaw(n) => {
+                self.nodes[n].frozen = false;
+                self.catch_up(n);
+            }
+            Fault::Pause(n) => self.nodes[n].paused = true,
+            Fault::Resume(n) => self.resume(n),
+            Fault::Stop(n) => self.ask_to_stop(n),
+            Fault::Wipe(n) => self.wipe(n),
+            Fault::Cut(a, b) => self.cut[a][b] = true,
+            Fault::Heal(a, b) => self.cut[a][b] = false,
+            Fault::Isolate(n) => self.isolate(n, true),
+            Fault::Rejoin(n) => self.isolate(n, false),
+            Fault::StoreCut(n) => (self.nodes[n].store_out, self.nodes[n].store_in) = (false, false),
+            Fault::StoreMute(n) => self.nodes[n].store_in = false,
+            Fault::StoreHeal(n) => (self.nodes[n].store_out, self.nodes[n].store_in) = (true, true),
+            Fault::StoreDown => self.store_up = false,
+            Fault::StoreUp => self.store_up = true,
+            Fault::StoreElection => self.store.restart_leases(self.now),
+            Fault::Slow(n, ms) => self.nodes[n].slow = ms,
+        }
+    }
+
+    fn isolate(&mut self, n: usize, cut: bool) {
+        for other in 0..self.nodes.len() {
+            (self.cut[n][other], self.cut[other][n]) = (cut, cut);
+        }
+        (self.nodes[n].store_out, self.nodes[n].store_in) = (!cut, !cut);
+    }
+
+    fn crash(&mut self, n: usize) {
+        (self.nodes[n].paused, self.nodes[n].frozen, self.nodes[n].off) = (false, false, true);
+        self.nodes[n].deferred.clear();
+        self.end_agent(n);
+        self.pg_down(n, self.nodes[n].pg.pid, false);
+    }
+
+    fn start(&mut self, n: usize) {
+        if std::mem::take(&mut self.nodes[n].off) {
+            self.reboot(n, 500_000);
+        } else {
+            self.wants_restart(n);
+        }
+    }
+
+    fn resume(&mut self, n: usize) {
+        if !self.nodes[n].paused {
+            return;
+        }
+        self.nodes[n].paused = false;
+        // The deadman is the first to look at the clock.
+        self.deadman(n, self.nodes[n].deadman_gen);
+        self.one_primary();
+        self.catch_up(n);
+    }
+
+    fn catch_up(&mut self, n: usize) {
+        let (late, answers): (Vec<_>, Vec<_>) = std::mem::take(&mut self.nodes[n].deferred)
+            .into_iter()
+            .partition(|e| matches!(e, Ev::Done(.., Ended::Unknown)));
+        for (i, event) in answers.into_iter().chain(late).enumerate() {
+            self.at(i as u64, event);
+        }
+    }
+
+    /// The volume is lost: of a node that does not hold the only copy of anything.
+    fn wipe(&mut self, n: usize) {
+        let others: Vec<_> = (0..self.nodes.len()).filter(|o| *o != n).collect();
+        let safe = others.iter().any(|o| self.holds_everything(*o));
+        let leads = self.store.leader() == Some(&name(n)) || self.store.sync_leader() == Some(&name(n));
+        if !safe || leads || self.schedule.mode == Mode::Off {
+            return self.tell(|| "(left out: it would be the last copy)".into());
+        }
+        self.crash(n);
+        let generation = self.nodes[n].disk.generation + 1;
+        self.nodes[n].disk = Disk { generation, ..Disk::default() };
+    }
+
+    fn mend(&mut self) {
+        self.tell(|| "--- calm: every fault is mended".into());
+        self.calm = true;
+        self.store_up = true;
+        for n in 0..self.nodes.len() {
+            for other in 0..self.nodes.len() {
+                self.cut[n][other] = false;
+            }
+            let node = &mut self.nodes[n];
+            (node.store_out, node.store_in, node.slow) = (true, true, 0);
+            self.resume(n);
+            self.nodes[n].frozen = false;
+            self.catch_up(n);
+            self.start(n);
+        }
+    }
+
+    // ---- what must hold
+
+    pub(crate) fn violate(&mut self, invariant: &'static str, what: String) {
+        self.tell(|| format!("VIOLATION {invariant}: {what}"));
+        self.violation.get_or_insert(Violation { invariant, what, at: self.now });
+    }
+
+    fn one_primary(&mut self) {
+        let mut serving = (0..self.nodes.len()).filter(|n| self.accepts(*n));
+        if let (true, Some(a), Some(b)) = (self.schedule.deadman, serving.next(), serving.next()) {
+            self.violate("two-primaries", format!("n{a} and n{b} both accept writes"));
+        }
+    }
+
+    fn durable(&self) -> bool {
+        self.schedule.mode != Mode::Off
+    }
+
+    /// What of the acknowledged commits this node's history lacks.
+    fn lacks(&self, n: usize) -> Option<(usize, u64)> {
+        let files = self.files(n)?;
+        let here = (files.branch, files.end);
+        self.acked.iter().map(|(b, l)| (*b, *l)).find(|commit| !self.contains(here, *commit))
+    }
+
+    fn holds_everything(&self, n: usize) -> bool {
+        self.files(n).is_some() && self.lacks(n).is_none()
+    }
+
+    /// A primary begins to accept writes.
+    pub(crate) fn serves(&mut self, n: usize) {
+        self.cluster_existed = true;
+        self.n_promotions += 1;
+        if let Some((branch, lsn)) = self.lacks(n).filter(|_| self.durable()) {
+            let tli = self.tli(branch);
+            let what = format!("n{n} serves without {} on timeline {tli}, which was acknowledged", Lsn(lsn));
+            self.violate("lost-commit", what);
+        }
+    }
+
+    /// Data was replaced: is every acknowledged commit still somewhere?
+    pub(crate) fn check_copies(&mut self, n: usize) {
+        let whole = (0..self.nodes.len()).any(|n| self.holds_everything(n));
+        if self.durable() && !whole && !self.acked.is_empty() {
+            self.violate("last-copy", format!("n{n} has replaced the last copy of acknowledged commits"));
+        }
+    }
+
+    pub(crate) fn acknowledged(&mut self, n: usize, lsn: u64) {
+        let Some(files) = self.files(n) else { return };
+        let branch = files.branch;
+        self.n_acks += 1;
+        self.last_ack = self.now;
+        self.acked.insert(branch, lsn);
+        if let Some((branch, lost)) = self.lacks(n).filter(|_| self.durable()) {
+            let what = format!("n{n} acknowledges without {} of timeline {}", Lsn(lost), self.tli(branch));
+            self.violate("lost-commit", what);
+        }
+    }
+
+    fn check_release(&mut self, n: usize) {
+        if self.nodes[n].pg.state != State::Down {
+            let what = format!("the leader key of n{n} is released while its PostgreSQL runs");
+            self.violate("release-before-stop", what);
+        }
+    }
+
+    /// What is not as it should be in a calm cluster.
+    fn unwell(&self) -> Option<String> {
+        let all = 0..self.nodes.len();
+        let Some(primary) = all.clone().find(|n| self.accepts(*n)) else {
+            return Some("nobody accepts writes".into());
+        };
+        let streams = |n: &usize| {
+            let pg = &self.nodes[*n].pg;
+            pg.state == State::Ready
+                && pg.conn.is_some_and(|c| c.to == primary && c.pid == self.nodes[primary].pg.pid)
+        };
+        if let Some(n) = all.filter(|n| *n != primary).find(|n| !streams(n)) {
+            return Some(format!("n{n} does not stream from n{primary}"));
+        }
+        (self.last_ack + 1_000_000 < self.now).then(|| "no commit was acknowledged within a second".into())
+    }
+
+    // ---- the timeline for people
+
+    pub(crate) fn tell(&mut self, what: impl FnOnce() -> String) {
+        let now = self.now;
+        if let Some(lines) = self.timeline.as_mut() {
+            lines.push(format!("{:>8.3}s {}", now as f64 / 1e6, what()));
+        }
+    }
+
+    pub(crate) fn log(&mut self, n: usize, what: impl FnOnce() -> String) {
+        self.tell(|| format!("n{n} {}", what()));
+    }
+}
+
+impl Node {
+    fn new(n: usize, schedule: &Schedule, rng: &mut Rng) -> Self {
+        Self {
+            disk: Disk::default(),
+            pg: Pg::default(),
+            agent: Agent::new(n, schedule),
+            paused: false,
+            frozen: false,
+            deferred: Vec::new(),
+            clock: (rng.range(1_000_000, 9_000_000) * 1_000_000_000, rng.range(0, 1001) as i64 - 500),
+            deadman: None,
+            deadman_gen: 0,
+            store_out: true,
+            store_in: true,
+            slow: 0,
+            off: false,
+        }
+    }
+}
