@@ -32,6 +32,10 @@ pub struct Record {
     /// Whether a new cluster that was begun on this volume still lacks its roles, database and scripts.
     #[serde(default)]
     pub bootstrap: Bootstrap,
+    /// The timeline that this node was last promoted to, until its data is replaced or rewound. Two nodes can give their
+    /// timelines the same number; this tells a private one from the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<Timeline>,
     /// The last timeline seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Timeline>,
@@ -203,6 +207,7 @@ impl Record {
             node_name: None,
             system_id: None,
             bootstrap: Bootstrap::Settled,
+            promoted: None,
             timeline: None,
             epoch: Epoch::default(),
             cluster_uuid: None,

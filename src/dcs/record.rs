@@ -170,6 +170,16 @@ impl History {
     }
 }
 
+impl History {
+    /// Who was promoted to this timeline, as far as it was written down.
+    pub fn beginner_of(&self, timeline: Timeline) -> Option<NodeName> {
+        let before = u64::from(timeline.0.checked_sub(1)?);
+        let row =
+            self.0.iter().find(|row| row.first().and_then(serde_json::Value::as_u64) == Some(before))?;
+        row.get(4)?.as_str().map(NodeName::from)
+    }
+}
+
 /// `sync`: who is synchronous. Present only while a synchronous mode is on.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sync {

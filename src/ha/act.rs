@@ -158,7 +158,7 @@ impl<D: Dcs> Agent<D> {
                 self.deps.postgres.set_sync_names(&names).await?;
             }
             Action::SetSlots(wanted) => self.deps.postgres.set_slots(&wanted).await?,
-            Action::Begin(task) => self.begin(task)?,
+            Action::Begin(task) => self.begin(view, task)?,
             Action::Finish => {}
         }
         Ok(())
@@ -212,14 +212,14 @@ impl<D: Dcs> Agent<D> {
     }
 
     /// Begins a long action. Only a stop may replace one that is under way: `decide` sees to that.
-    fn begin(&mut self, task: Task) -> Result<(), Error> {
+    fn begin(&mut self, view: &View, task: Task) -> Result<(), Error> {
         let job = task.job();
         if job == Job::Stop {
             self.young = Youth::Over;
         }
         self.jobs.abort_all();
         self.jobs = JoinSet::new();
-        self.before(job)?;
+        self.before(view, job)?;
         self.doing = Some(Doing { job, since: clock::now() });
         let context = jobs::Context {
             postgres: self.deps.postgres.clone(),
@@ -232,11 +232,22 @@ impl<D: Dcs> Agent<D> {
     }
 
     /// What must be on disk before a job begins.
-    fn before(&self, job: Job) -> Result<(), Error> {
-        if job == Job::Initdb {
-            // Before initdb: a crash right after it must not leave a cluster without its roles.
-            self.deps.record.update(|record| record.bootstrap = Bootstrap::Pending)?;
-        }
+    fn before(&self, view: &View, job: Job) -> Result<(), Error> {
+        let record = &self.deps.record;
+        match job {
+            // A crash right after initdb must not leave a cluster without its roles.
+            Job::Initdb => record.update(|record| record.bootstrap = Bootstrap::Pending)?,
+            // A crash right after a promotion must not leave a private timeline that looks like the cluster's.
+            Job::Promote => record.update(|record| record.promoted = publish::next_timeline(view))?,
+            Job::FinishBootstrap
+            | Job::Clone
+            | Job::Rewind
+            | Job::Stop
+            | Job::Poll
+            | Job::Survey
+            | Job::Compare
+            | Job::Start => return Ok(()),
+        };
         Ok(())
     }
 

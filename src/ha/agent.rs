@@ -234,7 +234,11 @@ impl<D: Dcs> Agent<D> {
             lease: self.lease.state(),
             local,
             doing: self.doing,
-            volume: Volume { system_id: record.system_id, bootstrap: record.bootstrap },
+            volume: Volume {
+                system_id: record.system_id,
+                bootstrap: record.bootstrap,
+                promoted: record.promoted,
+            },
             memory: self.memory.clone(),
         };
         self.watch_start(&view);
@@ -387,9 +391,15 @@ impl<D: Dcs> Agent<D> {
             Outcome::Cloned => {
                 (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 self.memory.succeeded(Job::Rewind);
-                self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled)?;
+                self.deps.record.update(|record| {
+                    record.bootstrap = Bootstrap::Settled;
+                    record.promoted = None;
+                })?;
             }
-            Outcome::Rewound => self.memory.ancestry = None,
+            Outcome::Rewound => {
+                self.memory.ancestry = None;
+                self.deps.record.update(|record| record.promoted = None)?;
+            }
             Outcome::Promoted => {
                 self.counts.promotions += 1;
                 self.memory.checkpoint = Checkpoint::Owed;

@@ -175,7 +175,10 @@ fn wrong_data(view: &View, snapshot: &Snapshot) -> Option<Decision> {
         Some(Initialize::InProgress | Initialize::Invalid) | None => return None,
     };
     let local = view.control()?.system_id;
-    if local == cluster {
+    // A cluster whose making was cut short here has never served anybody: it gives way to the one that was made.
+    let unborn = view.volume.bootstrap == Bootstrap::Pending && view.instance() == Instance::Down;
+    let led = snapshot.leader_name().is_some_and(|name| *name != view.me);
+    if local == cluster || (unborn && led && view.lease == Lease::None) {
         return None;
     }
     let reason = Reason::SystemIdMismatch { local, cluster };
@@ -380,6 +383,11 @@ fn follow(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
         {
             idle(Reason::AwaitingCheckpoint(source.name), Wake::Soon(HALF_A_SECOND))
         }
+        (Instance::Down, DataDir::Cluster(control))
+            if Some(control.system_id) != view.cluster_system_id() =>
+        {
+            copy(view, source)
+        }
         (Instance::Down, DataDir::Cluster(_)) if view.memory.upstream_wal == UpstreamWal::Removed => {
             copy(view, source)
         }
@@ -412,6 +420,10 @@ fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decisio
     let Some(control) = view.control() else {
         return idle(Reason::WaitingForLeader, Wake::Loop);
     };
+    if is_private(view, control.timeline, ancestry) {
+        // pg_rewind goes by numbers: it would find nothing to rewind.
+        return copy(view, source);
+    }
     match lineage::of_stopped(control, ancestry) {
         Lineage::Part => {
             let reason = Reason::Following(source.name.clone());
@@ -444,6 +456,16 @@ fn compare(view: &View, source: Upstream) -> Decision {
 /// A running standby: point it at the leader, and when it cannot connect, find out whether it still can.
 fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn) -> Decision {
     let reason = Reason::Following(source.name.clone());
+    if view.volume.promoted == Some(standby_timeline(view, answer)) {
+        // Nothing is streamed onto a timeline that this node may have begun for itself.
+        match known_ancestry(view, &source) {
+            None => return compare(view, source),
+            Some(ancestry) if is_private(view, standby_timeline(view, answer), ancestry) => {
+                return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name));
+            }
+            Some(_) => {}
+        }
+    }
     if view.memory.following.as_ref() != Some(&source) || view.memory.frozen.is_some() {
         return Decision { actions: vec![Action::Follow(source)], reason, wake: PROMPTLY };
     }
@@ -463,6 +485,17 @@ fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn)
         }
         Some(Lineage::Part | Lineage::Unknown) => idle(reason, Wake::Loop),
     }
+}
+
+/// Whether the local timeline is one that this node began for itself: it was promoted to it, and the leader is on another of
+/// the same number, or the cluster's history says that somebody else began it.
+fn is_private(view: &View, local: Timeline, leader: &Ancestry) -> bool {
+    let began_here = |s: &Snapshot| {
+        let history = s.history.as_ref().map(|h| &h.value);
+        history.and_then(|h| h.beginner_of(local)).is_some_and(|name| name == view.me)
+    };
+    view.volume.promoted == Some(local)
+        && (leader.timeline == local || !view.snapshot().is_some_and(began_here))
 }
 
 /// What this leader said of its history, if it is fresh enough.

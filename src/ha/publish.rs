@@ -139,6 +139,13 @@ pub fn status(view: &View, lsn: Lsn) -> Status {
     Status { optime: Some(lsn), slots: Some(slots), retain_slots: Some(retain.collect()) }
 }
 
+/// The timeline that a promotion of the local standby begins.
+pub fn next_timeline(view: &View) -> Option<Timeline> {
+    let answered = view.local.sql.as_ref().map(|answer| answer.timeline);
+    let present = answered.max(view.control().map(|control| control.timeline))?;
+    Some(Timeline(present.0.saturating_add(1)))
+}
+
 /// `history` from the text of the local history file, keeping what is known of older rows (times and names).
 pub fn history(view: &View, snapshot: &Snapshot, text: &str, at: &str) -> History {
     let stored = snapshot.history.as_ref().map(|h| h.value.0.clone()).unwrap_or_default();
@@ -153,7 +160,9 @@ pub fn history(view: &View, snapshot: &Snapshot, text: &str, at: &str) -> Histor
         let timeline: u64 = words.next()?.trim().parse().ok()?;
         let end: Lsn = words.next()?.parse().ok()?;
         let reason = words.next().unwrap_or("").trim();
-        let fresh = vec![json!(timeline), json!(end), json!(reason), json!(at), json!(view.me)];
+        // Only the last fork is known to be this node's doing.
+        let leader = if Some(line) == text.lines().last() { json!(view.me) } else { Value::Null };
+        let fresh = vec![json!(timeline), json!(end), json!(reason), json!(at), leader];
         Some(known(timeline).unwrap_or(fresh))
     };
     History(text.lines().filter_map(row).collect())

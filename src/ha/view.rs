@@ -132,6 +132,8 @@ pub struct Volume {
     pub system_id: Option<SystemId>,
     /// initdb is done, what follows it is not.
     pub bootstrap: Bootstrap,
+    /// The timeline that this node was last promoted to.
+    pub promoted: Option<Timeline>,
 }
 
 /// What this process remembers from tick to tick.

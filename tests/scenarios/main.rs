@@ -426,6 +426,25 @@ mod following {
         assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
     }
 
+    /// Two promotions can give their timelines one number; going by numbers the logs would be joined.
+    #[test]
+    fn a_timeline_that_was_begun_here_and_is_not_the_clusters_is_replaced_not_joined() {
+        let mut down = Scene::new().data(ControlState::ShutDown).same_timeline();
+        down.0.volume.promoted = Some(Timeline(1));
+        assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+        let mut running = Scene::new().standby(HERE).same_timeline();
+        running.0.volume.promoted = Some(Timeline(1));
+        assert!(matches!(only(running.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
+    }
+
+    #[test]
+    fn a_cluster_that_was_never_born_gives_way_to_the_one_that_was() {
+        let scene = Scene::new().data_of(SystemId(7_700_000_000_000_000_002)).pending_bootstrap();
+        assert_eq!(only(scene.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+        let unled = scene.no_leader().decide();
+        assert!(matches!(nothing_because(unled), Reason::SystemIdMismatch { .. }));
+    }
+
     #[test]
     fn a_failed_copy_is_not_repeated_at_once() {
         let decision = Scene::new().empty().failed(Job::Clone, 4, 1).decide();

@@ -68,7 +68,7 @@ impl Scene {
             lease: Lease::None,
             local: local(UnitState::Down { last: None }, cluster_data(ControlState::ShutDown), None),
             doing: None,
-            volume: Volume { system_id: Some(CLUSTER), bootstrap: Bootstrap::Settled },
+            volume: Volume { system_id: Some(CLUSTER), bootstrap: Bootstrap::Settled, promoted: None },
             memory: Memory { name: Name::Claimed, ..Memory::default() },
         };
         Self(view)

@@ -455,7 +455,7 @@ impl World {
         let Stage::Observing { snapshot: Some(snapshot), local: Some(local), .. } = stage else { return };
         let store = self.saw_store(n, snapshot, now);
         let disk = &self.nodes[n].disk;
-        let volume = Volume { system_id: disk.system_id, bootstrap: disk.bootstrap };
+        let volume = Volume { system_id: disk.system_id, bootstrap: disk.bootstrap, promoted: disk.promoted };
         let node_id = NodeId(format!("{:016x}", n * 16 + disk.generation as usize));
         let agent = &mut self.nodes[n].agent;
         let mut view = View {
@@ -794,6 +794,11 @@ impl World {
         if job == Job::Initdb {
             self.nodes[n].disk.bootstrap = Bootstrap::Pending;
         }
+        if job == Job::Promote {
+            let branch = self.nodes[n].disk.files.as_ref().map(|files| files.branch);
+            let present = branch.map(|b| self.branches[b].tli);
+            self.nodes[n].disk.promoted = present.map(|timeline| Timeline(timeline + 1));
+        }
         let others = (0..self.nodes.len()).filter(|i| *i != n).collect();
         let agent = self.agent(n);
         agent.job += 1;
@@ -1008,8 +1013,12 @@ impl World {
                 agent.memory.ancestry = None;
                 agent.memory.succeeded(Job::Rewind);
                 self.nodes[n].disk.bootstrap = Bootstrap::Settled;
+                self.nodes[n].disk.promoted = None;
             }
-            Out::Rewound => agent.memory.ancestry = None,
+            Out::Rewound => {
+                agent.memory.ancestry = None;
+                self.nodes[n].disk.promoted = None;
+            }
             Out::Promoted => agent.memory.checkpoint = Checkpoint::Owed,
             Out::Polled(answers) => agent.memory.poll = Some(Poll { at: now, answers }),
             Out::Surveyed(answers) => agent.memory.survey = Some(Survey { at: now, answers }),

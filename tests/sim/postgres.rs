@@ -34,6 +34,7 @@ pub(crate) struct Disk {
     pub(crate) incomplete: Option<&'static str>,
     pub(crate) system_id: Option<SystemId>,
     pub(crate) bootstrap: Bootstrap,
+    pub(crate) promoted: Option<Timeline>,
     pub(crate) generation: u32,
 }
 

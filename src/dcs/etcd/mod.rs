@@ -123,6 +123,8 @@ struct State {
     member: Option<(String, String, i64)>,
     /// The name that this process has claimed.
     name: Option<Name>,
+    /// The lease under which the leader key was last given back.
+    parted: Option<i64>,
 }
 
 impl EtcdStore {
@@ -141,7 +143,8 @@ impl EtcdStore {
         let watcher =
             Watcher { link: Arc::clone(&link), prefix: prefix.clone(), changes: counter, renewals: heard };
         tasks.spawn(watcher.run(stop));
-        let state = Mutex::new(State { ttl: config.ttl, lease: None, member: None, name: None });
+        let state =
+            Mutex::new(State { ttl: config.ttl, lease: None, member: None, name: None, parted: None });
         Self { link, prefix, ready: config.ready, changes, renewals, state }
     }
 
@@ -276,6 +279,14 @@ impl EtcdStore {
         self.state().name.as_ref().map(Name::compare)
     }
 
+    /// The lease under which the leader key is given back. It is never used again: a release that arrives late must not
+    /// delete a key that this node has taken anew.
+    fn part_with_lease(&self) -> Option<i64> {
+        let mut state = self.state();
+        state.parted = state.lease.take().map(|lease| lease.id).or(state.parted);
+        state.parted
+    }
+
     fn ready_compare(&self) -> Option<Compare> {
         match &self.ready {
             ReadyKey::Key(key) => Some(Compare::create_revision(key.as_str(), CompareOp::Greater, 0)),
@@ -400,8 +411,12 @@ impl Dcs for EtcdStore {
 
     async fn release_leader(&self, me: &NodeName) -> Result<(), Error> {
         let leader = self.leader_key();
+        let ours = match self.part_with_lease() {
+            Some(lease) => mine(&leader, me, lease),
+            None => vec![Compare::value(leader.as_str(), CompareOp::Equal, me.as_str())],
+        };
         let txn = Txn::new()
-            .when([Compare::value(leader.as_str(), CompareOp::Equal, me.as_str())])
+            .when(ours)
             .and_then([TxnOp::delete(leader.as_str(), None)])
             .or_else([TxnOp::get(leader.as_str(), None)]);
         let reply = self.txn(txn).await.map_err(refused)?.reply;
