@@ -14,7 +14,8 @@
 //! | 6 | [`api`] | REST, metrics, node-to-node calls |
 //! | 7 | [`config`] | the only reader of the environment |
 //! | 8 | [`node`] | the composition root |
-//! | 9 | [`init`], [`cli`] | PID 1, and the commands a person types |
+//! | 9 | [`init`] | PID 1 |
+//! | 10 | [`cli`] | the commands a person types |
 
 pub mod types;
 

@@ -61,6 +61,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             install_tls();
             Ok(node::run(config)?)
         }
+        Command::Supervise(args) => Ok(cli::supervise::supervise(&args)?),
+        Command::Units(args) => Ok(cli::supervise::units(&args)?),
         Command::List(args) => {
             install_tls();
             let url = api_url(&args.api)?;

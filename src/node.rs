@@ -29,9 +29,9 @@ use crate::ha::rules::Rules;
 use crate::ha::{self, agent};
 use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::{ClientTls, Postgres};
-use crate::process::{self, InitLink, Mode, RunAs};
+use crate::process::{self, InitLink, Mode, RunAs, VolumeLock};
 use crate::record::Keeper;
-use crate::supervisor::{Restart, Rung, Unit, UnitSpec};
+use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec};
 use crate::tls::{self, Bundle, EtcdClient, Root, Secrecy, Secret, Subject};
 use crate::types::{NodeId, NodeName, Timing};
 use crate::{api, clock, log};
@@ -54,8 +54,10 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// # Errors
 /// Something that only a person can mend: a program is missing, a directory or a port cannot be used.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
-    let _log = log::install(&log_config(&config)).context("could not start the log")?;
     process::hide_memory();
+    // The configuration has been read; the log's thread comes after.
+    drop(process::take_environment());
+    let _log = log::install(&log_config(&config)).context("could not start the log")?;
     // One thread: children are bound to the thread that forked them, and a node has little to compute.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = runtime.context("could not start the runtime")?.block_on(live(config));
@@ -69,13 +71,15 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
     let init = InitLink::inherit();
     let mut background = JoinSet::new();
     background.spawn(beat(init.clone()));
+    let reports = Reports::listen().context("could not listen for signals")?;
     let mut stop = StopSignals::listen()?;
 
     let mut node = tokio::select! {
-        node = start(config, init, &mut background) => node?,
+        node = start(config, init.clone(), &mut background) => node?,
         // Nothing has been started that would need an order.
         () = stop.first() => return Ok(ExitCode::SUCCESS),
     };
+    background.spawn(reports.answer(vec![node.postgres.clone(), node.etcd.clone()], init));
     tokio::select! {
         () = stop.first() => info!("asked to stop"),
         Some(ended) = background.join_next() => {
@@ -166,7 +170,8 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let ground = Ground::settle(config, background, stop_store.clone()).await?;
     let record = ground.place.record.read();
 
-    let unit = Unit::spawn(postgres_unit(), init.clone(), background);
+    let lock = Some(ground.place.lock.clone());
+    let unit = Unit::spawn_holding(lock, postgres_unit(), init.clone(), background);
     let postgres = Postgres::new(ground.config.postgres(ground.place.identity(&ground.name)), unit.clone());
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id);
     let channels = Channels {
@@ -247,6 +252,7 @@ struct Place {
     run_as: RunAs,
     bin_dir: Utf8PathBuf,
     etcd: Utf8PathBuf,
+    lock: VolumeLock,
     record: Keeper,
 }
 
@@ -261,8 +267,12 @@ impl Place {
         for dir in [&config.data_volume, &config.run_dir, &config.tls_dir()] {
             process::make_private_dir(dir, &run_as).with_context(|| format!("could not prepare {dir}"))?;
         }
+        let state_dir = config.state_dir();
+        process::make_private_dir(&state_dir, &run_as)
+            .with_context(|| format!("could not prepare {state_dir}"))?;
+        let lock = VolumeLock::take(&state_dir.join(".lock"), &run_as)?;
         let record = Keeper::open(&config.state_dir(), &run_as)?;
-        Ok(Self { run_as, bin_dir, etcd, record })
+        Ok(Self { run_as, bin_dir, etcd, lock, record })
     }
 
     fn identity(&self, name: &NodeName) -> Identity {

@@ -21,7 +21,8 @@ const LAYERS: &[&[&str]] = &[
     &["api"],
     &["config"],
     &["node"],
-    &["cli", "init"],
+    &["init"],
+    &["cli"],
 ];
 
 /// Files that decide or compute and do nothing else; `*` is any one folder, a trailing `/` all that is beneath.

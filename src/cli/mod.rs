@@ -4,6 +4,7 @@
 
 pub mod demo;
 pub mod list;
+pub mod supervise;
 pub mod table;
 
 use std::ffi::OsString;
@@ -35,6 +36,11 @@ pub enum Command {
     /// The node itself, started by `init`
     #[command(hide = true)]
     Node,
+    /// Run the services of a list, with PID 1 duties
+    Supervise(supervise::Args),
+    /// The services of a list, started by `init`
+    #[command(hide = true)]
+    Units(supervise::Args),
     /// Show the members of the cluster
     List(list::Args),
     /// Look at the configuration

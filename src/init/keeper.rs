@@ -8,6 +8,7 @@
 //! | `Clearing` | dead | every child is gone -> `Waiting`, or the end |
 //! | `Waiting` | dead | the backoff's end -> `Serving`; a request to stop -> the end |
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -20,7 +21,9 @@ use super::foreign::end_leftovers;
 use super::system::{Ears, Voice, adopt_orphans, reserve_link_number};
 use super::{CONFIGURATION_ERROR, InitOptions, RestartNode};
 use crate::clock::{self, Backoff, Moment};
-use crate::process::{InitLink, LINK_FD, MESSAGE_BYTES, Message, PidHandle, Plan, Terminal, hide_memory};
+use crate::process::{
+    InitLink, LINK_FD, MESSAGE_BYTES, Message, PidHandle, Plan, Terminal, hide_memory, take_environment,
+};
 
 /// PostgreSQL dies of SIGQUIT in less than 100 ms, unless one of its processes is stopped: then nothing but SIGKILL helps.
 const QUIT_PATIENCE: Duration = Duration::from_millis(300);
@@ -104,6 +107,8 @@ struct Deadline {
 #[derive(Debug)]
 struct Keeper<'a> {
     options: InitOptions,
+    /// What `node` gets: ours, secrets included, which are no longer in ours.
+    environment: Vec<(OsString, OsString)>,
     voice: &'a Voice,
     phase: Phase,
     wish: Wish,
@@ -119,6 +124,7 @@ impl<'a> Keeper<'a> {
     fn new(options: InitOptions, voice: &'a Voice) -> Self {
         Self {
             options,
+            environment: take_environment(),
             voice,
             phase: Phase::Serving,
             wish: Wish::Live,
@@ -206,7 +212,7 @@ impl<'a> Keeper<'a> {
         self.watched.clear();
         self.deadline = None;
         self.phase = Phase::Serving;
-        match spawn_node(&self.options) {
+        match spawn_node(&self.options, &self.environment) {
             Ok((pid, link)) => {
                 self.voice.say(&format!("started node, pid {pid}"));
                 self.node = Some(Node { pid, since: now, link: Some(link), last_word: now });
@@ -385,11 +391,11 @@ fn clearing(now: Moment) -> Phase {
 }
 
 #[expect(clippy::disallowed_methods, reason = "init is the other module that spawns")]
-fn spawn_node(options: &InitOptions) -> io::Result<(u32, OwnedFd)> {
+fn spawn_node(options: &InitOptions, environment: &[(OsString, OsString)]) -> io::Result<(u32, OwnedFd)> {
     let (theirs, ours) = InitLink::pair()?;
     let fd = theirs.raw_fd().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
     let mut command = std::process::Command::new(&options.program);
-    command.args(&options.args);
+    command.args(&options.args).env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
     Plan::own(Signal::SIGKILL, Terminal::Detached).keep(fd, LINK_FD).install(&mut command);
     Ok((command.spawn()?.id(), ours))
 }

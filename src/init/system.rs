@@ -27,6 +27,20 @@ fn held_back() -> SigSet {
     signals
 }
 
+/// PID 1 loses every signal that comes before it is ready, so the first thing that happens in a process is that it makes
+/// itself ready: before `main`, before the standard library. Any other process must die of an early signal, and does.
+#[used]
+#[unsafe(link_section = ".init_array")]
+#[expect(unsafe_code, reason = "only this section is read before main")]
+static EARLY: extern "C" fn() = {
+    extern "C" fn early() {
+        if is_first() {
+            block_signals();
+        }
+    }
+    early
+};
+
 /// Blocked signals stay pending, even at PID 1, even those without a handler.
 pub(super) fn block_signals() {
     // It fails only for an impossible argument.
@@ -108,29 +122,45 @@ pub(super) fn reserve_link_number() -> io::Result<File> {
 #[derive(Debug)]
 pub(super) struct Voice {
     format: log::Format,
-    /// A description of our own: the inherited one is shared, and must stay as it is.
-    out: Option<File>,
+    out: Out,
+}
+
+/// How standard error is written without a wait.
+#[derive(Debug)]
+enum Out {
+    /// A description of our own, which does not block: the inherited one is shared, and must stay as it is.
+    Own(File),
+    /// A file, which never blocks for long. Through the inherited description: it holds the place where all of us write.
+    Plain,
+    /// What cannot be opened again: a socket, or a pipe that another account made.
+    Foreign,
 }
 
 impl Voice {
     pub(super) fn new(format: log::Format) -> Self {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let out = OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/2").ok();
+        let own = OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/2");
+        let out = match own {
+            Ok(file) if file.metadata().is_ok_and(|about| about.is_file()) => Out::Plain,
+            Ok(file) => Out::Own(file),
+            Err(_refused) => Out::Foreign,
+        };
         Self { format, out }
     }
 
     /// Writes one line, if it can be written at once.
     pub(super) fn say(&self, text: &str) {
         let line = log::init_line(self.format, text);
-        // Best effort in both arms: there is nobody to tell about a failure to tell.
+        // Best effort in every arm: there is nobody to tell about a failure to tell.
         match &self.out {
-            Some(out) => drop((&mut &*out).write(&line)),
-            None => write_now(&line),
+            Out::Own(out) => drop((&mut &*out).write(&line)),
+            Out::Plain => drop(io::stderr().write(&line)),
+            Out::Foreign => write_now(&line),
         }
     }
 }
 
-/// Where standard error cannot be opened again: a socket, or a pipe that another account made.
+/// Writes what can be written at once.
 #[expect(unsafe_code, reason = "pwritev2 has no safe wrapper; a plain write could block")]
 fn write_now(line: &[u8]) {
     if nix::sys::socket::send(2, line, nix::sys::socket::MsgFlags::MSG_DONTWAIT).is_ok() {

@@ -29,7 +29,7 @@ pub struct Account {
 }
 
 impl RunAs {
-    /// The account of this name when we are root (and it is not root's), else [`RunAs::Same`].
+    /// The account of this name when we are root (and it is not root's) and able to become it, else [`RunAs::Same`].
     ///
     /// # Errors
     /// We are root and there is no such account, or it cannot be read.
@@ -42,6 +42,15 @@ impl RunAs {
             .map_err(unreadable)?
             .ok_or_else(|| Error::FindAccount { name: name.to_owned() })?;
         if user.uid.is_root() {
+            return Ok(Self::Same);
+        }
+        if let Some(why) = cannot_become(user.uid.as_raw()) {
+            // A program that refuses to run as root says so itself; everything else works.
+            tracing::warn!(
+                account = name,
+                why,
+                "cannot become another account: running everything as our own"
+            );
             return Ok(Self::Same);
         }
         Ok(Self::Account(Account {
@@ -62,6 +71,30 @@ impl RunAs {
     }
 }
 
+/// Why root cannot become this account: its capabilities were dropped, or its user namespace has no such account.
+fn cannot_become(uid: u32) -> Option<&'static str> {
+    /// `CAP_SETGID` and `CAP_SETUID`, as bits.
+    const NEEDED: u64 = 0b11 << 6;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    if effective.is_some_and(|bits| bits & NEEDED != NEEDED) {
+        return Some("CAP_SETUID and CAP_SETGID are missing");
+    }
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    (!map.is_empty() && !is_mapped(&map, uid)).then_some("the user namespace does not know it")
+}
+
+/// Lines of `inside outside count`.
+fn is_mapped(map: &str, uid: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+        let (inside, count) = (numbers.next(), numbers.nth(1));
+        let uid = u64::from(uid);
+        inside.zip(count).is_some_and(|(inside, count)| (inside..inside + count).contains(&uid))
+    })
+}
+
 fn groups(name: &str, primary: Gid) -> nix::Result<Vec<u32>> {
     let name = CString::new(name).map_err(|_nul| nix::errno::Errno::EINVAL)?;
     Ok(nix::unistd::getgrouplist(&name, primary)?.into_iter().map(Gid::as_raw).collect())
@@ -80,6 +113,13 @@ pub(super) fn own_name_and_home() -> (String, Utf8PathBuf) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_knows_what_is_in_its_map() {
+        assert!(is_mapped("         0          0 4294967295\n", 999));
+        assert!(!is_mapped("0 1000 1\n", 999));
+        assert!(is_mapped("0 1000 1\n1 100000 65536\n", 999));
+    }
 
     #[test]
     fn an_account_is_resolved_or_named_in_the_error() {

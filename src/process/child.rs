@@ -19,7 +19,7 @@ use crate::log::{Splitter, Wholeness};
 /// A line without an end is logged after this long: PostgreSQL writes a long message in several pieces.
 const PARTIAL_LINE_PATIENCE: Duration = Duration::from_millis(100);
 /// One read of a child's output.
-const READ_BYTES: usize = 16 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 /// A child that was abandoned is reaped by a thread that only waits.
 const REAPER_STACK: usize = 64 * 1024;
 
@@ -74,7 +74,11 @@ pub fn spawn(command: &Command) -> Result<(Child, Streams), Error> {
     let failed = |source| Error::Start { program: command.program.clone(), source };
     let (alive, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
     let mut std_command = command.to_std();
-    Plan::service(&command.run_as, command.death_signal, held.as_raw_fd()).install(&mut std_command);
+    let mut plan = Plan::service(&command.run_as, command.death_signal, held.as_raw_fd());
+    if let Some(lock) = &command.lock {
+        plan = plan.keep(lock.raw_fd(), lock.raw_fd());
+    }
+    plan.install(&mut std_command);
     let mut started = std_command.spawn().map_err(failed)?;
     drop(held);
     watch(&mut started, alive, command).map_err(|source| {
@@ -298,26 +302,58 @@ impl AsFd for PidHandle {
         self.fd.as_fd()
     }
 }
+
 /// Reads a stream to its end and hands out its lines.
-pub async fn pump(mut stream: pipe::Receiver, mut each: impl FnMut(&[u8], Wholeness)) {
+pub async fn pump(stream: pipe::Receiver, mut each: impl FnMut(&[u8], Wholeness)) {
     let mut splitter = Splitter::default();
+    read_out(stream, |news| {
+        match news {
+            News::Bytes(bytes) => splitter.push(bytes, &mut each),
+            News::Quiet => splitter.flush(&mut each),
+        }
+        if splitter.is_waiting() { Waiting::ForAnEnd } else { Waiting::ForBytes }
+    })
+    .await;
+}
+
+/// What a stream gave.
+#[derive(Debug, Clone, Copy)]
+pub enum News<'a> {
+    Bytes(&'a [u8]),
+    /// Nothing for a while, though a line has no end yet; or nothing any more.
+    Quiet,
+}
+
+/// What the reader of a stream wants to know next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// The next bytes, whenever they come.
+    ForBytes,
+    /// The same, or that they do not come soon.
+    ForAnEnd,
+}
+
+/// Reads a stream to its end and hands out what it reads.
+pub async fn read_out(mut stream: pipe::Receiver, mut each: impl FnMut(News<'_>) -> Waiting) {
+    let mut waiting = Waiting::ForBytes;
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        let read = if splitter.is_waiting() {
-            match tokio::time::timeout(PARTIAL_LINE_PATIENCE, stream.read(&mut buffer)).await {
-                Ok(read) => read,
-                Err(_quiet) => {
-                    splitter.flush(&mut each);
-                    continue;
+        let read = match waiting {
+            Waiting::ForBytes => stream.read(&mut buffer).await,
+            Waiting::ForAnEnd => {
+                match tokio::time::timeout(PARTIAL_LINE_PATIENCE, stream.read(&mut buffer)).await {
+                    Ok(read) => read,
+                    Err(_quiet) => {
+                        waiting = each(News::Quiet);
+                        continue;
+                    }
                 }
             }
-        } else {
-            stream.read(&mut buffer).await
         };
         match read {
             Ok(0) | Err(_) => break,
-            Ok(n) => splitter.push(buffer.get(..n).unwrap_or_default(), &mut each),
+            Ok(n) => waiting = each(News::Bytes(buffer.get(..n).unwrap_or_default())),
         }
     }
-    splitter.flush(&mut each);
+    each(News::Quiet);
 }

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use secrecy::SecretString;
 
 use super::account::{RunAs, own_name_and_home};
+use super::lock::VolumeLock;
 
 /// Where programs that a child starts by name are looked for.
 const CHILD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,6 +37,8 @@ pub struct Command {
     pub stdin: Option<SecretString>,
     /// Whether its lines are logged.
     pub log: LogLines,
+    /// The volume's lock, which it and its descendants keep for as long as one of them lives.
+    pub lock: Option<VolumeLock>,
 }
 
 impl Command {
@@ -51,6 +54,7 @@ impl Command {
             death_signal: Signal::SIGKILL,
             stdin: None,
             log: LogLines::Yes,
+            lock: None,
         }
     }
 
@@ -100,6 +104,13 @@ impl Command {
     #[must_use]
     pub fn stdin(mut self, text: SecretString) -> Self {
         self.stdin = Some(text);
+        self
+    }
+
+    /// Has it hold the volume's lock.
+    #[must_use]
+    pub fn hold(mut self, lock: &VolumeLock) -> Self {
+        self.lock = Some(lock.clone());
         self
     }
 

@@ -80,7 +80,7 @@ fn write_new(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> io:
     file.sync_all()
 }
 
-fn give_to(file: &File, owner: &RunAs) -> io::Result<()> {
+pub(super) fn give_to(file: &File, owner: &RunAs) -> io::Result<()> {
     match owner {
         RunAs::Same => Ok(()),
         RunAs::Account(account) => std::os::unix::fs::fchown(file, Some(account.uid), Some(account.gid)),

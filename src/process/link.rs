@@ -5,13 +5,15 @@
 
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, send, socketpair, sockopt};
 
 use super::signal_number;
-use crate::clock::Moment;
+use crate::clock::{self, Moment};
 
 /// The number under which `node` finds its end.
 pub const LINK_FD: i32 = 3;
@@ -70,6 +72,30 @@ impl Message {
 #[derive(Debug, Clone)]
 pub struct InitLink {
     socket: Option<Arc<OwnedFd>>,
+    margin: Arc<Margin>,
+}
+
+/// How close the deadman has come, in nanoseconds of `CLOCK_BOOTTIME`; `u64::MAX` stands for "never".
+#[derive(Debug)]
+struct Margin {
+    deadline: AtomicU64,
+    least: AtomicU64,
+}
+
+impl Margin {
+    const NEVER: u64 = u64::MAX;
+
+    fn unarmed() -> Arc<Self> {
+        Arc::new(Self { deadline: AtomicU64::new(Self::NEVER), least: AtomicU64::new(Self::NEVER) })
+    }
+
+    /// Replaces the deadline, and notes what was left of the one before.
+    fn replace(&self, deadline: u64) {
+        let before = self.deadline.swap(deadline, Ordering::Relaxed);
+        if before != Self::NEVER {
+            self.least.fetch_min(before.saturating_sub(clock::now().0), Ordering::Relaxed);
+        }
+    }
 }
 
 impl InitLink {
@@ -78,7 +104,7 @@ impl InitLink {
     /// taken the descriptor's number.
     pub fn inherit() -> Self {
         if let Some(socket) = inherited() {
-            return Self { socket: Some(Arc::new(socket)) };
+            return Self { socket: Some(Arc::new(socket)), margin: Margin::unarmed() };
         }
         tracing::warn!("not started by `pgherd init`: no deadman, and orphans are nobody's");
         Self::dead()
@@ -86,7 +112,7 @@ impl InitLink {
 
     /// A link to nobody.
     pub fn dead() -> Self {
-        Self { socket: None }
+        Self { socket: None, margin: Margin::unarmed() }
     }
 
     /// Both ends: ours, and `init`'s (for `init`, and for tests which play it).
@@ -96,7 +122,7 @@ impl InitLink {
     pub fn pair() -> std::io::Result<(Self, OwnedFd)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        Ok((Self { socket: Some(Arc::new(ours)) }, theirs))
+        Ok((Self { socket: Some(Arc::new(ours)), margin: Margin::unarmed() }, theirs))
     }
 
     /// The number of our end, for handing it down at a fork.
@@ -112,11 +138,20 @@ impl InitLink {
     /// Arms (or moves) the deadman: at `deadline`, `init` stops this postmaster unless told otherwise before.
     pub fn arm(&self, postmaster: u32, deadline: Moment) {
         self.tell(Message::Arm { pid: postmaster, deadline });
+        self.margin.replace(deadline.0);
+    }
+
+    /// The least that was ever left of a deadline when it was moved or lifted: how close the deadman has come. `None` as
+    /// long as none was.
+    pub fn least_margin(&self) -> Option<Duration> {
+        let least = self.margin.least.load(Ordering::Relaxed);
+        (least != Margin::NEVER).then(|| Duration::from_nanos(least))
     }
 
     /// Not primary any more: nothing to stop.
     pub fn disarm(&self) {
         self.tell(Message::Disarm);
+        self.margin.replace(Margin::NEVER);
     }
 
     /// If `node` dies, `init` sends this signal to this child. A unit says so for every process it starts.
@@ -180,6 +215,21 @@ mod tests {
         }
         assert_eq!(Message::from_bytes(&[9; MESSAGE_BYTES]), None);
         assert_eq!(Message::from_bytes(&[1]), None);
+    }
+
+    #[test]
+    fn the_least_margin_is_kept() {
+        let link = InitLink::dead();
+        assert_eq!(link.least_margin(), None);
+        let minute = Duration::from_secs(60);
+        link.arm(5, clock::now() + minute);
+        assert_eq!(link.least_margin(), None);
+        link.arm(5, clock::now() + minute * 2);
+        assert!(link.least_margin().is_some_and(|left| left <= minute && left > minute / 2));
+        link.disarm();
+        link.arm(5, Moment(1));
+        link.disarm();
+        assert_eq!(link.least_margin(), Some(Duration::ZERO), "it was late");
     }
 
     #[test]

@@ -11,8 +11,10 @@
 mod account;
 mod child;
 mod command;
+mod environment;
 mod file;
 mod link;
+mod lock;
 mod plan;
 mod run;
 
@@ -22,10 +24,12 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 pub use account::{Account, RunAs};
-pub use child::{Child, End, Feed, PidHandle, Streams, pump, spawn};
+pub use child::{Child, End, Feed, News, PidHandle, Streams, Waiting, pump, read_out, spawn};
 pub use command::{Command, LogLines};
+pub use environment::take_environment;
 pub use file::{Mode, make_private_dir, write_atomic};
 pub use link::{InitLink, LINK_FD, MESSAGE_BYTES, Message};
+pub use lock::VolumeLock;
 pub use plan::{Plan, Terminal, hide_memory, signal_number};
 pub use run::{Output, run};
 
@@ -92,6 +96,14 @@ pub enum Error {
     },
     #[error("could not write {path}")]
     WriteFile {
+        path: Utf8PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is locked: another node uses this volume ({holder})")]
+    Locked { path: Utf8PathBuf, holder: String },
+    #[error("could not lock {path}")]
+    Lock {
         path: Utf8PathBuf,
         #[source]
         source: io::Error,

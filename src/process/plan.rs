@@ -35,8 +35,8 @@ pub struct Plan {
     death_signal: libc::c_int,
     parent: libc::pid_t,
     terminal: Terminal,
-    /// A descriptor that the child keeps, and the number that it gets there.
-    keep: Option<(RawFd, RawFd)>,
+    /// Descriptors that the child keeps, and the numbers that they get there.
+    keep: Vec<(RawFd, RawFd)>,
     limits: Limits,
 }
 
@@ -55,7 +55,7 @@ impl Plan {
             RunAs::Account(account) => Some((account.uid, account.gid, account.groups.clone())),
         };
         let base = Self::own(death_signal, Terminal::Detached);
-        Self { account, keep: Some((liveness, liveness)), limits: Limits::Service, ..base }
+        Self { account, limits: Limits::Service, ..base }.keep(liveness, liveness)
     }
 
     /// The plan for a child of `init`: same account, no changed limits.
@@ -65,15 +65,16 @@ impl Plan {
             death_signal: signal_number(death_signal),
             parent: nix::unistd::getpid().as_raw(),
             terminal,
-            keep: None,
+            keep: Vec::new(),
             limits: Limits::Inherited,
         }
     }
 
-    /// Lets the child keep one descriptor, under this number.
+    /// Lets the child keep a descriptor, under this number.
     #[must_use]
-    pub fn keep(self, fd: RawFd, number: RawFd) -> Self {
-        Self { keep: Some((fd, number)), ..self }
+    pub fn keep(mut self, fd: RawFd, number: RawFd) -> Self {
+        self.keep.push((fd, number));
+        self
     }
 
     /// Makes `command` follow this plan in the child.
@@ -95,8 +96,8 @@ impl Plan {
             Limits::Inherited => {}
         }
         close_on_exec_from(3);
-        if let Some((fd, number)) = self.keep {
-            keep_open(fd, number)?;
+        for (fd, number) in &self.keep {
+            keep_open(*fd, *number)?;
         }
         if let Some((uid, gid, groups)) = &self.account {
             become_account(*uid, *gid, groups)?;

@@ -4,6 +4,7 @@
 //! Absent on purpose: dependencies between services, readiness and health checks. Who starts what when is decided in the
 //! rooms above; each of them asks its own service how it is.
 
+mod report;
 mod task;
 pub mod unit;
 
@@ -16,23 +17,44 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{Backoff, Moment};
-use crate::process::{Command, Exit, InitLink};
+use crate::log::Stream;
+use crate::process::{Command, Exit, InitLink, VolumeLock};
+pub use report::{Reports, describe};
 use task::{Request, Task};
 
 /// Requests that may wait for the task. It answers each at once, so more than a few means that it has died.
 const REQUESTS: usize = 16;
-/// How many lines are remembered for a crash loop's report.
-const LINES_KEPT: usize = 40;
-/// How much of each.
-const LINE_KEPT_BYTES: usize = 1024;
+/// How much is remembered of what it printed, for a crash loop's report.
+const BYTES_KEPT: usize = 16 * 1024;
+/// How many lines of it are shown.
+const LINES_SHOWN: usize = 40;
 
 /// What to do when a service ends without having been asked to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
     /// Nothing: somebody else decides (PostgreSQL: the HA core).
     Never,
-    /// Start it again after a delay that grows; it starts afresh after `healthy_after` of running.
+    /// Start it again, the first time at once, then after a delay that grows; it starts afresh after `healthy_after` of
+    /// running.
     Always { backoff: Backoff, healthy_after: Duration },
+    /// The same, but not for ever.
+    Limited { backoff: Backoff, healthy_after: Duration, success: AfterSuccess, burst: Burst },
+}
+
+/// What an exit with code 0 means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterSuccess {
+    /// The same as any other end.
+    Restart,
+    /// The work is done.
+    StayDown,
+}
+
+/// When a service is given up: at more than so many restarts within this time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Burst {
+    pub restarts: u32,
+    pub within: Duration,
 }
 
 /// One rung of a stop ladder: this signal, then wait so long for the process and every descendant to be gone. After the
@@ -91,13 +113,23 @@ pub struct Unit {
 impl Unit {
     /// Starts the task of a unit (not the service) on `tasks`. The runtime must be the main thread's, see [`crate::process`].
     pub fn spawn(spec: UnitSpec, init: InitLink, tasks: &mut JoinSet<()>) -> Self {
+        Self::spawn_holding(None, spec, init, tasks)
+    }
+
+    /// The same, for a service whose every process keeps the volume's lock.
+    pub fn spawn_holding(
+        lock: Option<VolumeLock>,
+        spec: UnitSpec,
+        init: InitLink,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
         let (requests, inbox) = mpsc::channel(REQUESTS);
         let (publish, state) = watch::channel(UnitState::Down { last: None });
         let lines = LastLines::default();
         let name = spec.name;
         // The task holds a sender of its own channel, so that the channel never closes.
         let keep_open = requests.clone();
-        let task = Task::new(spec, init, publish, lines.clone());
+        let task = Task::new(spec, (init, lock), publish, lines.clone());
         tasks.spawn(async move {
             task.run(inbox).await;
             drop(keep_open);
@@ -145,22 +177,61 @@ impl Unit {
     }
 }
 
-/// The last lines of a service, shared between its task and its handles.
+/// The last bytes that a service printed, shared between its task and its handles. Lines are made of them when somebody
+/// asks: to remember must cost nothing.
 #[derive(Debug, Clone, Default)]
-struct LastLines(Arc<Mutex<VecDeque<String>>>);
+struct LastLines(Arc<Mutex<Tail>>);
+
+#[derive(Debug, Default)]
+struct Tail {
+    bytes: VecDeque<u8>,
+    last: Option<Stream>,
+}
 
 impl LastLines {
-    fn keep(&self, line: &[u8]) {
-        let line = line.get(..LINE_KEPT_BYTES).unwrap_or(line);
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == LINES_KEPT {
-            lines.pop_front();
+    fn keep(&self, stream: Stream, bytes: &[u8]) {
+        let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One stream's line must not go on in the other's.
+        if tail.last.replace(stream) != Some(stream) && tail.bytes.back().is_some_and(|byte| *byte != b'\n') {
+            tail.bytes.push_back(b'\n');
         }
-        lines.push_back(String::from_utf8_lossy(line).into_owned());
+        let bytes = bytes.get(bytes.len().saturating_sub(BYTES_KEPT)..).unwrap_or(bytes);
+        let excess = (tail.bytes.len() + bytes.len()).saturating_sub(BYTES_KEPT);
+        let excess = excess.min(tail.bytes.len());
+        tail.bytes.drain(..excess);
+        tail.bytes.extend(bytes);
     }
 
     fn to_vec(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        let bytes = Vec::from(self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes.clone());
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().collect();
+        let first = lines.len().saturating_sub(LINES_SHOWN);
+        lines.into_iter().skip(first).map(str::to_owned).collect()
+    }
+}
+
+/// Unasked ends that follow one another closely. Pure: it counts, and tells when it is time to speak of it.
+#[derive(Debug, Default)]
+struct CrashLoop {
+    ends: u32,
+    last: Moment,
+}
+
+/// Ends further apart than this are not a loop.
+const LOOP_WINDOW: Duration = Duration::from_secs(60);
+/// So many in a row are one.
+const LOOP_ENDS: u32 = 4;
+
+impl CrashLoop {
+    /// Notes an end; returns how many there have been when that should be said: at 4, 8, 16 ...
+    fn ended(&mut self, now: Moment) -> Option<u32> {
+        if now.since(self.last) > LOOP_WINDOW {
+            self.ends = 0;
+        }
+        self.last = now;
+        self.ends = self.ends.saturating_add(1);
+        (self.ends >= LOOP_ENDS && self.ends.is_power_of_two()).then_some(self.ends)
     }
 }
 
@@ -175,4 +246,33 @@ pub enum Error {
         #[source]
         source: crate::process::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_bounded_and_streams_do_not_run_together() {
+        let lines = LastLines::default();
+        lines.keep(Stream::Stdout, b"one\ntw");
+        lines.keep(Stream::Stderr, b"err\n");
+        lines.keep(Stream::Stdout, b"o\n");
+        assert_eq!(lines.to_vec(), ["one", "tw", "err", "o"]);
+        lines.keep(Stream::Stdout, &vec![b'x'; 10 * BYTES_KEPT]);
+        assert_eq!(lines.to_vec().concat().len(), BYTES_KEPT);
+        for n in 0..100 {
+            lines.keep(Stream::Stdout, format!("\n{n}").as_bytes());
+        }
+        let kept = lines.to_vec();
+        assert_eq!((kept.len(), kept.last().map(String::as_str)), (LINES_SHOWN, Some("99")));
+    }
+
+    #[test]
+    fn a_crash_loop_is_spoken_of_ever_more_seldom() {
+        let mut crashes = CrashLoop::default();
+        let said: Vec<_> = (0..20).filter_map(|n| crashes.ended(Moment(n + 1))).collect();
+        assert_eq!(said, [4, 8, 16]);
+        assert_eq!(crashes.ended(Moment(0) + Duration::from_secs(3600)), None);
+    }
 }

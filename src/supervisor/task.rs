@@ -10,13 +10,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::unit::{Action, At, Event, Generation, Machine};
-use super::{Error, LastLines, Rung, UnitSpec, UnitState};
+use super::{CrashLoop, Error, LastLines, Rung, UnitSpec, UnitState};
 use crate::clock::{self, Moment};
 use crate::log::{self, Stream};
-use crate::process::{self, Child, Command, End, Exit, InitLink, Streams};
+use crate::process::{self, Child, Command, End, Exit, InitLink, News, Streams, VolumeLock, Waiting};
 
 /// How long the last lines of a service that is gone may take: its pipes are closed, so they are only read out.
 const LAST_LINES_PATIENCE: Duration = Duration::from_millis(50);
+
+/// What is shown of a crash loop.
+const LINES_REPEATED: usize = 10;
 
 /// What a handle asks for.
 #[derive(Debug)]
@@ -39,6 +42,7 @@ pub(super) struct Task {
     spec: UnitSpec,
     machine: Machine,
     init: InitLink,
+    lock: Option<VolumeLock>,
     publish: watch::Sender<UnitState>,
     lines: LastLines,
     command: Option<Command>,
@@ -46,12 +50,15 @@ pub(super) struct Task {
     pumps: JoinSet<()>,
     stops: Vec<oneshot::Sender<Option<Exit>>>,
     chance: StdRng,
+    crashes: CrashLoop,
+    /// How often it has ended, when that is to be said once its lines are here.
+    looping: Option<u32>,
 }
 
 impl Task {
     pub(super) fn new(
         spec: UnitSpec,
-        init: InitLink,
+        (init, lock): (InitLink, Option<VolumeLock>),
         publish: watch::Sender<UnitState>,
         lines: LastLines,
     ) -> Self {
@@ -59,6 +66,7 @@ impl Task {
             machine: Machine::new(spec.restart),
             spec,
             init,
+            lock,
             publish,
             lines,
             command: None,
@@ -66,6 +74,8 @@ impl Task {
             pumps: JoinSet::new(),
             stops: Vec::new(),
             chance: StdRng::from_os_rng(),
+            crashes: CrashLoop::default(),
+            looping: None,
         }
     }
 
@@ -97,6 +107,9 @@ impl Task {
         match &event {
             Event::Exited { exit, .. } => {
                 tracing::info!(unit = self.spec.name, ?exit, "the process ended");
+                if matches!(*self.publish.borrow(), UnitState::Running { .. }) {
+                    self.looping = self.crashes.ended(clock::now()).or(self.looping);
+                }
             }
             Event::Gone { .. } => {
                 let all = async { while self.pumps.join_next().await.is_some() {} };
@@ -112,6 +125,11 @@ impl Task {
         }
         if let Err(error) = self.step(event) {
             tracing::warn!(unit = self.spec.name, error = &error as &dyn std::error::Error, "restart failed");
+        }
+        // Its lines are complete when everything of it is gone, which may be known before or after its exit.
+        let draining = matches!(*self.publish.borrow(), UnitState::Draining { .. });
+        if !draining && let Some(ends) = self.looping.take() {
+            self.show_last_lines(ends);
         }
     }
 
@@ -147,7 +165,7 @@ impl Task {
         if let Some(doing) = self.machine.refusal() {
             return Err(Error::Busy { name, doing });
         }
-        self.command = Some(command);
+        self.command = Some(Command { lock: self.lock.clone(), ..command });
         self.step(Event::StartAsked).map_err(|source| Error::Start { name, source })?;
         self.child.as_ref().map(Child::pid).ok_or(Error::Busy { name, doing: "starting" })
     }
@@ -202,14 +220,30 @@ impl Task {
     fn pump(&mut self, streams: Streams) {
         let name = self.spec.name;
         for (stream, kind) in [(streams.stdout, Stream::Stdout), (streams.stderr, Stream::Stderr)] {
-            let lines = self.lines.clone();
-            self.pumps.spawn(process::pump(stream, move |line, wholeness| {
-                lines.keep(line);
-                log::child_line(name, kind, line, wholeness);
+            let kept = self.lines.clone();
+            let mut lines = log::Lines::new(name, kind);
+            self.pumps.spawn(process::read_out(stream, move |news| {
+                match news {
+                    News::Bytes(bytes) => {
+                        kept.keep(kind, bytes);
+                        lines.push(bytes);
+                    }
+                    News::Quiet => lines.flush(),
+                }
+                if lines.is_waiting() { Waiting::ForAnEnd } else { Waiting::ForBytes }
             }));
         }
         if let Some(feed) = streams.stdin {
             self.pumps.spawn(feed.write());
+        }
+    }
+
+    /// All of it stands in the log already, but perhaps hours ago or between the lines of others.
+    fn show_last_lines(&self, ends: u32) {
+        let name = self.spec.name;
+        tracing::warn!(unit = name, ends, "keeps ending by itself; its last lines were:");
+        for line in self.lines.to_vec().iter().rev().take(LINES_REPEATED).rev() {
+            tracing::warn!(unit = name, "> {line}");
         }
     }
 

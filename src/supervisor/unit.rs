@@ -4,11 +4,12 @@
 //! gone; a stop is accepted in every state and always ends; an event of an older generation changes nothing.
 //! Absent on purpose: processes, clocks and chance: time and jitter are arguments.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{Restart, Rung, UnitState};
+use super::{AfterSuccess, Burst, Restart, Rung, UnitState};
 use crate::clock::Moment;
 use crate::process::Exit;
 
@@ -114,13 +115,16 @@ pub struct Machine {
     /// The current generation has already closed its liveness pipe (a service may close what it does not know).
     gone: bool,
     failures: u32,
+    /// When it ended unasked, as far back as its rule looks.
+    ends: VecDeque<Moment>,
 }
 
 impl Machine {
     /// A service that has not run yet.
     pub fn new(restart: Restart) -> Self {
         let state = State::Down { last: None };
-        Self { restart, state, generation: Generation::default(), gone: true, failures: 0 }
+        let ends = VecDeque::new();
+        Self { restart, state, generation: Generation::default(), gone: true, failures: 0, ends }
     }
 
     /// Why it cannot be started now; `None` when it can.
@@ -178,6 +182,7 @@ impl Machine {
     }
 
     fn start_asked(&mut self) -> Vec<Action> {
+        self.ends.clear();
         match self.state {
             State::Down { last } => self.spawn(Cause::Asked { last }),
             State::Backoff { last, .. } => self.spawn(Cause::Asked { last: Some(last) }),
@@ -208,7 +213,7 @@ impl Machine {
         self.state = match (cause, stop) {
             (Cause::Asked { last }, Some(_) | None) => State::Down { last: *last },
             (Cause::Restart, Some(_)) => State::Down { last: Some(NOT_EXECUTED) },
-            (Cause::Restart, None) => match self.next_start(at) {
+            (Cause::Restart, None) => match self.next_start(NOT_EXECUTED, at) {
                 After::StayDown => State::Down { last: Some(NOT_EXECUTED) },
                 After::RestartAt(until) => State::Backoff { until, last: NOT_EXECUTED },
             },
@@ -216,16 +221,37 @@ impl Machine {
         Vec::new()
     }
 
-    /// When the service is due again; each call counts as one more failure.
-    fn next_start(&mut self, at: At) -> After {
-        match self.restart {
-            Restart::Never => After::StayDown,
-            Restart::Always { backoff, .. } => {
-                let delay = backoff.delay(self.failures, at.jitter);
-                self.failures = self.failures.saturating_add(1);
-                After::RestartAt(at.now + delay)
+    /// When the service is due again; each call counts as one more failure. The first restart does not wait: a service
+    /// that was healthy is missed at once, and only one that keeps failing must be slowed.
+    fn next_start(&mut self, last: Exit, at: At) -> After {
+        let backoff = match self.restart {
+            Restart::Never => return After::StayDown,
+            Restart::Always { backoff, .. } => backoff,
+            Restart::Limited { success: AfterSuccess::StayDown, .. } if last.is_success() => {
+                return After::StayDown;
             }
+            Restart::Limited { backoff, burst, .. } => {
+                if self.is_burst(burst, at.now) {
+                    return After::StayDown;
+                }
+                backoff
+            }
+        };
+        let delay = match self.failures.checked_sub(1) {
+            Some(n) => backoff.delay(n, at.jitter),
+            None => Duration::ZERO,
+        };
+        self.failures = self.failures.saturating_add(1);
+        After::RestartAt(at.now + delay)
+    }
+
+    /// Notes an end, and tells whether there have been too many in too short a time.
+    fn is_burst(&mut self, burst: Burst, now: Moment) -> bool {
+        self.ends.push_back(now);
+        while self.ends.front().is_some_and(|end| now.since(*end) > burst.within) {
+            self.ends.pop_front();
         }
+        self.ends.len() > usize::try_from(burst.restarts).unwrap_or(usize::MAX)
     }
 
     fn stop_asked(&mut self, ladder: Vec<Rung>, now: Moment) -> Vec<Action> {
@@ -270,11 +296,14 @@ impl Machine {
 
     fn exited(&mut self, exit: Exit, at: At) -> Vec<Action> {
         let after = match (&self.state, self.restart) {
-            (State::Running { since, .. }, Restart::Always { healthy_after, .. }) => {
+            (
+                State::Running { since, .. },
+                Restart::Always { healthy_after, .. } | Restart::Limited { healthy_after, .. },
+            ) => {
                 if at.now.since(*since) >= healthy_after {
                     self.failures = 0;
                 }
-                self.next_start(at)
+                self.next_start(exit, at)
             }
             (State::Running { .. }, Restart::Never) | (State::Stopping { .. }, _) => After::StayDown,
             (
@@ -439,8 +468,16 @@ mod tests {
         let mut machine = running(ALWAYS);
         let mut now = 0.0;
         let mut delays = Vec::new();
-        for _ in 0..10 {
+        for _ in 0..11 {
             crash(&mut machine, now);
+            if delays.is_empty() {
+                // The first restart does not wait.
+                assert_eq!(machine.published(), None, "starting");
+                delays.push(0);
+                let generation = machine.generation();
+                machine.step(Event::Started { generation, pid: 8 }, at(now));
+                continue;
+            }
             let Some(UnitState::Backoff { until, .. }) = machine.published() else { panic!("{machine:?}") };
             delays.push(at(now).now.until(until).as_millis());
             now += at(now).now.until(until).as_secs_f64();
@@ -448,24 +485,61 @@ mod tests {
             assert_eq!(machine.step(Event::TimePassed, at(now)), [Action::Spawn { generation }]);
             machine.step(Event::Started { generation, pid: 8 }, at(now));
         }
-        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000]);
-        crash(&mut machine, now + 60.0);
-        assert_eq!(machine.deadline(), Some(at(now + 60.1).now));
+        assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000]);
+        let generation = Generation(machine.generation().0 + 1);
+        assert_eq!(crash(&mut machine, now + 60.0), [Action::Spawn { generation }], "health forgives");
+    }
+
+    #[test]
+    fn a_limited_service_gives_up_and_may_succeed() {
+        let limited = |restarts| Restart::Limited {
+            backoff: BACKOFF,
+            healthy_after: HEALTHY,
+            success: AfterSuccess::StayDown,
+            burst: Burst { restarts, within: Duration::from_secs(10) },
+        };
+        let mut machine = running(limited(2));
+        let mut lives = 1;
+        let mut now = 0.0;
+        while machine.published() != Some(UnitState::Down { last: Some(Exit::Code(1)) }) {
+            crash(&mut machine, now);
+            now += 0.3;
+            machine.step(Event::TimePassed, at(now));
+            let generation = machine.generation();
+            if machine.published().is_none() {
+                machine.step(Event::Started { generation, pid: 8 }, at(now));
+                lives += 1;
+            }
+        }
+        assert_eq!(lives, 3, "two restarts");
+        let mut machine = running(limited(2));
+        for n in 1..6 {
+            crash(&mut machine, 11.0 * f64::from(n));
+            machine.step(Event::TimePassed, at(11.0 * f64::from(n) + 5.0));
+            let generation = machine.generation();
+            machine.step(Event::Started { generation, pid: 8 }, at(11.0 * f64::from(n) + 5.0));
+        }
+        assert_eq!(machine.refusal(), Some("running"), "seldom enough");
+        let generation = machine.generation();
+        machine.step(Event::Exited { generation, exit: Exit::Code(0) }, at(70.0));
+        machine.step(Event::Gone { generation }, at(70.0));
+        assert_eq!(machine.published(), Some(UnitState::Down { last: Some(Exit::Code(0)) }));
     }
 
     #[test]
     fn a_restart_that_cannot_be_executed_is_tried_again_later() {
         let mut machine = running(ALWAYS);
         crash(&mut machine, 0.0);
-        machine.step(Event::TimePassed, at(0.1));
-        machine.step(Event::StartFailed { generation: Generation(2) }, at(0.1));
-        assert_eq!(machine.published(), Some(UnitState::Backoff { until: at(0.3).now, last: NOT_EXECUTED }));
-        assert_eq!(machine.step(Event::TimePassed, at(0.3)), [Action::Spawn { generation: Generation(3) }]);
+        machine.step(Event::StartFailed { generation: Generation(2) }, at(0.0));
+        assert_eq!(machine.published(), Some(UnitState::Backoff { until: at(0.1).now, last: NOT_EXECUTED }));
+        assert_eq!(machine.step(Event::TimePassed, at(0.1)), [Action::Spawn { generation: Generation(3) }]);
     }
 
     #[test]
     fn a_stop_during_backoff_is_immediate_and_final() {
         let mut machine = running(ALWAYS);
+        crash(&mut machine, 0.0);
+        machine.step(Event::Started { generation: Generation(2), pid: 8 }, at(0.0));
         crash(&mut machine, 0.0);
         machine.step(Event::StopAsked { ladder: ladder() }, at(0.01));
         assert_eq!(machine.published(), Some(UnitState::Down { last: Some(Exit::Code(1)) }));

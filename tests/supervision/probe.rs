@@ -1,5 +1,8 @@
 //! What the supervision tests start: `init` with a fake `node`, whose fake PostgreSQL is a shell script, and a flood of lines.
 
+#[path = "real.rs"]
+mod real;
+
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
@@ -27,6 +30,7 @@ pub(crate) fn main(args: &[String]) -> ExitCode {
         }
         ["node", role, dir] => node(role, Path::new(dir)),
         ["flood", lines, done] => flood(lines.parse().unwrap(), Path::new(done)),
+        ["ears", file, last] => ears(Path::new(file), last),
         ["status"] => status(),
         _ => ExitCode::from(2),
     }
@@ -58,7 +62,8 @@ fn node(role: &str, dir: &Path) -> ExitCode {
             "exit-64" => ExitCode::from(64),
             "two-terms" => two_terms(dir).await,
             "crash" => crash(link, dir).await,
-            "real-crash" => real_crash(link, dir).await,
+            "real-crash" => real::crash(link, dir).await,
+            "real-stops" => real::stops(link, dir).await,
             "disarmed" => disarmed(link, dir).await,
             "frozen" if first => frozen(link, dir).await,
             "silent" if first => serve(link, dir, Duration::from_secs(3600)).await,
@@ -173,48 +178,19 @@ async fn crash(link: InitLink, dir: &Path) -> ExitCode {
     if right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The real PostgreSQL, killed while a backend computes: idle ones notice, this one does not. The next postmaster must not
-/// meet the shared memory of the last.
-async fn real_crash(link: InitLink, dir: &Path) -> ExitCode {
-    let bin = super::postgres_programs().unwrap();
-    let who = RunAs::account("postgres").unwrap();
-    let data = camino::Utf8PathBuf::from_path_buf(dir.join("data")).unwrap();
-    process::make_private_dir(&data, &who).unwrap();
-    let program = |name: &str, args: &[&str]| {
-        let command = process::Command::new(name, process::find_program(&[&bin], name).unwrap());
-        command.args(args.iter().copied()).run_as(&who).quiet()
-    };
-    let minute = Duration::from_secs(60);
-    let initdb = program("initdb", &["-A", "trust", "-N", "-D", data.as_str()]);
-    assert!(process::run(&initdb, minute).await.unwrap().exit.is_success());
-    let postmaster = program("postgres", &["-D", data.as_str(), "-h", "", "-k", data.as_str()]);
-    let postmaster = postmaster.death_signal(Signal::SIGQUIT);
-    let psql = |sql: &str| program("psql", &["-h", data.as_str(), "-Atc", sql, "postgres"]);
-    let until_true = async |sql: &str| {
-        while process::run(&psql(sql), minute).await.unwrap().stdout != "t\n" {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Notes every signal in a file; ends after one of this name.
+fn ears(file: &Path, last: &str) -> ExitCode {
+    let all = SigSet::all();
+    all.thread_block().unwrap();
+    let mut notes = OpenOptions::new().create(true).append(true).open(file).unwrap();
+    writeln!(notes, "listening").unwrap();
+    loop {
+        let signal = all.wait().unwrap();
+        writeln!(notes, "{signal}").unwrap();
+        if signal.as_str() == last {
+            return ExitCode::SUCCESS;
         }
-    };
-    let mut tasks = JoinSet::new();
-    let unit = unit(link, &mut tasks);
-    unit.start(postmaster.clone()).await.unwrap();
-    until_true("select true").await;
-    let busy = psql("select count(*) from generate_series(1, 100000000000)");
-    tasks.spawn(async move { drop(process::run(&busy, minute).await) });
-    until_true("select count(*) = 1 from pg_stat_activity where query ~ '^select count.*series' and pid <> pg_backend_pid()")
-        .await;
-    let killed = clock::now();
-    unit.signal(Signal::SIGKILL);
-    let down = |state: &UnitState| matches!(state, UnitState::Down { last: Some(Exit::Signal(9)) });
-    unit.state().wait_for(down).await.unwrap();
-    put(dir, "gate", &clock::now().since(killed).as_millis().to_string());
-    unit.start(postmaster).await.unwrap();
-    until_true("select true").await;
-    put(dir, "writable", &clock::now().since(killed).as_millis().to_string());
-    let log = unit.last_lines().join("\n");
-    put(dir, "log", &log);
-    let clean = unit.stop(None).await == Some(Exit::Code(0)) && !log.contains("shared memory");
-    if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }
 
 fn flood(lines: u64, done: &Path) -> ExitCode {

@@ -1,0 +1,313 @@
+//! The life of a supervised list: start in order, live, stop in the reverse order.
+//!
+//! Each service has one task that brings it up and waits for its end; everything else is decided in [`Life::serve`] and
+//! [`Life::stop`]. Invariant: once a stop has begun nothing is started any more.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::spec::{OnEnd, Probe, Service};
+use crate::process::{self, Command, Exit, InitLink};
+use crate::supervisor::{Reports, Rung, Unit, UnitSpec, UnitState};
+use crate::types::Chain;
+
+/// `init` takes us for dead after 60 s of silence.
+const BEAT: Duration = Duration::from_secs(10);
+/// How often a service that is not ready is looked at.
+const PROBE_EVERY: Duration = Duration::from_millis(20);
+/// What one look may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// The only rung of a stop that must be quick.
+const HASTE: Duration = Duration::from_millis(300);
+/// What a service that cannot be executed counts as; a shell says so too.
+const NOT_EXECUTED: Exit = Exit::Code(127);
+/// The exit code when something does not become ready in time.
+const NOT_READY: u8 = 1;
+/// The exit code when a service had to be killed at an ordered stop, 128 + SIGKILL.
+const KILLED: u8 = 137;
+
+/// Runs the services until they end or a signal asks for it; returns the exit code.
+pub(super) async fn run(services: Vec<Service>) -> anyhow::Result<u8> {
+    let init = InitLink::inherit();
+    let mut ears = Ears::listen()?;
+    let reports = Reports::listen().context("could not listen for signals")?;
+    let mut background = JoinSet::new();
+    background.spawn(beat(init.clone()));
+    let mut life = Life::new(services, &init, &mut background);
+    background.spawn(reports.answer(life.units(), init));
+    let code = life.serve(&mut ears).await;
+    life.stop(&mut ears, code).await
+}
+
+async fn beat(init: InitLink) {
+    loop {
+        init.beat();
+        sleep(BEAT).await;
+    }
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Stop,
+    StopQuickly,
+    Reload,
+}
+
+struct Ears {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    quit: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Ears {
+    fn listen() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("could not listen for signals");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            quit: on(SignalKind::quit())?,
+            hang_up: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.quit.recv() => Asked::StopQuickly,
+            _ = self.hang_up.recv() => Asked::Reload,
+        }
+    }
+}
+
+/// One service, its unit, and whether it has been ready.
+#[derive(Clone)]
+struct Member {
+    service: Service,
+    unit: Unit,
+    ready: watch::Sender<bool>,
+}
+
+/// How the life of a service ended.
+enum Ended {
+    Exited(Exit),
+    /// It runs, or does not, but others have waited for it in vain.
+    NotReady,
+}
+
+struct Life {
+    members: Vec<Member>,
+    lives: JoinSet<(usize, Ended)>,
+}
+
+/// What we end with.
+enum Code {
+    /// Of the services' own doing.
+    Given(u8),
+    /// A signal asked for the end.
+    Asked(Asked),
+}
+
+impl Life {
+    fn new(services: Vec<Service>, init: &InitLink, tasks: &mut JoinSet<()>) -> Self {
+        let mut members = Vec::new();
+        for service in services {
+            let spec = UnitSpec { name: service.name, restart: service.restart, stop: service.stop.clone() };
+            let unit = Unit::spawn(spec, init.clone(), tasks);
+            members.push(Member { service, unit, ready: watch::Sender::new(false) });
+        }
+        let mut lives = JoinSet::new();
+        for (place, member) in members.iter().enumerate() {
+            let needed = member.service.after.iter().filter_map(|place| members.get(*place));
+            let needed: Vec<_> = needed.map(|member| member.ready.subscribe()).collect();
+            let member = member.clone();
+            lives.spawn(async move { (place, live(&member, needed).await) });
+        }
+        Self { members, lives }
+    }
+
+    fn units(&self) -> Vec<Unit> {
+        self.members.iter().map(|member| member.unit.clone()).collect()
+    }
+
+    /// Until somebody asks for the end, a service takes everybody along, or nothing is left.
+    async fn serve(&mut self, ears: &mut Ears) -> Code {
+        let mut worst = 0;
+        loop {
+            let ended = tokio::select! {
+                ended = self.lives.join_next() => ended,
+                asked = ears.next() => match asked {
+                    Asked::Stop | Asked::StopQuickly => return Code::Asked(asked),
+                    Asked::Reload => {
+                        self.reload();
+                        continue;
+                    }
+                },
+            };
+            let Some(Ok((place, ended))) = ended else { return Code::Given(worst) };
+            let Some(member) = self.members.get(place) else { continue };
+            match ended {
+                Ended::NotReady => return Code::Given(NOT_READY),
+                Ended::Exited(exit) => {
+                    let code = code_of(exit);
+                    tracing::info!(unit = member.service.name, code, "has ended for good");
+                    match member.service.on_end {
+                        OnEnd::ExitContainer => return Code::Given(code),
+                        OnEnd::Stay if code != 0 => worst = code,
+                        OnEnd::Stay => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn reload(&self) {
+        for member in &self.members {
+            if let Some(signal) = member.service.reload {
+                member.unit.signal(signal);
+            }
+        }
+    }
+
+    /// The deepest first: nobody loses what it needs before it has ended itself.
+    async fn stop(mut self, ears: &mut Ears, code: Code) -> anyhow::Result<u8> {
+        self.lives.shutdown().await;
+        let mut hasty = matches!(code, Code::Asked(Asked::StopQuickly));
+        let mut killed = false;
+        let deepest = self.members.iter().map(|member| member.service.depth).max().unwrap_or(0);
+        for depth in (0..=deepest).rev() {
+            let mut stops = JoinSet::new();
+            for member in self.members.iter().filter(|member| member.service.depth == depth) {
+                let unit = member.unit.clone();
+                let ladder = hasty.then(haste);
+                stops.spawn(async move { unit.stop(ladder).await });
+            }
+            loop {
+                tokio::select! {
+                    stopped = stops.join_next() => match stopped {
+                        Some(exit) => killed |= matches!(exit, Ok(Some(Exit::Signal(9)))),
+                        None => break,
+                    },
+                    asked = ears.next() => match asked {
+                        Asked::Stop | Asked::Reload => tracing::info!("stopping already"),
+                        Asked::StopQuickly => {
+                            hasty = true;
+                            for unit in self.units() {
+                                stops.spawn(async move { unit.stop(Some(haste())).await });
+                            }
+                        }
+                    },
+                }
+            }
+        }
+        tracing::info!("stopped");
+        Ok(match code {
+            Code::Given(code) => code,
+            Code::Asked(_) if killed => KILLED,
+            Code::Asked(_) => 0,
+        })
+    }
+}
+
+fn haste() -> Vec<Rung> {
+    vec![Rung { signal: Signal::SIGTERM, wait: HASTE }]
+}
+
+fn code_of(exit: Exit) -> u8 {
+    let code = match exit {
+        Exit::Code(code) => code,
+        Exit::Signal(number) => 128 + number,
+    };
+    u8::try_from(code & 0xff).unwrap_or(u8::MAX)
+}
+
+/// One service: wait for what it needs, start, become ready, end.
+async fn live(member: &Member, needed: Vec<watch::Receiver<bool>>) -> Ended {
+    for mut ready in needed {
+        if ready.wait_for(|ready| *ready).await.is_err() {
+            // The stop has begun.
+            std::future::pending::<()>().await;
+        }
+    }
+    if let Some(exit) = start(member).await {
+        return Ended::Exited(exit);
+    }
+    if timeout(member.service.ready_within, until_ready(&member.service)).await.is_err() {
+        let within = member.service.ready_within;
+        tracing::error!(unit = member.service.name, ?within, "did not become ready");
+        return Ended::NotReady;
+    }
+    member.ready.send_replace(true);
+    let mut state = member.unit.state();
+    let down = state.wait_for(|state| matches!(state, UnitState::Down { .. })).await;
+    match down.map(|state| *state) {
+        Ok(UnitState::Down { last }) => Ended::Exited(last.unwrap_or(NOT_EXECUTED)),
+        // The stop has begun.
+        _ => std::future::pending().await,
+    }
+}
+
+/// Executes it; what cannot be executed is tried again when its rule is to be restarted.
+async fn start(member: &Member) -> Option<Exit> {
+    let name = member.service.name;
+    let mut attempts = 0;
+    loop {
+        let Err(error) = member.unit.start(member.service.command.clone()).await else { return None };
+        tracing::error!(unit = name, error = %Chain(&error), "not started");
+        match member.service.restart {
+            crate::supervisor::Restart::Never => return Some(not_executed(&error)),
+            crate::supervisor::Restart::Always { .. } | crate::supervisor::Restart::Limited { .. } => {}
+        }
+        sleep(member.service.backoff.delay(attempts, 1.0)).await;
+        attempts = attempts.saturating_add(1);
+    }
+}
+
+/// 127 when it is missing, 126 when it cannot be executed.
+fn not_executed(error: &crate::supervisor::Error) -> Exit {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() != std::io::ErrorKind::NotFound) {
+            return Exit::Code(126);
+        }
+        cause = error.source();
+    }
+    NOT_EXECUTED
+}
+
+async fn until_ready(service: &Service) {
+    let Some(probe) = &service.ready else { return };
+    loop {
+        if is_ready(service, probe).await {
+            return;
+        }
+        sleep(PROBE_EVERY).await;
+    }
+}
+
+async fn is_ready(service: &Service, probe: &Probe) -> bool {
+    match probe {
+        Probe::File(path) => path.exists(),
+        Probe::Tcp(address) => {
+            matches!(timeout(PROBE_LIMIT, TcpStream::connect(address)).await, Ok(Ok(_connected)))
+        }
+        Probe::Exec(words) => {
+            let Some((program, args)) = words.split_first() else { return false };
+            let run_as = &service.command.run_as;
+            let mut command = Command::new(service.name, program.as_str()).args(args).run_as(run_as).quiet();
+            command.env.clone_from(&service.command.env);
+            let output = process::run(&command, PROBE_LIMIT).await;
+            output.is_ok_and(|output| output.exit.is_success())
+        }
+    }
+}

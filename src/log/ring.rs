@@ -1,0 +1,227 @@
+//! The ring: what waits for the writer, and the one thread that may wait for the reader.
+//!
+//! Invariant: [`Ring::push`] never waits for anything but the lock, which nobody holds for longer than a few moves of
+//! memory. What does not fit is dropped and counted exactly.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::line::{Origin, render};
+use super::{Format, OURSELVES, Wholeness};
+
+/// How much the writer takes at once: one write for many lines.
+const BATCH_BYTES: usize = 64 * 1024;
+/// A chunk of this size is written as it is; smaller ones are gathered.
+const WRITTEN_ALONE: usize = 16 * 1024;
+
+/// Whole lines.
+#[derive(Debug, Default)]
+pub(super) struct Chunk {
+    pub(super) bytes: Vec<u8>,
+    pub(super) lines: u64,
+}
+
+impl Chunk {
+    /// A chunk of one line.
+    pub(super) fn line(bytes: Vec<u8>) -> Self {
+        Self { bytes, lines: 1 }
+    }
+}
+
+/// Lines that wait for the writer.
+#[derive(Debug)]
+pub(super) struct Ring {
+    queue: Mutex<Queue>,
+    /// Told when there is something to write.
+    filled: Condvar,
+    /// Told when everything has been written.
+    emptied: Condvar,
+    capacity: usize,
+    format: Format,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+    dropped: Dropped,
+    /// The writer holds lines that are no longer in the queue.
+    writing: bool,
+}
+
+/// What could not be kept since the last report.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Dropped {
+    lines: u64,
+    bytes: u64,
+}
+
+impl Queue {
+    fn put(&mut self, chunk: Chunk) {
+        self.bytes += chunk.bytes.len();
+        self.chunks.push_back(chunk);
+    }
+}
+
+impl Ring {
+    pub(super) fn new(capacity: usize, format: Format) -> Self {
+        let (queue, filled, emptied) = (Mutex::default(), Condvar::new(), Condvar::new());
+        Self { queue, filled, emptied, capacity, format }
+    }
+
+    /// A panic while the lock was held cannot leave the queue half-changed: every change is a push or a pop.
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Once lines have been dropped, more are dropped until half of the ring is free: one long gap says more than many
+    /// short ones.
+    pub(super) fn push(&self, chunk: Chunk) {
+        let mut queue = self.lock();
+        let dropping = queue.dropped != Dropped::default();
+        let limit = if dropping { self.capacity / 2 } else { self.capacity };
+        if queue.bytes + chunk.bytes.len() > limit {
+            queue.dropped.lines += chunk.lines;
+            queue.dropped.bytes += chunk.bytes.len() as u64;
+            return;
+        }
+        if dropping {
+            self.report_gap(&mut queue);
+        }
+        queue.put(chunk);
+        if queue.chunks.len() == 1 {
+            self.filled.notify_one();
+        }
+    }
+
+    fn report_gap(&self, queue: &mut Queue) {
+        let Dropped { lines, bytes } = std::mem::take(&mut queue.dropped);
+        let text = format!("log reader was too slow: dropped={lines} lines, {bytes} bytes");
+        let from = Origin { service: OURSELVES, stream: None, wholeness: Wholeness::Whole };
+        queue.put(Chunk::line(render(self.format, &from, text.as_bytes())));
+    }
+
+    /// Waits for lines and takes a batch of them.
+    pub(super) fn take(&self, batch: &mut Vec<u8>) {
+        let mut queue = self.lock();
+        queue.writing = false;
+        loop {
+            if queue.chunks.is_empty() && queue.dropped != Dropped::default() {
+                self.report_gap(&mut queue);
+            }
+            if !queue.chunks.is_empty() {
+                break;
+            }
+            // What a burst has needed is given back.
+            queue.chunks.shrink_to(64);
+            self.emptied.notify_all();
+            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.writing = true;
+        while batch.len() < BATCH_BYTES
+            && let Some(chunk) = queue.chunks.pop_front()
+        {
+            queue.bytes -= chunk.bytes.len();
+            if batch.is_empty() && chunk.bytes.len() >= WRITTEN_ALONE {
+                *batch = chunk.bytes;
+                return;
+            }
+            batch.extend_from_slice(&chunk.bytes);
+        }
+    }
+
+    fn lost(&self, bytes: &[u8]) {
+        let mut queue = self.lock();
+        queue.dropped.lines += bytes.iter().filter(|b| **b == b'\n').count() as u64;
+        queue.dropped.bytes += bytes.len() as u64;
+    }
+
+    pub(super) fn flush(&self, limit: Duration) {
+        let busy = |queue: &mut Queue| !queue.chunks.is_empty() || queue.writing;
+        // Either outcome ends the wait; what is left is lost with the process.
+        drop(self.emptied.wait_timeout_while(self.lock(), limit, busy));
+    }
+}
+
+/// The writer's life. Only this thread ever waits for the reader.
+pub(super) fn write_out(ring: &Ring, out: impl AsFd) {
+    let mut batch = Vec::with_capacity(BATCH_BYTES);
+    loop {
+        batch.clear();
+        ring.take(&mut batch);
+        if let Err(rest) = write_all(&out, &batch) {
+            // Nobody reads any more (EPIPE, EIO): the services go on. The count is reported if somebody reads again.
+            ring.lost(&rest);
+            pause_after_failure();
+        }
+    }
+}
+
+/// A reader that is gone fails each write at once: without a pause that would be a busy loop.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the writer is a thread of its own, not a worker of the runtime"
+)]
+fn pause_after_failure() {
+    std::thread::sleep(Duration::from_millis(100));
+}
+
+/// Writes everything, or tells what could not be written.
+fn write_all(out: &impl AsFd, mut rest: &[u8]) -> Result<(), Vec<u8>> {
+    while !rest.is_empty() {
+        match nix::unistd::write(out, rest) {
+            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+            Err(nix::errno::Errno::EINTR) => {}
+            // Somebody else who holds this terminal or pipe has made it non-blocking.
+            Err(nix::errno::Errno::EAGAIN) => {
+                let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut fds, PollTimeout::NONE).map_err(|_failed| rest.to_vec())?;
+            }
+            Err(_gone) => return Err(rest.to_vec()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read as _};
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_stalled_reader_costs_lines_but_never_blocks_and_the_count_is_exact() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let ring = Arc::new(Ring::new(256 * 1024, Format::Text));
+        let thread = Arc::clone(&ring);
+        std::thread::spawn(move || write_out(&thread, writer));
+        let total = 20_000_u64;
+        for n in 0..total {
+            ring.push(Chunk::line(format!("line {n} {}\n", "x".repeat(100)).into_bytes()));
+        }
+        // Only now does the reader read, until the report has come and nothing is missing.
+        let (mut text, mut buffer) = (String::new(), [0; 65536]);
+        let (mut seen, mut dropped) = (0, 0);
+        while seen + dropped < total {
+            let n = reader.read(&mut buffer).unwrap();
+            text.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+            seen =
+                text.lines().filter(|line| line.starts_with("line ") && line.ends_with('x')).count() as u64;
+            let gaps = text.lines().filter_map(|line| line.split_once("dropped=")?.1.split_once(" lines,"));
+            dropped = gaps.map(|(count, _)| count.parse::<u64>().unwrap()).sum();
+        }
+        assert_eq!(seen + dropped, total);
+        assert!(dropped > 0);
+        // It recovers.
+        ring.push(Chunk::line(b"after\n".to_vec()));
+        while !text.ends_with("after\n") {
+            let n = reader.read(&mut buffer).unwrap();
+            text.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+        }
+    }
+}

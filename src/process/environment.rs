@@ -1,0 +1,65 @@
+//! Our own environment, after the configuration has been read: `/proc/<pid>/environ` shows it to everybody of our account
+//! and to every root of the container for as long as we live, unless the memory that it shows is overwritten.
+
+use std::ffi::{CStr, OsString, c_char};
+use std::os::unix::ffi::OsStringExt as _;
+
+/// Parts of the names of variables that hold secrets. The name of a file with a secret is none.
+const SECRET_WORDS: [&[u8]; 5] = [b"PASSWORD", b"PASSPHRASE", b"SECRET", b"TOKEN", b"_KEY"];
+
+#[expect(unsafe_code, reason = "the standard library does not show where the environment lies")]
+unsafe extern "C" {
+    /// The C library's: a list of `NAME=value`, ended by null.
+    static environ: *const *mut c_char;
+}
+
+/// Overwrites the values of secrets where the kernel shows them, and returns the environment as it was, for a child that
+/// needs it (`init` starts `node` again and again). Call it while this is the only thread.
+#[expect(unsafe_code, reason = "the environment block is memory that only C names")]
+pub fn take_environment() -> Vec<(OsString, OsString)> {
+    let mut all = Vec::new();
+    // SAFETY: the list and its strings were made by the kernel and live in our writable stack area. There is one thread,
+    // so nobody reads them at the same time.
+    unsafe {
+        let mut next = environ;
+        while !next.is_null() && !(*next).is_null() {
+            let entry = CStr::from_ptr(*next).to_bytes();
+            let at = entry.iter().position(|byte| *byte == b'=').unwrap_or(entry.len());
+            let (name, value) = entry.split_at(at);
+            let value = value.get(1..).unwrap_or_default();
+            let is_secret = is_secret(name);
+            let (start, len) = (value.as_ptr().cast_mut(), value.len());
+            all.push((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())));
+            if is_secret && len > 0 {
+                std::ptr::write_bytes(start, 0, len);
+            }
+            next = next.add(1);
+        }
+    }
+    all
+}
+
+fn is_secret(name: &[u8]) -> bool {
+    let holds = |word: &&[u8]| name.windows(word.len()).any(|part| part == *word);
+    SECRET_WORDS.iter().any(holds) && !name.ends_with(b"_FILE")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_secrets_are_known() {
+        for name in [
+            "POSTGRES_SUPERUSER_PASSWORD",
+            "SSL_PASSPHRASE",
+            "SSL_PASSPHRASE_PREVIOUS",
+            "AWS_SECRET_ACCESS_KEY",
+        ] {
+            assert!(is_secret(name.as_bytes()), "{name}");
+        }
+        for name in ["POSTGRES_SUPERUSER_PASSWORD_FILE", "PATH", "APP_NAME"] {
+            assert!(!is_secret(name.as_bytes()), "{name}");
+        }
+    }
+}
