@@ -132,7 +132,15 @@ impl Link {
             if left.is_zero() {
                 break;
             }
-            let client = self.client(&url).await?;
+            let client = match self.client(&url).await {
+                Ok(client) => client,
+                // One URL that cannot be used says nothing of the others.
+                Err(Fault::Store(error)) => {
+                    failures.push(format!("{url}: {error}"));
+                    continue;
+                }
+                Err(Fault::LeaseLost) => return Err(Fault::LeaseLost),
+            };
             // Boxed: the library's futures are 20 KiB, and every caller's would be as large.
             let why = match timeout(left.min(ATTEMPT), Box::pin(attempt(client))).await {
                 Ok(Ok((reply, stamp))) if self.is_current(stamp) => {
