@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::clock::Moment;
 use crate::dcs::{Claim, Initialize, Leader, MemberState, Precondition, Readiness, Role, Snapshot};
 use crate::postgres::status::{Answer, Control, ControlState, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
@@ -125,7 +126,7 @@ fn serving(view: &View) -> Decision {
     }
     let snapshot = match &view.store {
         Store::Fresh(snapshot) => snapshot,
-        Store::Silent { why, .. } => return without_store(view, why),
+        Store::Silent { since, why } => return without_store(view, *since, why),
     };
     if view.memory.name == Name::Unclaimed {
         return idle(Reason::ClaimingName, PROMPTLY);
@@ -145,12 +146,18 @@ fn serving(view: &View) -> Decision {
 
 /// Without the store nothing changes: a primary goes on until its lease ends, a standby follows on, and what is down with
 /// whole data is started read-only so that it can be read.
-fn without_store(view: &View, why: &str) -> Decision {
+fn without_store(view: &View, since: Moment, why: &str) -> Decision {
     let reason = Reason::StoreSilent(why.to_owned());
+    // A node that starts does not see the store at once: its lock may still be its own, and its primary goes on in place then.
+    let for_good = view.now.since(since) >= view.rules.timing.retry_timeout;
     let whole = view.control().filter(|_| view.volume.bootstrap == Bootstrap::Settled);
     match (view.instance(), whole) {
         (Instance::Down, Some(control)) if was_standby(control) || !view.leads() => {
-            start_standby(view, None, reason)
+            if for_good {
+                start_standby(view, None, reason)
+            } else {
+                idle(reason, Wake::Soon(HALF_A_SECOND))
+            }
         }
         // Without the store only what was in force before is known to be safe to start with.
         (Instance::Down, Some(_)) if lead::names_are_known(view) => {

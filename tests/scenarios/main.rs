@@ -502,6 +502,12 @@ mod following {
     }
 
     #[test]
+    fn a_node_that_starts_gives_the_store_a_moment_to_say_that_the_lock_is_its_own() {
+        let decision = Scene::new().data(ControlState::InProduction).store_silent_for(3).decide();
+        assert!(matches!(nothing_because(decision), Reason::StoreSilent(_)));
+    }
+
+    #[test]
     fn whole_data_is_readable_while_the_store_is_silent() {
         let decision = Scene::new().store_silent().decide();
         assert_eq!(only(decision), Action::Start(StartAs::Standby(None), String::new()));

@@ -99,7 +99,11 @@ impl Scene {
     }
 
     pub(crate) fn store_silent(self) -> Self {
-        self.with(|v| v.store = Store::Silent { since: ago(1), why: "no quorum".into() })
+        self.store_silent_for(4)
+    }
+
+    pub(crate) fn store_silent_for(self, seconds: u64) -> Self {
+        self.with(|v| v.store = Store::Silent { since: ago(seconds), why: "no quorum".into() })
     }
 
     /// The lease was last renewed so many seconds ago.
