@@ -48,7 +48,7 @@ const PROBE_STEADY: Duration = Duration::from_secs(60);
 /// The same while a member looks gone: evidence is collected, and an answer must be fresh to count.
 const PROBE_ALERT: Duration = Duration::from_secs(4);
 
-/// The first delay after etcd has failed; doubled up to [`RETRY_CAP`].
+/// How restarts of etcd are spaced after it has failed.
 const RETRY: clock::Backoff =
     clock::Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(30) };
 
