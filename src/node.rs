@@ -46,6 +46,8 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(3600);
 const BEAT: Duration = Duration::from_secs(10);
 /// How long a node that knows its voters waits for the location list.
 const LIST_PATIENCE: Duration = Duration::from_secs(5);
+/// A primary has settled after this long.
+const SETTLED_PRIMARY: Duration = Duration::from_secs(10);
 /// The first look at the data directory may start `pg_controldata` on a cold disk.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
@@ -500,12 +502,22 @@ fn rules(config: &Config, timing: Timing) -> Rules {
     }
 }
 
-/// Tells the etcd room whether the primary is here: raft leadership is better kept elsewhere.
+/// Tells the etcd room whether the primary is here: raft leadership is better kept elsewhere. Not at once: handing it over
+/// costs a moment without a store, which a new leader has no time for.
 async fn tell_primary(mut status: watch::Receiver<Option<ha::Status>>, primary: watch::Sender<PrimaryHere>) {
+    let mut since = None;
     while status.changed().await.is_ok() {
+        let now = clock::now();
         let here = match status.borrow_and_update().as_ref().map(|s| s.role) {
-            Some(Role::Primary | Role::Promoted) => PrimaryHere::Yes,
-            Some(Role::Replica | Role::StandbyLeader | Role::Demoted | Role::Uninitialized) | None => {
+            Some(Role::Primary) if now.since(*since.get_or_insert(now)) >= SETTLED_PRIMARY => {
+                PrimaryHere::Yes
+            }
+            Some(Role::Primary) => PrimaryHere::No,
+            Some(
+                Role::Promoted | Role::Replica | Role::StandbyLeader | Role::Demoted | Role::Uninitialized,
+            )
+            | None => {
+                since = None;
                 PrimaryHere::No
             }
         };

@@ -20,7 +20,7 @@ pub const PROMPTLY: Wake = Wake::Soon(Duration::from_millis(50));
 /// Something will change by itself within moments.
 const SOON: Wake = Wake::Soon(Duration::from_millis(300));
 /// After this many failed starts in a row the lock is given to another node, if there is one that runs.
-pub const FAILED_STARTS: u32 = 3;
+pub const FAILED_STARTS: u32 = 5;
 /// A member's slot is kept for this long after the member was last seen (Patroni's `member_slots_ttl`).
 pub const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(30 * 60);
 
@@ -30,7 +30,7 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
         let actions = vec![Action::Begin(Task::FinishBootstrap)];
         return Decision { actions, reason: Reason::Bootstrapping, wake: PROMPTLY };
     }
-    // First what commits wait for: a failure ends the list.
+    // First what commits wait for, the set and then the slots of those who are to confirm: a failure ends the list.
     let sync = sync_step(view, snapshot, answer);
     let wake = match sync {
         Some(_) => PROMPTLY,
@@ -39,9 +39,9 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
         None => Wake::Loop,
     };
     let mut actions: Vec<_> = sync.into_iter().collect();
+    actions.extend(slots(view, answer));
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
     actions.push(Action::PutStatus(lsn));
-    actions.extend(slots(view, answer));
     Decision { actions, reason: Reason::Leading, wake }
 }
 

@@ -14,7 +14,7 @@ use super::sync::Names;
 use super::view::{Failures, Instance, Job, Memory, Observed, UpstreamWal, View};
 
 /// A start that has held for this long was a good one.
-pub(super) const HEALTHY: Duration = Duration::from_secs(60);
+pub(super) const HEALTHY: Duration = Duration::from_secs(10);
 /// By then every backend of a primary goes by a setting that one session has seen.
 const SETTLED: Duration = Duration::from_millis(100);
 

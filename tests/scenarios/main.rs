@@ -187,8 +187,8 @@ mod leading {
 
     #[test]
     fn a_crash_loop_gives_the_lock_to_a_node_that_runs() {
-        let looping = Scene::new().leads().failed(Job::Start, 3, 60);
-        assert_eq!(looping.decide().reason, Reason::CrashLoop(3));
+        let looping = Scene::new().leads().failed(Job::Start, 5, 60);
+        assert_eq!(looping.decide().reason, Reason::CrashLoop(5));
         assert_eq!(only(looping.decide()), Action::Release);
         let alone = looping.snapshot(|s| s.members.clear()).decide();
         assert!(matches!(only(alone), Action::Start(StartAs::Primary, _)), "nobody else could lead");
