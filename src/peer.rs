@@ -1,6 +1,6 @@
 //! Calls from node to node: what each node tells of itself, and the promises of the membership ballot.
 //!
-//! Always over mutual TLS with the internal CA, on the API port (etcd-membership, decisions). The peer is addressed
+//! Always over mutual TLS with the internal CA, on the API port. The peer is addressed
 //! by its IP and verified by the CA alone: an address may be new, the CA is what makes a node one of ours.
 
 //!

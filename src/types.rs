@@ -163,7 +163,7 @@ impl NodeName {
         &self.0
     }
 
-    /// The name of this member's replication slot, by Patroni's mapping (contract 1.9).
+    /// The name of this member's replication slot, by Patroni's mapping.
     pub fn slot_name(&self) -> SlotName {
         let mut slot = String::new();
         for c in self.0.to_lowercase().chars() {
@@ -243,7 +243,7 @@ pub enum SyncMode {
     Quorum,
 }
 
-/// The three durations that the leader lease lives by (contract 2.1). Invariant, enforced where they are read:
+/// The three durations that the leader lease lives by. Invariant, enforced where they are read:
 /// `loop_wait + 2 * retry_timeout <= ttl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {

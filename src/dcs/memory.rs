@@ -163,9 +163,9 @@ impl MemoryStore {
     }
 }
 
-/// The node id in a member's row.
-fn owner(row: &Row) -> Option<String> {
-    serde_json::from_slice::<Member>(&row.value).ok().and_then(|member| member.node_id)
+/// The node id and the address in a member's row.
+fn owner(row: &Row) -> Option<(Option<String>, String)> {
+    serde_json::from_slice::<Member>(&row.value).ok().map(|member| (member.node_id, member.conn_url))
 }
 
 const LOST: Error = Error::Conflict { what: "the leader key" };
@@ -211,7 +211,9 @@ impl Dcs for MemoryStore {
         let mut world = self.cluster.world();
         let lease = self.lease(&mut world);
         let key = format!("{MEMBERS}{}", member.name);
-        if world.keys.get(&key).is_some_and(|row| row.lease != lease && owner(row) != member.node_id) {
+        if world.keys.get(&key).is_some_and(|row| {
+            row.lease != lease && owner(row) != Some((member.node_id.clone(), member.conn_url.clone()))
+        }) {
             return Err(Error::Conflict { what: "the member's name" });
         }
         let same = |row: &Row| row.value == text.as_bytes() && row.lease == lease;

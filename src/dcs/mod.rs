@@ -1,6 +1,6 @@
 //! The coordination store as the HA core sees it: one snapshot, one leader key under a lease, a few documents.
 //!
-//! Keys, values and transactions are Patroni's (docs: patroni-contract section 1), so that `patronictl` and stock
+//! Keys, values and transactions are Patroni's, so that `patronictl` and stock
 //! Patroni nodes can share the scope. Nothing above this module knows which store it is: errors say what the caller
 //! can do, and no backend's type leaves.
 
@@ -99,7 +99,7 @@ pub struct Leader {
     pub name: NodeName,
     /// The lease it is attached to.
     pub lease: LeaseId,
-    /// Changes at each renewal by a pgherd node, which is what observers time (etcd-membership 5.4).
+    /// Changes at each renewal by a pgherd node, which is what observers time.
     pub revision: Revision,
 }
 

@@ -1,4 +1,4 @@
-//! The values below `/service/<scope>/`, in Patroni's exact shapes (patroni-contract 1.4): compact JSON, fields in
+//! The values below `/service/<scope>/`, in Patroni's exact shapes: compact JSON, fields in
 //! Patroni's order, unknown fields ignored when read.
 
 use std::collections::BTreeMap;

@@ -28,6 +28,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const AFTER_FAILURE_SOON: Duration = Duration::from_millis(100);
 /// Hex digits of the node id that make a name that is taken another one.
 const NAME_SUFFIX: usize = 4;
+/// All that a release may take of the time for an orderly stop.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 /// A release whose outcome is unknown is asked for so often: nobody else leads before the lease runs out otherwise.
 const RELEASES: usize = 5;
 /// Between two of them.
@@ -167,6 +169,12 @@ impl<D: Dcs> Agent<D> {
     /// The lease is forgotten first: from here on this node does not lead, whatever becomes of the request.
     async fn release(&mut self) {
         self.lease.forget().await;
+        if timeout(RELEASE_LIMIT, self.release_key()).await.is_err() {
+            warn!("the leader key was not given back in time: it ends with its lease");
+        }
+    }
+
+    async fn release_key(&self) {
         for _attempt in 0..RELEASES {
             match self.deps.store.release_leader(&self.config.me).await {
                 Ok(()) => return info!("gave the leader key back"),

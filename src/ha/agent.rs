@@ -113,6 +113,7 @@ pub fn spawn<D: Dcs>(
         checkpoint: JoinSet::new(),
         young: Youth::Over,
         last_failure: String::new(),
+        complaints: Vec::new(),
         last_reason: String::new(),
         name_taken: None,
         renamed: CancellationToken::new(),
@@ -150,6 +151,8 @@ pub(super) struct Agent<D> {
     pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
     pub(super) young: Youth,
     pub(super) last_failure: String,
+    /// What in the stored configuration cannot be used, as last said.
+    complaints: Vec<String>,
     pub(super) last_reason: String,
     /// Since when another node holds our name.
     pub(super) name_taken: Option<Moment>,
@@ -271,11 +274,14 @@ impl<D: Dcs> Agent<D> {
 
     fn use_config(&mut self, stored: &serde_json::Value) {
         let (rules, complaints) = self.config.rules.with_config(stored);
+        if complaints != self.complaints {
+            for complaint in &complaints {
+                warn!(complaint, "a stored setting is not used");
+            }
+            self.complaints = complaints;
+        }
         if rules == self.rules {
             return;
-        }
-        for complaint in complaints {
-            warn!(complaint, "a stored setting is not used");
         }
         if rules.timing.ttl != self.rules.timing.ttl {
             self.memory.ttl_before = Some((self.rules.timing.ttl, clock::now()));
@@ -339,8 +345,24 @@ impl<D: Dcs> Agent<D> {
 
     fn tell_data(&self, view: &View) {
         self.note_cluster(view);
+        self.forget_promotion(view);
         let facts = publish::data_facts(&view.local, view.volume.system_id);
         self.outlets.data.send_if_modified(|known| std::mem::replace(known, facts.clone()) != facts);
+    }
+
+    /// A promotion that came to nothing: this node streams on from somebody else, before the timeline that it was to begin.
+    fn forget_promotion(&self, view: &View) {
+        let Instance::Standby(answer, _) = view.instance() else { return };
+        let streams = view.memory.not_streaming.is_none() && publish::streams(answer);
+        let failed = view.volume.promoted.is_some_and(|promoted| answer.timeline < promoted);
+        let follows = view.doing.is_none() && view.lease == Lease::None && view.memory.following.is_some();
+        if failed
+            && follows
+            && streams
+            && let Err(error) = self.deps.record.update(|r| r.promoted = None)
+        {
+            warn!(error = %Chain(&error), "the cluster record was not written");
+        }
     }
 
     /// What the volume holds of this cluster is remembered, so that it is never taken for an empty one later.

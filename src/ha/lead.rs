@@ -30,7 +30,8 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
         let actions = vec![Action::Begin(Task::FinishBootstrap)];
         return Decision { actions, reason: Reason::Bootstrapping, wake: PROMPTLY };
     }
-    // First what commits wait for, the set and then the slots of those who are to confirm: a failure ends the list.
+    // A failure ends the list: first the set that commits wait for, then the keys that elections go by (they are written once),
+    // then the slots of those who are to confirm.
     let sync = sync_step(view, snapshot, answer);
     let wake = match sync {
         Some(_) => PROMPTLY,
@@ -39,8 +40,8 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
         None => Wake::Loop,
     };
     let mut actions: Vec<_> = sync.into_iter().collect();
-    actions.extend(slots(view, answer));
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
+    actions.extend(slots(view, answer));
     actions.push(Action::PutStatus(lsn));
     Decision { actions, reason: Reason::Leading, wake }
 }

@@ -2,7 +2,7 @@
 //!
 //! Ancestry before position, positions that no longer move, and never on less than what was acknowledged: with a
 //! synchronous set in force, so many of its voters must be asked that every acknowledged commit is on one of them or
-//! here (R + W > N). Otherwise the answer is no, with the name of whoever is missing. (Contract 2.7; hazards H43 to H49, H55.)
+//! here (R + W > N). Otherwise the answer is no, with the name of whoever is missing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

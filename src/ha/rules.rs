@@ -1,6 +1,6 @@
 //! The rules in force: the environment's at first, the store's dynamic configuration from the bootstrap on.
 //!
-//! Patroni's names and units (patroni-contract 4.1). A stored value that cannot be read or that breaks the timing rule is
+//! Patroni's names and units. A stored value that cannot be read or that breaks the timing rule is
 //! passed over with a complaint, never adjusted in silence.
 
 use std::time::Duration;

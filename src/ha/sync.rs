@@ -4,7 +4,7 @@
 //! `need` of `names`) and the `sync` key ([`Electors`]: a candidate needs `quorum` other voters that are not ahead of it).
 //! Invariant before and after every step, whatever crashes in between: `quorum + need >= |voters + names|`, so that every
 //! acknowledged commit is known to whoever can be elected. No voters at all means that only the leader itself can be
-//! elected, which is always safe. (Patroni's rule, contract 2.14; hazards H53 to H55.)
+//! elected, which is always safe. (Patroni's rule.)
 
 use std::collections::BTreeSet;
 

@@ -224,7 +224,7 @@ pub struct Observed {
     /// The key's revision, which a renewal changes.
     pub revision: Revision,
     /// When the answer that showed it first *arrived*: no earlier than the renewal was committed, so that this plus the
-    /// TTL is later than the holder's own deadline (etcd-membership 5.4).
+    /// TTL is later than the holder's own deadline.
     pub since: Moment,
 }
 

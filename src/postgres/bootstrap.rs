@@ -66,7 +66,7 @@ pub(super) async fn initdb(shared: &Shared) -> Result<SystemId, Error> {
     make_dir(shared, &fresh)?;
     run_initdb(shared, &fresh).await?;
     let made = control::read(shared, &fresh).await?;
-    // Fails, and changes nothing, when something has appeared there meanwhile (H4).
+    // Fails, and changes nothing, when something has appeared there meanwhile.
     put_in_place(shared, &fresh)?;
     info!(system_id = %made.system_id, "made a new database cluster");
     Ok(made.system_id)
@@ -82,7 +82,7 @@ async fn run_initdb(shared: &Shared, fresh: &Utf8Path) -> Result<(), Error> {
         .arg(format!("--username={}", config.superuser))
         .arg(format!("--pwfile={}", pwfile.0))
         .args(["--auth-local=scram-sha-256", "--auth-host=scram-sha-256"])
-        // C.UTF-8 sorts by code point: no library update ever changes an index (H84).
+        // C.UTF-8 sorts by code point: no library update ever changes an index.
         .args(["--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"])
         .args(config.initdb_args.iter().cloned())
         .run_as(&config.run_as)
@@ -141,7 +141,7 @@ impl Progress {
     }
 }
 
-/// The role that standbys stream and pg_rewind reads as. The server sees a verifier, never the password (H81).
+/// The role that standbys stream and pg_rewind reads as. The server sees a verifier, never the password.
 async fn make_replication_role(config: &Config, session: &Session) -> Result<(), Error> {
     if config.replication_user == config.superuser {
         return Ok(());

@@ -1,8 +1,8 @@
 //! Copies from another node: pg_basebackup, pg_rewind, and the question whose history is which.
 //!
-//! A copy is made beside PGDATA and swapped in when it is complete; what it replaces goes to the quarantine (H62). A
+//! A copy is made beside PGDATA and swapped in when it is complete; what it replaces goes to the quarantine. A
 //! marker in the state directory (never in PGDATA: both tools would copy or delete it) tells that PGDATA is missing
-//! because of a clone, or half rewound (H6, H63).
+//! because of a clone, or half rewound.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
 async fn base_backup(shared: &Shared, upstream: &Upstream, copy: &Utf8Path) -> Result<(), Error> {
     let config = &shared.config;
     make_dir(shared, copy)?;
-    // Not our member name: while it streams WAL it would be taken for the synchronous standby of that name (H54).
+    // Not our member name: while it streams WAL it would be taken for the synchronous standby of that name.
     let conninfo = conf::conninfo(config, upstream, "pgherd_clone");
     let command = Command::new("pg_basebackup", config.bin_dir.join("pg_basebackup"))
         .args(["-D", copy.as_str(), "-d", conninfo.as_str()])

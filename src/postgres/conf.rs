@@ -171,7 +171,7 @@ pub(super) fn conninfo(config: &Config, upstream: &Upstream, application_name: &
         ("application_name", application_name.to_owned()),
         ("passfile", passfile(config).into_string()),
         ("gssencmode", "disable".to_owned()),
-        // A dead peer must be noticed long before TCP gives up by itself (H51).
+        // A dead peer must be noticed long before TCP gives up by itself.
         ("connect_timeout", "3".to_owned()),
         ("keepalives_idle", "5".to_owned()),
         ("keepalives_interval", "2".to_owned()),

@@ -71,7 +71,7 @@ pub(super) async fn require_cluster(shared: &Shared) -> Result<super::Control, E
 }
 
 /// A copy that has never replayed up to the end of its backup may become a standby, but not a primary: it would go on
-/// writing the timeline of the server that it was taken from (H6, H46).
+/// writing the timeline of the server that it was taken from.
 fn refuse_unfinished_copy(shared: &Shared, how: &StartAs) -> Result<(), Error> {
     match how {
         StartAs::Primary if has_backup_label(&shared.config) => {
@@ -140,7 +140,7 @@ fn forget_socket(config: &Config) -> Result<(), Error> {
     }
 }
 
-/// `standby.signal` says what the server is to be. It is made (or removed) durably before the server runs (H50).
+/// `standby.signal` says what the server is to be. It is made (or removed) durably before the server runs.
 fn set_signal_files(config: &Config, how: &StartAs) -> Result<(), Error> {
     let standby = config.data_dir.join("standby.signal");
     match how {

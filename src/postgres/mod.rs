@@ -284,7 +284,7 @@ impl Postgres {
         sql::set_slots(&self.shared, wanted).await
     }
 
-    /// Moves physical slots forward (a replica's copies of the primary's slots, contract 2.13). Slots that are absent,
+    /// Moves physical slots forward (a replica's copies of the primary's slots). Slots that are absent,
     /// active or already further stay as they are.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! SQL: one connection over the Unix socket that stays open, and every statement of ours.
 //!
-//! Every session pins `search_path` (H81), never waits for standbys itself, and keeps its statements out of the server's
+//! Every session pins `search_path`, never waits for standbys itself, and keeps its statements out of the server's
 //! log. A connection that has failed or timed out is dropped; the next call opens another.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -39,6 +39,8 @@ async fn a_node_that_lost_its_process_but_not_its_volume_does_not_clone_again() 
     let replica = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
     cluster.node(replica).terminate();
     assert_eq!(cluster.node(replica).exit_code(Duration::from_secs(30)).await, Some(0));
+    // What the member last said of itself may stand for a while: only after that does "streams" mean that it is back.
+    assert_eq!(cluster.all_stream(FORMED).await, leader);
     cluster.sql(leader, "CREATE TABLE late AS SELECT 1 AS x; SELECT x FROM late").await.unwrap();
 
     let data_dir = cluster.node(replica).data_dir_identity();

@@ -5,7 +5,7 @@
 //! leader's right ends TTL after the *older* of two moments: the last write, and the last *proven* keepalive.
 //!
 //! **When is a keepalive proven?** Its answer does not come through consensus: a deposed leader that has not noticed
-//! yet answers too (etcd-membership 5.1). What helps is that a newly elected etcd leader gives every lease its full
+//! yet answers too. What helps is that a newly elected etcd leader gives every lease its full
 //! TTL again. Let keepalive and transaction be sent to the same member, both after `sent`; let the keepalive's header
 //! (which etcd fills in *before* it forwards the keepalive) and the transaction's header (filled in after the
 //! transaction was applied) carry the same raft term T. Then the leader that answered the keepalive was of term T

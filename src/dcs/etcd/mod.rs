@@ -79,22 +79,23 @@ pub struct EtcdConfig {
     pub ttl: Duration,
 }
 
-/// Who owns a member's name: a key beside the member's, under the same lease, whose value is the node id. Two live nodes
-/// of one name would take each other's leader key for their own.
+/// Who owns a member's name: a key beside the member's, under the same lease, whose value is the node id and the address, so
+/// that a copy of the volume elsewhere is somebody else. Two live nodes of one name would take each other's leader key for
+/// their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Name {
     key: String,
-    node_id: String,
+    owner: String,
 }
 
 impl Name {
     fn compare(&self) -> Compare {
-        Compare::value(self.key.as_str(), CompareOp::Equal, self.node_id.as_str())
+        Compare::value(self.key.as_str(), CompareOp::Equal, self.owner.as_str())
     }
 
     /// Does `put` if the name is ours, or nobody's.
     fn guarding(&self, put: TxnOp, lease: i64) -> Txn {
-        let both = || [put_op(&self.key, &self.node_id, lease), put.clone()];
+        let both = || [put_op(&self.key, &self.owner, lease), put.clone()];
         let vacant = Compare::create_revision(self.key.as_str(), CompareOp::Equal, 0);
         let otherwise = Txn::new().when([vacant]).and_then(both());
         Txn::new().when([self.compare()]).and_then(both()).or_else([TxnOp::txn(otherwise)])
@@ -428,10 +429,10 @@ impl Dcs for EtcdStore {
     async fn put_member(&self, member: &Member) -> Result<(), Error> {
         let key = self.key(&format!("{MEMBERS}{}", member.name));
         let value = serde_json::to_string(member).map_err(|e| Error::Rejected(format!("{key}: {e}")))?;
-        let name = member
-            .node_id
-            .clone()
-            .map(|node_id| Name { key: self.key(&format!("{NAMES}{}", member.name)), node_id });
+        let name = member.node_id.as_ref().map(|node_id| Name {
+            key: self.key(&format!("{NAMES}{}", member.name)),
+            owner: format!("{node_id} at {}", member.conn_url),
+        });
         let written = match self.write_member(&key, &value, name.clone()).await {
             Err(Fault::LeaseLost) => {
                 self.state().lease = None;

@@ -3,6 +3,8 @@
 //! Start-up: identity, peers, own address, keys, the coordination store, PostgreSQL's agent, the API. Shutdown is
 //! [`shut_down`], a list in order: what is released late here is what others rely on longest.
 
+mod certificates;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -11,7 +13,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use camino::Utf8PathBuf;
-use secrecy::ExposeSecret as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -21,27 +22,26 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, Identity, Network};
 use crate::dcs::Role;
-use crate::dcs::etcd::{Credentials, EtcdConfig, EtcdStore, ReadyKey};
+use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
 use crate::discovery::{self, Peers};
 use crate::etcd::{self, PrimaryHere};
 use crate::ha::publish::{self, Addresses};
 use crate::ha::rules::Rules;
 use crate::ha::{self, agent};
-use crate::peer::{DataFacts, PeerClient};
+use crate::peer::DataFacts;
 use crate::postgres::{ClientTls, Postgres};
-use crate::process::{self, InitLink, Mode, RunAs, VolumeLock};
+use crate::process::{self, InitLink, RunAs, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec};
-use crate::tls::{self, Bundle, EtcdClient, Root, Secrecy, Secret, Subject};
 use crate::types::{NodeId, NodeName, Timing};
 use crate::{api, clock, log};
+
+use self::certificates::{Certificates, derive};
 
 /// The account that etcd and PostgreSQL run as when we are root.
 const ACCOUNT: &str = "postgres";
 /// Kept of the stop budget for what comes after PostgreSQL: etcd hands raft leadership over in a fraction of this.
 const AFTER_POSTGRES: Duration = Duration::from_secs(2);
-/// Certificates are looked at this often; they are renewed when two thirds of their life are over.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(3600);
 /// `init` takes a node that is silent for 60 s for a dead one.
 const BEAT: Duration = Duration::from_secs(10);
 /// How long a node that knows its voters waits for the location list.
@@ -114,16 +114,18 @@ struct Node {
 async fn shut_down(mut node: Node) -> ExitCode {
     node.stop_ha.cancel();
     let for_postgres = node.budget.saturating_sub(AFTER_POSTGRES);
-    let in_time = timeout(for_postgres, node.ha.join_next()).await.is_ok();
-    if !in_time {
-        warn!(?for_postgres, "PostgreSQL did not stop in order within the budget: stopping it at once");
+    let ended = timeout(for_postgres, node.ha.join_next()).await;
+    // An agent that had ended before (`None`) or that panicked has not stopped anything in order.
+    let in_order = matches!(ended, Ok(Some(Ok(()))));
+    if !in_order {
+        warn!(?for_postgres, ?ended, "PostgreSQL was not stopped in order: stopping it at once");
         node.postgres.stop(Some(vec![])).await;
     }
     node.stop_store.cancel();
     node.etcd.stop(None).await;
     node.stop_api.cancel();
     info!("stopped");
-    if in_time { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if in_order { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What is settled before anything is started: where and who this node is.
@@ -148,7 +150,7 @@ impl Ground {
         let root = derive(&config).await?;
         let peers = discovery::spawn(config.discovery.clone(), background, stop);
         let certificates = Certificates::new(&config, &place, root)?;
-        let address = find_address(&config, &certificates, &peers).await?;
+        let address = find_address(&config, &place, &certificates, &peers).await?;
         let certificates = certificates.for_address(address)?;
         let name = settle_name(&config, &place.record, address)?;
         let known = known_addresses(peers.clone(), &place.record, address).await;
@@ -282,108 +284,36 @@ impl Place {
     }
 }
 
-/// The keys and certificates of this node, and how they were made.
-struct Certificates {
-    root: Root,
-    subject: Subject,
-    bundle: Bundle,
-    dir: Utf8PathBuf,
-    run_as: RunAs,
-    shown_to_etcd: watch::Sender<EtcdClient>,
-}
-
-impl Certificates {
-    fn new(config: &Config, place: &Place, root: Root) -> anyhow::Result<Self> {
-        let subject = Subject {
-            app: config.app.clone(),
-            node_id: place.record.read().node_id,
-            addresses: config.tls.extra_addresses.clone(),
-            names: config.tls.extra_names.clone(),
-            validity_days: config.tls.validity_days,
-        };
-        let bundle = tls::issue(&root, &subject, clock::wall())?;
-        info!(internal = bundle.ca_ids.0, service = bundle.ca_ids.1, "certificate authorities");
-        let (shown_to_etcd, _nobody_yet) = watch::channel(bundle.etcd_client.clone());
-        Ok(Self { root, subject, bundle, dir: config.tls_dir(), run_as: place.run_as.clone(), shown_to_etcd })
+/// Ends when there has been no location list at all for [`LIST_PATIENCE`].
+async fn list_fails(mut peers: watch::Receiver<Peers>) {
+    let listed = timeout(LIST_PATIENCE, peers.wait_for(|list| list.fetched_at.is_some())).await.is_ok();
+    if listed {
+        std::future::pending::<()>().await;
     }
-
-    /// The same keys, now that the address is known, and the files that etcd and PostgreSQL read.
-    fn for_address(mut self, address: IpAddr) -> anyhow::Result<Self> {
-        self.subject.addresses.insert(0, address);
-        self.issue_again()?;
-        Ok(self)
-    }
-
-    fn issue_again(&mut self) -> anyhow::Result<()> {
-        let keys = Arc::clone(&self.bundle.keys);
-        self.bundle = tls::reissue(&self.root, &self.subject, keys, clock::wall())?;
-        self.shown_to_etcd.send_replace(self.bundle.etcd_client.clone());
-        for file in &self.bundle.files {
-            let mode = match file.secret {
-                Secrecy::Public => Mode::Public,
-                Secrecy::Key => Mode::Private,
-            };
-            let path = self.dir.join(file.name);
-            process::write_atomic(&path, file.pem.as_bytes(), &self.run_as, mode)
-                .with_context(|| format!("could not write {path}"))?;
-        }
-        Ok(())
-    }
-
-    fn peer_client(&self, config: &Config) -> anyhow::Result<PeerClient> {
-        Ok(PeerClient::new(Arc::clone(&self.bundle.peer_client), config.advertised.api)?)
-    }
-
-    /// What the clients of etcd in this process show, now and after every renewal.
-    fn credentials(&self) -> Credentials {
-        self.shown_to_etcd.subscribe()
-    }
-
-    /// Issues new certificates in time. etcd reads them at its next handshake, PostgreSQL when it is told to reload.
-    async fn renew(mut self, postgres: Unit) {
-        loop {
-            tokio::time::sleep(CERTIFICATE_CHECK).await;
-            if clock::wall() < self.bundle.renew_after {
-                continue;
-            }
-            match self.issue_again() {
-                Ok(()) => {
-                    postgres.signal(nix::sys::signal::Signal::SIGHUP);
-                    info!(until = %self.bundle.renew_after, "renewed the certificates");
-                }
-                Err(error) => error!(error = format!("{error:#}"), "the certificates could not be renewed"),
-            }
-        }
-    }
-}
-
-/// Takes 0.15 s of computing: not on the thread that beats.
-async fn derive(config: &Config) -> anyhow::Result<Root> {
-    let (tls, database, app) = (config.tls.clone(), config.database.clone(), config.app.clone());
-    let work = tokio::task::spawn_blocking(move || {
-        let secret = match &tls.passphrase {
-            Some(passphrase) => Secret::Passphrase(passphrase.expose_secret()),
-            None => Secret::Passwords {
-                superuser: database.superuser_password.expose_secret().as_bytes(),
-                replication: database.replication_password.expose_secret().as_bytes(),
-            },
-        };
-        Root::derive(&secret, &app)
-    });
-    Ok(work.await.context("the key derivation was ended")??)
 }
 
 async fn find_address(
     config: &Config,
+    place: &Place,
     certificates: &Certificates,
     peers: &watch::Receiver<Peers>,
 ) -> anyhow::Result<IpAddr> {
+    let remembered = place.record.read().last_address.filter(|_| !place.record.read().voters.is_empty());
     let client = certificates.peer_client(config)?;
     let ask = |peer| {
         let client = client.clone();
         async move { client.status(peer).await.ok()?.your_address }
     };
-    Ok(discovery::own_address(&config.discovery, peers.clone(), ask).await)
+    let found = discovery::own_address(&config.discovery, peers.clone(), ask);
+    let Some(remembered) = remembered else { return Ok(found.await) };
+    tokio::select! {
+        found = found => Ok(found),
+        // A restart must work while the location API is down: what was confirmed before is good until it answers.
+        () = list_fails(peers.clone()) => {
+            warn!(%remembered, "no location list: going on with the address that this node had before");
+            Ok(remembered)
+        }
+    }
 }
 
 /// The addresses that the timers are chosen by. A volume that has been part of a cluster does not wait for the location
