@@ -11,7 +11,7 @@ use pgherd::dcs::{
 };
 use pgherd::ha::Phase;
 use pgherd::ha::decide::decide;
-use pgherd::ha::reason::Decision;
+use pgherd::ha::reason::{Action, Decision, Reason};
 use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Name, Observed, Poll, PollAnswer,
@@ -31,6 +31,26 @@ pub(crate) const CLUSTER: SystemId = SystemId(7_711_000_000_000_000_001);
 pub(crate) const NOW: Moment = Moment(10_000_000_000_000);
 /// The position of everybody unless said otherwise.
 pub(crate) const POSITION: Lsn = Lsn(0x500_0000);
+
+/// The same, as a number to calculate with.
+pub(crate) const HERE: u64 = POSITION.0;
+
+/// The one action that was decided.
+pub(crate) fn only(decision: Decision) -> Action {
+    let [action] =
+        decision.actions.try_into().unwrap_or_else(|actions| panic!("{actions:?}: {}", decision.reason));
+    action
+}
+
+/// The reason of a decision that does nothing.
+pub(crate) fn nothing_because(decision: Decision) -> Reason {
+    assert_eq!(decision.actions, [], "{}", decision.reason);
+    decision.reason
+}
+
+pub(crate) fn name(name: &str) -> NodeName {
+    NodeName::from(name)
+}
 
 /// Seconds before [`NOW`].
 pub(crate) fn ago(seconds: u64) -> Moment {

@@ -1,0 +1,101 @@
+//! No cluster yet: whether one may be made, and how.
+
+use pgherd::dcs::{Claim, Initialize, Precondition, Readiness};
+use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::view::SurveyAnswer;
+use pgherd::postgres::StartAs;
+use pgherd::types::Revision;
+
+use crate::scene::{CLUSTER, Scene, nothing_because, only};
+
+fn first_start() -> Scene {
+    let nobody = Scene::new().no_leader().initialize(None).empty();
+    nobody.snapshot(|s| {
+        s.members.clear();
+        s.config = None;
+    })
+}
+
+const NO_DATA: [(&str, SurveyAnswer); 2] =
+    [("192.0.2.1", SurveyAnswer::NoData), ("192.0.2.2", SurveyAnswer::NoData)];
+
+#[test]
+fn everybody_is_asked_for_data_before_a_cluster_is_made() {
+    assert_eq!(only(first_start().decide()), Action::Begin(Task::Survey));
+    let decision = first_start().surveyed(&NO_DATA).decide();
+    assert_eq!(only(decision), Action::Acquire(Claim::Vacant));
+}
+
+#[test]
+fn a_silent_listed_node_may_have_data_no_cluster_is_made() {
+    let answers = [NO_DATA[0], ("192.0.2.2", SurveyAnswer::Silent)];
+    let decision = first_start().surveyed(&answers).decide();
+    assert_eq!(nothing_because(decision), Reason::SurveyIncomplete(vec!["192.0.2.2".parse().unwrap()]));
+}
+
+#[test]
+fn a_node_with_data_leads_no_cluster_is_made_beside_it() {
+    let answers = [NO_DATA[0], ("192.0.2.2", SurveyAnswer::Data(CLUSTER))];
+    let decision = first_start().surveyed(&answers).decide();
+    assert_eq!(nothing_because(decision), Reason::DataElsewhere("192.0.2.2".parse().unwrap()));
+}
+
+#[test]
+fn a_volume_that_remembers_a_cluster_makes_no_second_one() {
+    let mut scene = first_start().surveyed(&NO_DATA);
+    scene.0.volume.system_id = Some(CLUSTER);
+    assert_eq!(nothing_because(scene.decide()), Reason::DataLost(CLUSTER));
+}
+
+#[test]
+fn a_known_cluster_is_waited_for_not_made_again() {
+    let decision = first_start().initialize(Some(Initialize::Done(CLUSTER))).surveyed(&NO_DATA).decide();
+    assert_eq!(nothing_because(decision), Reason::WaitingForLeader);
+}
+
+#[test]
+fn a_node_whose_data_cannot_be_read_may_have_any() {
+    let answers = [NO_DATA[0], ("192.0.2.2", SurveyAnswer::Unreadable)];
+    let decision = first_start().surveyed(&answers).decide();
+    assert!(matches!(nothing_because(decision), Reason::SurveyIncomplete(_)));
+}
+
+#[test]
+fn a_maker_whose_acquisition_was_not_answered_goes_on() {
+    let decision = first_start().surveyed(&NO_DATA).leader("n0").decide();
+    assert_eq!(only(decision), Action::Acquire(Claim::Expired(Revision(9))));
+}
+
+#[test]
+fn nobody_leads_a_store_that_is_not_ready() {
+    let scene = first_start().surveyed(&NO_DATA).snapshot(|s| s.readiness = Readiness::NotReady);
+    assert_eq!(nothing_because(scene.decide()), Reason::StoreNotReady);
+}
+
+#[test]
+fn initdb_runs_with_the_lock_and_after_the_claim() {
+    let decision = first_start().surveyed(&NO_DATA).leads().decide();
+    let claim = Action::ClaimInitialize(Precondition::Absent);
+    assert_eq!(decision.actions, [claim, Action::Begin(Task::Initdb)]);
+}
+
+#[test]
+fn the_identifier_is_published_before_the_first_write_can_be_accepted() {
+    let decision = Scene::new().leads().initialize(Some(Initialize::InProgress)).pending_bootstrap().decide();
+    let [Action::PutInitialize(CLUSTER), Action::Start(StartAs::Primary, _)] = decision.actions.as_slice()
+    else {
+        panic!("{:?}", decision.actions)
+    };
+}
+
+#[test]
+fn a_new_primary_gets_its_roles_before_anything_else() {
+    let decision = Scene::new().leads().primary("", &[]).pending_bootstrap().decide();
+    assert_eq!(only(decision), Action::Begin(Task::FinishBootstrap));
+}
+
+#[test]
+fn a_bootstrap_that_was_interrupted_goes_on_where_its_data_is() {
+    let scene = Scene::new().no_leader().initialize(Some(Initialize::InProgress)).pending_bootstrap();
+    assert_eq!(only(scene.decide()), Action::Acquire(Claim::Vacant));
+}

@@ -1,0 +1,136 @@
+//! Another node leads: start, stream, rewind, copy.
+
+use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::view::Job;
+use pgherd::postgres::status::ControlState;
+use pgherd::postgres::{StartAs, StopMode};
+use pgherd::types::{SystemId, Timeline};
+
+use crate::scene::{CLUSTER, HERE, Scene, ago, name, nothing_because, only, upstream};
+
+#[test]
+fn an_empty_volume_copies_the_leader() {
+    assert_eq!(only(Scene::new().empty().decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    assert_eq!(only(Scene::new().incomplete().decide()), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
+#[test]
+fn data_that_cannot_be_read_is_replaced_only_if_it_was_this_clusters() {
+    let mut foreign = Scene::new().unreadable();
+    foreign.0.volume.system_id = None;
+    assert!(matches!(nothing_because(foreign.decide()), Reason::DataUnreadable(_)));
+    assert_eq!(only(Scene::new().unreadable().decide()), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
+#[test]
+fn what_the_leader_said_before_its_promotion_is_not_its_history() {
+    let mut scene = Scene::new().same_timeline();
+    scene = scene.snapshot(|s| s.members[0].timeline = Some(Timeline(2)));
+    assert_eq!(only(scene.decide()), Action::Begin(Task::Compare(upstream("n1"))));
+}
+
+#[test]
+fn a_new_leader_is_followed_when_it_serves_and_has_made_its_checkpoint() {
+    let promoting =
+        Scene::new().same_timeline().snapshot(|s| s.members[0].role = pgherd::dcs::Role::Promoted);
+    assert_eq!(nothing_because(promoting.decide()), Reason::WaitingForLeader);
+    let owed = Scene::new().same_timeline().snapshot(|s| s.members[0].checkpoint_after_promote = Some(false));
+    assert_eq!(nothing_because(owed.decide()), Reason::AwaitingCheckpoint(name("n1")));
+}
+
+#[test]
+fn a_standby_whose_wal_is_gone_upstream_is_copied_anew() {
+    let mut scene = Scene::new().standby(HERE).same_timeline().not_streaming(60);
+    scene.0.memory.upstream_wal = pgherd::ha::view::UpstreamWal::Removed;
+    assert_eq!(scene.decide().reason, Reason::WalRemoved(name("n1")));
+    let mut down = Scene::new().same_timeline();
+    down.0.memory.upstream_wal = pgherd::ha::view::UpstreamWal::Removed;
+    assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
+/// Two promotions can give their timelines one number; going by numbers the logs would be joined.
+#[test]
+fn a_timeline_that_was_begun_here_and_is_not_the_clusters_is_replaced_not_joined() {
+    let mut down = Scene::new().data(ControlState::ShutDown).same_timeline();
+    down.0.volume.promoted = Some(Timeline(1));
+    assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    let mut running = Scene::new().standby(HERE).same_timeline();
+    running.0.volume.promoted = Some(Timeline(1));
+    assert!(matches!(only(running.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
+}
+
+#[test]
+fn a_cluster_that_was_never_born_gives_way_to_the_one_that_was() {
+    let scene = Scene::new().data_of(SystemId(7_700_000_000_000_000_002)).pending_bootstrap();
+    assert_eq!(only(scene.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    let unled = scene.no_leader().decide();
+    assert!(matches!(nothing_because(unled), Reason::SystemIdMismatch { .. }));
+}
+
+#[test]
+fn a_failed_copy_is_not_repeated_at_once() {
+    let decision = Scene::new().empty().failed(Job::Clone, 4, 1).decide();
+    assert_eq!(nothing_because(decision), Reason::RetryLater(Job::Clone, "why".into()));
+}
+
+#[test]
+fn foreign_data_is_held_and_never_touched() {
+    let other = SystemId(7_700_000_000_000_000_002);
+    let decision = Scene::new().data_of(other).decide();
+    assert_eq!(nothing_because(decision), Reason::SystemIdMismatch { local: other, cluster: CLUSTER });
+}
+
+#[test]
+fn nothing_is_started_before_the_histories_are_compared() {
+    assert_eq!(only(Scene::new().decide()), Action::Begin(Task::Compare(upstream("n1"))));
+}
+
+#[test]
+fn a_history_that_is_part_of_the_leaders_streams_on() {
+    let start = Action::Start(StartAs::Standby(Some(upstream("n1"))), String::new());
+    assert_eq!(only(Scene::new().same_timeline().decide()), start);
+    assert_eq!(only(Scene::new().forked_at(HERE).decide()), start);
+}
+
+#[test]
+fn a_crashed_old_primary_is_rewound_and_after_failures_copied() {
+    let crashed = Scene::new().data(ControlState::InProduction).forked_at(HERE);
+    assert_eq!(only(crashed.decide()), Action::Begin(Task::Rewind(upstream("n1"))));
+    let failed = crashed.failed(Job::Rewind, 2, 60).decide();
+    assert_eq!(only(failed), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
+#[test]
+fn a_running_standby_is_pointed_at_the_new_leader() {
+    let mut scene = Scene::new().standby(HERE);
+    scene.0.memory.following = Some(upstream("n2"));
+    assert_eq!(only(scene.decide()), Action::Follow(upstream("n1")));
+}
+
+#[test]
+fn a_held_walreceiver_is_let_go_when_somebody_leads() {
+    let mut scene = Scene::new().standby(HERE);
+    scene.0.memory.frozen = Some(ago(1));
+    assert_eq!(only(scene.decide()), Action::Follow(upstream("n1")));
+}
+
+#[test]
+fn a_standby_that_cannot_connect_and_has_left_the_history_is_stopped_for_a_rewind() {
+    let stalled = Scene::new().standby(HERE + 1).not_streaming(3);
+    assert_eq!(only(stalled.decide()), Action::Begin(Task::Compare(upstream("n1"))));
+    let left = stalled.forked_at(HERE).decide();
+    assert_eq!(left.reason, Reason::Diverged(name("n1")));
+    assert!(matches!(only(left), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
+}
+
+#[test]
+fn a_node_that_starts_gives_the_store_a_moment_to_say_that_the_lock_is_its_own() {
+    let decision = Scene::new().data(ControlState::InProduction).store_silent_for(3).decide();
+    assert!(matches!(nothing_because(decision), Reason::StoreSilent(_)));
+}
+
+#[test]
+fn whole_data_is_readable_while_the_store_is_silent() {
+    let decision = Scene::new().store_silent().decide();
+    assert_eq!(only(decision), Action::Start(StartAs::Standby(None), String::new()));
+}

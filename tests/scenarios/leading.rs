@@ -1,0 +1,158 @@
+//! The key names this node: restart in place, promotion, the duties of a primary.
+
+use std::time::Duration;
+
+use pgherd::dcs::{Claim, Precondition};
+use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::view::{Job, Lease};
+use pgherd::postgres::StartAs;
+use pgherd::postgres::status::ControlState;
+use pgherd::types::{Revision, SyncMode, Timeline};
+
+use crate::scene::{CLUSTER, HERE, POSITION, Scene, ago, name, nothing_because, only};
+
+#[test]
+fn a_crash_is_restarted_in_place_with_the_names_that_were_in_force() {
+    let mut scene = Scene::new().leads().data(ControlState::InProduction);
+    scene.0.memory.sync_names = Some("ANY 1 (n1,n2)".into());
+    let decision = scene.decide();
+    assert_eq!(decision.reason, Reason::CrashRestart);
+    assert_eq!(only(decision), Action::Start(StartAs::Primary, "ANY 1 (n1,n2)".into()));
+}
+
+#[test]
+fn a_restarted_node_starts_its_primary_with_the_names_that_the_sync_key_implies() {
+    let scene = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 1, &["n1", "n2"]);
+    assert_eq!(only(scene.decide()), Action::Start(StartAs::Primary, "ANY 1 (n1,n2)".into()));
+}
+
+#[test]
+fn a_crash_is_restarted_even_while_the_store_is_silent_if_the_lease_is_good() {
+    let decision = Scene::new().leads().store_silent().decide();
+    assert!(matches!(only(decision), Action::Start(StartAs::Primary, _)), "commits wait for nobody here");
+}
+
+#[test]
+fn without_the_store_no_primary_is_started_whose_names_are_not_known() {
+    let scene = Scene::new().leads().sync_mode(SyncMode::Quorum).store_silent();
+    assert!(matches!(nothing_because(scene.decide()), Reason::StoreSilent(_)));
+    let mut known = scene;
+    known.0.memory.sync_names = Some("ANY 1 (n1)".into());
+    assert_eq!(only(known.decide()), Action::Start(StartAs::Primary, "ANY 1 (n1)".into()));
+}
+
+/// Started as a primary it would go on writing the timeline that its promotion was to end.
+#[test]
+fn a_standby_that_died_between_the_lock_and_its_promotion_starts_as_a_standby() {
+    for state in [ControlState::InArchiveRecovery, ControlState::ShutDownInRecovery] {
+        let scene = Scene::new().leads().data(state);
+        let start = Action::Start(StartAs::Standby(None), String::new());
+        assert_eq!(only(scene.decide()), start);
+        assert_eq!(only(scene.store_silent().decide()), start);
+    }
+}
+
+#[test]
+fn two_nodes_of_one_name_never_share_a_key() {
+    let mut scene = Scene::new().leader("n0").data(ControlState::InProduction);
+    scene.0.memory.name = pgherd::ha::view::Name::Unclaimed;
+    assert_eq!(nothing_because(scene.decide()), Reason::ClaimingName);
+}
+
+#[test]
+fn a_crash_loop_gives_the_lock_to_a_node_that_runs() {
+    let looping = Scene::new().leads().failed(Job::Start, 5, 60);
+    assert_eq!(looping.decide().reason, Reason::CrashLoop(5));
+    assert_eq!(only(looping.decide()), Action::Release);
+    let alone = looping.snapshot(|s| s.members.clear()).decide();
+    assert!(matches!(only(alone), Action::Start(StartAs::Primary, _)), "nobody else could lead");
+}
+
+#[test]
+fn the_key_of_a_life_before_is_taken_over_by_its_revision() {
+    let decision = Scene::new().leader("n0").data(ControlState::InProduction).decide();
+    assert_eq!(only(decision), Action::Acquire(Claim::Expired(Revision(9))));
+}
+
+#[test]
+fn an_emptied_volume_does_not_take_its_old_key() {
+    let decision = Scene::new().leader("n0").empty().decide();
+    assert_eq!(nothing_because(decision), Reason::WaitingForLeader);
+}
+
+#[test]
+fn an_emptied_volume_with_the_lock_gives_it_away_and_never_runs_initdb() {
+    let decision = Scene::new().leads().empty().decide();
+    assert_eq!(decision.reason, Reason::NothingToLead);
+    assert_eq!(only(decision), Action::Release);
+}
+
+#[test]
+fn a_standby_with_the_lock_closes_the_election_and_is_promoted() {
+    let scene = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n1", 1, &["n0", "n2"]);
+    let decision = scene.standby(HERE).decide();
+    let [Action::PutSync(sync, when), Action::SetSyncNames(names), Action::Begin(Task::Promote)] =
+        decision.actions.as_slice()
+    else {
+        panic!("{:?}", decision.actions)
+    };
+    assert_eq!((sync.leader.as_ref(), sync.sync_standby.as_ref()), (Some(&name("n0")), None));
+    assert_eq!(*when, Precondition::Unchanged(Revision(3)));
+    assert_eq!(names, "ANY 1 (n2)", "the first commit waits for the standby that will follow");
+}
+
+#[test]
+fn a_promotion_is_not_begun_on_the_last_second_of_a_lease() {
+    let mut late = Scene::new().leads().standby(HERE);
+    let (sent, ttl) = (ago(6) - Duration::from_millis(500), late.0.rules.timing.ttl);
+    late.0.lease = Lease::Held { sent, ttl };
+    assert_eq!(nothing_because(late.decide()), Reason::LeaseTooShort);
+    let short = Scene::new().leader("n0").lease(6).standby(HERE).decide();
+    assert!(matches!(short.actions.last(), Some(Action::Begin(Task::Promote))), "one second is enough");
+}
+
+#[test]
+fn a_leader_keeps_status_slots_and_missing_keys() {
+    let mut scene = Scene::new().leads().primary("", &[]).initialize(None).snapshot(|s| s.config = None);
+    scene.0.memory.seen_slots.insert(name("n1").slot_name(), ago(60));
+    scene.0.memory.seen_slots.insert(name("gone").slot_name(), ago(3600));
+    let actions = scene.decide().actions;
+    assert!(actions.contains(&Action::PutInitialize(CLUSTER)));
+    assert!(actions.contains(&Action::PutConfig));
+    assert!(actions.contains(&Action::PutStatus(POSITION)));
+    let slots = [name("n1").slot_name()].into();
+    assert!(actions.contains(&Action::SetSlots(slots)), "{actions:?}");
+}
+
+#[test]
+fn commits_begin_to_wait_before_anybody_may_be_elected_on_them() {
+    let quorum = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
+    let decision = quorum.clone().primary("", &["n1", "n2"]).decide();
+    assert_eq!(decision.actions.first(), Some(&Action::SetSyncNames("ANY 1 (n1,n2)".into())));
+    let next = quorum.primary("ANY 1 (n1,n2)", &["n1", "n2"]).decide();
+    let Some(Action::PutSync(sync, _)) = next.actions.first() else { panic!("{:?}", next.actions) };
+    assert_eq!((sync.quorum, sync.sync_standby.as_deref()), (1, Some("n1,n2")));
+}
+
+#[test]
+fn commits_are_not_let_go_while_the_standbys_may_come_back() {
+    let mut scene = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &["n1"]);
+    scene = scene.primary("ANY 1 (n1)", &[]);
+    scene.0.memory.sync_starved = Some(ago(3));
+    let first = |scene: &Scene| scene.decide().actions.first().cloned();
+    assert_eq!(first(&scene), Some(Action::PutStatus(POSITION)));
+    scene.0.memory.sync_starved = Some(ago(4));
+    assert!(
+        matches!(first(&scene), Some(Action::PutSync(..))),
+        "first nobody can be elected, then commits go on"
+    );
+}
+
+#[test]
+fn the_timeline_history_is_written_after_a_promotion() {
+    let mut scene = Scene::new().leads().primary("", &[]);
+    if let Some(answer) = &mut scene.0.local.sql {
+        answer.timeline = Timeline(2);
+    }
+    assert!(scene.decide().actions.contains(&Action::PutHistory(Timeline(2))));
+}

@@ -1,0 +1,31 @@
+//! SIGTERM.
+
+use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::view::Job;
+
+use crate::scene::{Scene, nothing_because, only};
+
+#[test]
+fn a_primary_makes_a_checkpoint_and_stops_before_anything_is_released() {
+    let decision = Scene::new().leads().primary("", &["n1"]).stopping().decide();
+    assert!(matches!(only(decision), Action::Begin(Task::StopAfterCheckpoint(_))));
+}
+
+#[test]
+fn the_key_is_released_only_when_everything_is_down() {
+    let down = Scene::new().leads().stopping();
+    assert_eq!(down.decide().actions, [Action::Release, Action::Finish]);
+    let ending = down.silent_process().doing(Job::Stop).decide();
+    assert_eq!(nothing_because(ending), Reason::Busy(Job::Stop));
+}
+
+#[test]
+fn a_standby_has_nothing_to_release() {
+    assert_eq!(only(Scene::new().stopping().decide()), Action::Finish);
+}
+
+#[test]
+fn a_copy_under_way_gives_way_to_a_stop() {
+    let decision = Scene::new().empty().doing(Job::Clone).stopping().decide();
+    assert_eq!(only(decision), Action::Finish);
+}
