@@ -18,6 +18,8 @@ pub(crate) const RECORD: u64 = 104;
 const FIRST: u64 = 0x300_0000;
 /// `wal_receiver_timeout` and `wal_sender_timeout`.
 const SILENT: u64 = 20_000_000;
+/// A sender that has nothing to send says so this often.
+const KEEPALIVE: u64 = 3_000_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Branch {
@@ -85,6 +87,8 @@ pub(crate) struct Conn {
     pub(crate) to: usize,
     pub(crate) pid: u32,
     pub(crate) heard: u64,
+    /// When the sender next looks for something to send.
+    pump: u64,
 }
 
 /// The primary's side.
@@ -333,7 +337,8 @@ impl World {
         self.last_conn += 1;
         let id = self.last_conn;
         let heard = self.now;
-        self.nodes[n].pg.conn = Some(Conn { id, to, pid: self.nodes[to].pg.pid, heard });
+        let (pid, pump) = (self.nodes[to].pg.pid, heard + 1_000);
+        self.nodes[n].pg.conn = Some(Conn { id, to, pid, heard, pump });
         self.nodes[n].pg.received = Some(mine.end);
         if self.nodes[to].pg.primary {
             let stream = Stream { id, flushed: 0, caught_up: false, heard };
@@ -369,8 +374,20 @@ impl World {
         node.pg.conn.filter(|c| c.id == id && node.pg.state == State::Ready)
     }
 
+    /// There is something to send (or the sender has gone): its streams look soon, not at the next keepalive.
+    pub(crate) fn poke(&mut self, from: usize) {
+        for n in 0..self.nodes.len() {
+            let Some(conn) = self.nodes[n].pg.conn.filter(|c| c.to == from) else { continue };
+            let soon = self.now + self.rng.range(1_000, 40_000);
+            if soon < conn.pump {
+                self.nodes[n].pg.conn = Some(Conn { pump: soon, ..conn });
+                self.at(soon - self.now, Ev::Pump(n, conn.id));
+            }
+        }
+    }
+
     pub(crate) fn pump(&mut self, n: usize, id: u64) {
-        let Some(conn) = self.conn(n, id) else { return };
+        let Some(conn) = self.conn(n, id).filter(|c| c.pump <= self.now) else { return };
         let up = &self.nodes[conn.to];
         let gone = up.pg.pid != conn.pid || !matches!(up.pg.state, State::Ready | State::Stopping);
         if (gone && self.both_ways(n, conn.to)) || self.now > conn.heard + SILENT {
@@ -382,8 +399,11 @@ impl World {
             let (branch, lat) = (files.branch, self.latency(conn.to, n));
             self.at(lat, Ev::Deliver(n, id, branch, end));
         }
-        let pause = self.rng.range(10_000, 60_000);
-        self.at(pause, Ev::Pump(n, id));
+        let pump = self.now + KEEPALIVE;
+        if let Some(conn) = self.nodes[n].pg.conn.as_mut() {
+            conn.pump = pump;
+        }
+        self.at(KEEPALIVE, Ev::Pump(n, id));
     }
 
     pub(crate) fn deliver(&mut self, n: usize, id: u64, branch: usize, end: u64) {
@@ -418,6 +438,7 @@ impl World {
                 files.control.min_recovery_end = Lsn(files.replayed);
                 files.control.min_recovery_timeline = Timeline(tli.unwrap_or(0));
             }
+            self.poke(n);
         }
     }
 
@@ -459,11 +480,15 @@ impl World {
 
     /// Every client that reaches this node tries to commit.
     pub(crate) fn client_write(&mut self, n: usize) {
-        let pause = self.rng.range(40_000, 160_000);
+        let pause = self.rng.range(60_000, 240_000);
         self.at(pause, Ev::Write(n));
-        if !self.accepts(n) {
-            return;
+        if self.accepts(n) {
+            self.commit(n);
+            self.poke(n);
         }
+    }
+
+    fn commit(&mut self, n: usize) {
         let files = self.nodes[n].disk.files.as_mut().expect("running");
         files.end += RECORD;
         files.replayed = files.end;
@@ -528,6 +553,7 @@ impl World {
                 files.control.state = ControlState::ShutDownInRecovery;
             }
         }
+        self.poke(n);
         self.log(n, || format!("PostgreSQL is down ({})", if clean { "clean" } else { "not clean" }));
         self.process_changed(n);
     }
