@@ -7,6 +7,9 @@ RESTART_AFTER ?= 3
 DEMO_DIR ?= demo-data
 FRESH ?=
 
+# How many random runs of the simulated cluster `make test` makes.
+SEEDS ?= 10000
+
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # What runs is the release build: the footprint that is promised is this one's. The tests use the development profile.
@@ -34,7 +37,7 @@ test:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo build --workspace --locked
-	cargo test --workspace --locked
+	SEEDS=$(SEEDS) cargo test --workspace --locked
 	@# Private items are documented too, so a link to one is no mistake.
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --locked --no-deps --document-private-items
 	@# One TLS provider: aws-lc-rs. An inverse tree with a line in it names who brought the other one back.

@@ -6,30 +6,30 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use pgherd::clock::Moment;
-use pgherd::dcs::{Precondition, Snapshot};
+use pgherd::dcs::Snapshot;
 use pgherd::ha::Phase;
 use pgherd::ha::decide::decide;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
 use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
 use pgherd::ha::view::{
-    Ancestry, Candidate, Checkpoint, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory,
-    Motion, Name, Poll, PollAnswer, Store, Survey, SurveyAnswer, View, Volume, demote_margin,
+    Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
+    Store, View, Volume, demote_margin,
 };
+use pgherd::postgres::Upstream;
 use pgherd::postgres::status::Status;
-use pgherd::postgres::{StartAs, StopMode, Upstream};
-use pgherd::record::Bootstrap;
-use pgherd::types::{NodeId, Revision, SyncMode, SystemId, Timeline, Timing};
+use pgherd::types::{NodeId, Revision, SyncMode, SystemId, Timing};
 
 use crate::faults::{Mode, Schedule};
+use crate::jobs::Out;
 use crate::postgres::State;
-use crate::store::{Answer, Document, Request};
+use crate::store::{Answer, Request};
 use crate::world::{Ev, World, name};
 
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
-const SNAPSHOT_AT_LEAST: Duration = Duration::from_millis(100);
-const CALL: Duration = Duration::from_secs(3);
-const RELEASES: usize = 5;
+pub(crate) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const SNAPSHOT_AT_LEAST: Duration = Duration::from_millis(100);
+pub(crate) const CALL: Duration = Duration::from_secs(3);
+pub(crate) const RELEASES: usize = 5;
 
 /// Who asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,72 +60,60 @@ pub(crate) enum LocalOp {
     ReleaseAgain,
 }
 
-enum Stage {
+pub(crate) enum Stage {
     Gone,
     Observing { op: u64, snapshot: Option<Option<Box<Snapshot>>>, local: Option<Status> },
     Acting(Box<Acting>),
     Waiting { id: u64 },
 }
 
-struct Acting {
-    view: View,
-    queue: VecDeque<Action>,
-    current: Option<Action>,
-    wake: Wake,
-    finished: bool,
-    op: u64,
-    sent: Moment,
-    releases: usize,
-    member_put: bool,
-}
-
-enum Out {
-    Stopped,
-    Initialised,
-    Bootstrapped,
-    Cloned,
-    Rewound,
-    Promoted,
-    Polled(BTreeMap<pgherd::types::NodeName, PollAnswer>),
-    Surveyed(BTreeMap<IpAddr, SurveyAnswer>),
-    Compared(Ancestry),
+pub(crate) struct Acting {
+    pub(crate) view: View,
+    pub(crate) queue: VecDeque<Action>,
+    pub(crate) current: Option<Action>,
+    pub(crate) wake: Wake,
+    pub(crate) finished: bool,
+    pub(crate) op: u64,
+    pub(crate) sent: Moment,
+    pub(crate) releases: usize,
+    pub(crate) member_put: bool,
 }
 
 /// The process of one node.
 pub(crate) struct Agent {
     pub(crate) inc: u64,
-    alive: bool,
-    phase: Phase,
-    environment: Rules,
-    rules: Rules,
-    memory: Memory,
-    others: Vec<usize>,
-    config: Option<Revision>,
-    silent_since: Option<Moment>,
-    doing: Option<Doing>,
-    job: u64,
-    task: Option<Task>,
-    source: Option<(usize, u32)>,
-    said: BTreeMap<usize, (PollAnswer, Option<SystemId>)>,
-    asked: Vec<usize>,
-    finished: Option<(Job, Result<Out, String>)>,
-    unanswered_start: bool,
-    lease: Lease,
-    renewing: Option<(u64, Moment)>,
-    renewal: u64,
-    forget: bool,
-    woken: bool,
-    stage: Stage,
-    op: u64,
-    last_reason: String,
-    page: Option<PollAnswer>,
-    data_page: Option<SystemId>,
-    restart: bool,
+    pub(crate) alive: bool,
+    pub(crate) phase: Phase,
+    pub(crate) environment: Rules,
+    pub(crate) rules: Rules,
+    pub(crate) memory: Memory,
+    pub(crate) others: Vec<usize>,
+    pub(crate) config: Option<Revision>,
+    pub(crate) silent_since: Option<Moment>,
+    pub(crate) doing: Option<Doing>,
+    pub(crate) job: u64,
+    pub(crate) task: Option<Task>,
+    pub(crate) source: Option<(usize, u32)>,
+    pub(crate) said: BTreeMap<usize, (PollAnswer, Option<SystemId>)>,
+    pub(crate) asked: Vec<usize>,
+    pub(crate) finished: Option<(Job, Result<Out, String>)>,
+    pub(crate) unanswered_start: bool,
+    pub(crate) lease: Lease,
+    pub(crate) renewing: Option<(u64, Moment)>,
+    pub(crate) renewal: u64,
+    pub(crate) forget: bool,
+    pub(crate) woken: bool,
+    pub(crate) stage: Stage,
+    pub(crate) op: u64,
+    pub(crate) last_reason: String,
+    pub(crate) page: Option<PollAnswer>,
+    pub(crate) data_page: Option<SystemId>,
+    pub(crate) restart: bool,
     /// The lease that is being released: the same in every attempt, and never used again.
-    released: Option<pgherd::types::LeaseId>,
+    pub(crate) released: Option<pgherd::types::LeaseId>,
 }
 
-fn rules(schedule: &Schedule) -> Rules {
+pub(crate) fn rules(schedule: &Schedule) -> Rules {
     let seconds = |n| Duration::from_secs(n);
     let (loop_wait, retry_timeout) = if schedule.ttl <= 10 { (2, 4) } else { (3, 6) };
     let (sync_mode, strictness) = match schedule.mode {
@@ -148,18 +136,18 @@ fn rules(schedule: &Schedule) -> Rules {
     }
 }
 
-fn address(n: usize) -> IpAddr {
+pub(crate) fn address(n: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 0, n as u8))
 }
 
-fn addresses(n: usize) -> Addresses {
+pub(crate) fn addresses(n: usize) -> Addresses {
     Addresses {
         conn_url: format!("postgres://10.0.0.{n}:5432/postgres"),
         api_url: format!("http://10.0.0.{n}:8008/patroni"),
     }
 }
 
-fn index(upstream: &Upstream) -> usize {
+pub(crate) fn index(upstream: &Upstream) -> usize {
     match upstream.address {
         IpAddr::V4(v4) => v4.octets()[3] as usize,
         IpAddr::V6(_) => unreachable!("addresses of the simulator are v4"),
@@ -203,16 +191,16 @@ impl Agent {
 }
 
 impl World {
-    fn agent(&mut self, n: usize) -> &mut Agent {
+    pub(crate) fn agent(&mut self, n: usize) -> &mut Agent {
         &mut self.nodes[n].agent
     }
 
-    fn current(&self, n: usize, inc: u64) -> bool {
+    pub(crate) fn current(&self, n: usize, inc: u64) -> bool {
         let agent = &self.nodes[n].agent;
         agent.alive && agent.inc == inc
     }
 
-    fn next_op(&mut self, n: usize) -> u64 {
+    pub(crate) fn next_op(&mut self, n: usize) -> u64 {
         let agent = self.agent(n);
         agent.op += 1;
         agent.op
@@ -261,7 +249,7 @@ impl World {
         self.agent(n).restart = true;
     }
 
-    fn finish(&mut self, n: usize) {
+    pub(crate) fn finish(&mut self, n: usize) {
         self.log(n, || "has stopped".into());
         let restart = self.agent(n).restart || self.is_calm();
         self.end_agent(n);
@@ -288,7 +276,7 @@ impl World {
         }
     }
 
-    fn arm(&mut self, n: usize) {
+    pub(crate) fn arm(&mut self, n: usize) {
         let Lease::Held { sent, ttl } = self.nodes[n].agent.lease else { return };
         if self.nodes[n].pg.state == State::Down || !self.schedule.deadman {
             return;
@@ -305,7 +293,7 @@ impl World {
 
     // ---- the lease task
 
-    fn hold(&mut self, n: usize, sent: Moment) {
+    pub(crate) fn hold(&mut self, n: usize, sent: Moment) {
         let agent = self.agent(n);
         agent.woken |= !matches!(agent.lease, Lease::Held { .. });
         agent.lease = Lease::Held { sent, ttl: agent.rules.timing.ttl };
@@ -326,7 +314,7 @@ impl World {
         self.ask_store(n, (Slot::Lease, op), Request::Renew, CALL);
     }
 
-    fn renewed(&mut self, n: usize, sent: Moment, result: &Ended) {
+    pub(crate) fn renewed(&mut self, n: usize, sent: Moment, result: &Ended) {
         self.agent(n).renewing = None;
         let (inc, renewal) = (self.nodes[n].agent.inc, self.nodes[n].agent.renewal);
         match result {
@@ -343,7 +331,7 @@ impl World {
         }
     }
 
-    fn forget(&mut self, n: usize) {
+    pub(crate) fn forget(&mut self, n: usize) {
         if self.agent(n).renewing.is_some() {
             self.agent(n).forget = true;
         } else {
@@ -351,13 +339,13 @@ impl World {
         }
     }
 
-    fn send_release(&mut self, n: usize) {
+    pub(crate) fn send_release(&mut self, n: usize) {
         let lease = self.nodes[n].agent.released.or_else(|| self.store.lease_of(&name(n)));
         self.agent(n).released = lease;
         self.send_act(n, Request::Release(lease));
     }
 
-    fn forgotten(&mut self, n: usize) {
+    pub(crate) fn forgotten(&mut self, n: usize) {
         let agent = self.agent(n);
         agent.lease = Lease::None;
         agent.renewal += 1;
@@ -383,14 +371,14 @@ impl World {
         }
     }
 
-    fn tick(&mut self, n: usize) {
+    pub(crate) fn tick(&mut self, n: usize) {
         if let Some((job, result)) = self.agent(n).finished.take() {
             self.take_in(n, job, result);
         }
         self.observe(n);
     }
 
-    fn observe(&mut self, n: usize) {
+    pub(crate) fn observe(&mut self, n: usize) {
         self.agent(n).woken = false;
         let op = self.next_op(n);
         let patience = match self.nodes[n].agent.lease {
@@ -448,7 +436,7 @@ impl World {
         }
     }
 
-    fn observed(&mut self, n: usize) {
+    pub(crate) fn observed(&mut self, n: usize) {
         let Stage::Observing { snapshot: Some(_), local: Some(_), .. } = self.agent(n).stage else { return };
         let now = self.clock(n);
         let stage = std::mem::replace(&mut self.agent(n).stage, Stage::Gone);
@@ -483,7 +471,7 @@ impl World {
         self.decided(n, view);
     }
 
-    fn saw_store(&mut self, n: usize, snapshot: Option<Box<Snapshot>>, now: Moment) -> Store {
+    pub(crate) fn saw_store(&mut self, n: usize, snapshot: Option<Box<Snapshot>>, now: Moment) -> Store {
         let agent = &mut self.nodes[n].agent;
         let Some(snapshot) = snapshot else {
             return Store::Silent { since: *agent.silent_since.get_or_insert(now), why: "no answer".into() };
@@ -499,7 +487,7 @@ impl World {
         Store::Fresh(snapshot)
     }
 
-    fn decided(&mut self, n: usize, view: View) {
+    pub(crate) fn decided(&mut self, n: usize, view: View) {
         let decision = decide(&view);
         if self.timeline.is_some() {
             let reason = decision.reason.to_string();
@@ -526,7 +514,7 @@ impl World {
         self.act(n);
     }
 
-    fn tell_others(&mut self, n: usize, view: &View) {
+    pub(crate) fn tell_others(&mut self, n: usize, view: &View) {
         let running = publish::state(view) == pgherd::dcs::MemberState::Running;
         let page = match view.instance() {
             Instance::Primary(..) if running => PollAnswer::Primary,
@@ -546,511 +534,5 @@ impl World {
         let facts = publish::data_facts(&view.local, view.volume.system_id);
         let agent = self.agent(n);
         (agent.page, agent.data_page) = (Some(page), facts.system_id);
-    }
-
-    // ---- act
-
-    fn acting(&mut self, n: usize) -> Option<&mut Acting> {
-        match &mut self.agent(n).stage {
-            Stage::Acting(acting) => Some(acting),
-            Stage::Gone | Stage::Observing { .. } | Stage::Waiting { .. } => None,
-        }
-    }
-
-    fn send_act(&mut self, n: usize, request: Request) {
-        let op = self.next_op(n);
-        let now = self.clock(n);
-        let Some(acting) = self.acting(n) else { return };
-        (acting.op, acting.sent) = (op, now);
-        self.ask_store(n, (Slot::Act, op), request, CALL);
-    }
-
-    fn local(&mut self, n: usize, what: LocalOp, from: u64, to: u64) {
-        let op = self.next_op(n);
-        let inc = self.nodes[n].agent.inc;
-        let Some(acting) = self.acting(n) else { return };
-        acting.op = op;
-        let takes = self.rng.range(from, to);
-        self.at(takes, Ev::Local(n, inc, op, Box::new(what)));
-    }
-
-    fn act(&mut self, n: usize) {
-        let Some(acting) = self.acting(n) else { return };
-        match acting.queue.pop_front() {
-            Some(action) => {
-                acting.current = Some(action.clone());
-                self.perform(n, action);
-            }
-            None => self.put_member(n),
-        }
-    }
-
-    fn put_member(&mut self, n: usize) {
-        let Some(acting) = self.acting(n) else { return };
-        acting.current = None;
-        if acting.view.snapshot().is_none() || std::mem::replace(&mut acting.member_put, true) {
-            return self.acted_all(n);
-        }
-        let member = publish::member(&acting.view, &addresses(n));
-        self.send_act(n, Request::Member(Box::new(member)));
-    }
-
-    fn acted_all(&mut self, n: usize) {
-        let stage = std::mem::replace(&mut self.agent(n).stage, Stage::Gone);
-        let Stage::Acting(acting) = stage else { return };
-        if acting.finished {
-            return self.finish(n);
-        }
-        let op = self.next_op(n);
-        let now = self.clock(n);
-        let agent = &mut self.nodes[n].agent;
-        agent.stage = Stage::Waiting { id: op };
-        if agent.woken || agent.finished.is_some() {
-            return self.tick(n);
-        }
-        let wanted = match acting.wake {
-            Wake::Loop => agent.rules.timing.loop_wait,
-            Wake::Soon(soon) => soon,
-        };
-        let pause = acting.view.next_deadline().map_or(wanted, |at| wanted.min(now.until(at)));
-        let inc = agent.inc;
-        self.at(pause.as_micros() as u64 + 1, Ev::Wake(n, inc, op));
-    }
-
-    fn perform(&mut self, n: usize, action: Action) {
-        let put = |document, when| Request::Put(Box::new(document), when);
-        match action {
-            Action::Acquire(claim) => self.send_act(n, Request::Acquire(claim)),
-            Action::Release | Action::Forget => {
-                self.agent(n).released = None;
-                self.forget(n);
-            }
-            Action::ClaimInitialize(when) => self.send_act(n, put(Document::Initialize(None), when)),
-            Action::PutInitialize(id) => {
-                self.cluster_existed = true;
-                self.send_act(n, put(Document::Initialize(Some(id)), Precondition::None));
-            }
-            Action::PutConfig => {
-                let config = self.agent(n).environment.to_config();
-                self.send_act(n, put(Document::Config(config), Precondition::Absent));
-            }
-            Action::PutSync(sync, when) => {
-                self.log(n, || format!("writes the sync key: {:?} of {:?}", sync.quorum, sync.sync_standby));
-                self.send_act(n, put(Document::Sync(sync), when));
-            }
-            Action::DeleteSync(revision) => self.send_act(n, Request::DeleteSync(revision)),
-            Action::PutStatus(lsn) => {
-                let Some(acting) = self.acting(n) else { return };
-                let status = publish::status(&acting.view, lsn);
-                let stored = acting.view.snapshot().and_then(|s| s.status.as_ref());
-                if stored.is_some_and(|s| s.value == status) {
-                    return self.act(n);
-                }
-                self.send_act(n, put(Document::Status(status), Precondition::None));
-            }
-            Action::PutHistory(timeline) => self.put_history(n, timeline),
-            Action::Start(how, names) => {
-                let upstream = match how {
-                    StartAs::Primary => None,
-                    StartAs::Standby(upstream) => Some(upstream.as_ref().map(index)),
-                };
-                self.local(n, LocalOp::Start(upstream, names), 10_000, 80_000);
-            }
-            Action::Follow(upstream) => self.local(n, LocalOp::Follow(index(&upstream)), 3_000, 30_000),
-            Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
-            Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
-            Action::SetSlots(wanted) => {
-                self.nodes[n].pg.slots = wanted.into_iter().collect();
-                self.local(n, LocalOp::Slots, 1_000, 10_000);
-            }
-            Action::Begin(task) => {
-                self.begin(n, task);
-                self.act(n);
-            }
-            Action::Finish => self.act(n),
-        }
-    }
-
-    fn put_history(&mut self, n: usize, timeline: Timeline) {
-        let Some(branch) = self.files(n).map(|f| f.branch) else { return self.act(n) };
-        let of = self.history(branch).0;
-        let lines = of.iter().filter(|f| f.timeline < timeline);
-        let text: String =
-            lines.map(|f| format!("{}\t{}\tno recovery target specified\n", f.timeline, f.end)).collect();
-        let Some(acting) = self.acting(n) else { return };
-        let Some(snapshot) = acting.view.snapshot() else { return self.act(n) };
-        let history = publish::history(&acting.view, snapshot, &text, "now");
-        self.send_act(n, Request::Put(Box::new(Document::History(history)), Precondition::None));
-    }
-
-    /// An action has ended.
-    fn acted(&mut self, n: usize, result: Ended) {
-        let Some(acting) = self.acting(n) else { return };
-        let sent = acting.sent;
-        let ok = match &result {
-            Ended::Done => true,
-            Ended::Answer(answer) => matches!(**answer, Answer::Done),
-            Ended::Unknown | Ended::Failed(_) => false,
-        };
-        match (acting.current.clone(), ok) {
-            (None, _) => return self.acted_all(n),
-            (Some(Action::Acquire(_)), true) => self.hold(n, sent),
-            (Some(Action::Release), false) if acting.releases + 1 < RELEASES => {
-                acting.releases += 1;
-                return self.local(n, LocalOp::ReleaseAgain, 100_000, 100_001);
-            }
-            (Some(Action::Release), _) => {}
-            (Some(_), true) => {}
-            (Some(action), false) => {
-                acting.wake = Wake::Soon(Duration::from_secs(1));
-                acting.queue.clear();
-                self.log(n, || format!("failed: {action:?}: {result:?}"));
-            }
-        }
-        self.act(n);
-    }
-
-    pub(crate) fn local_done(&mut self, n: usize, inc: u64, op: u64, what: LocalOp) {
-        let waits = self.current(n, inc) && self.acting(n).is_some_and(|a| a.op == op);
-        if !waits {
-            return;
-        }
-        let result = match what {
-            LocalOp::ReleaseAgain => return self.send_release(n),
-            LocalOp::Slots => Ok(()),
-            LocalOp::Start(upstream, names) => self.start_postgres(n, upstream, &names),
-            LocalOp::Follow(to) => {
-                if self.nodes[n].pg.conn.is_some_and(|c| c.to != to) {
-                    self.disconnect(n);
-                }
-                self.nodes[n].pg.upstream = Some(to);
-                let memory = &mut self.agent(n).memory;
-                memory.frozen = None;
-                let upstream = self.upstream(n, to);
-                self.agent(n).memory.following = upstream;
-                Ok(())
-            }
-            LocalOp::Names(names) if self.nodes[n].pg.state == State::Ready => {
-                self.set_names(n, &names);
-                Ok(())
-            }
-            LocalOp::Names(_) => Err("it does not answer".to_owned()),
-            LocalOp::Freeze => {
-                self.disconnect(n);
-                self.nodes[n].pg.upstream = None;
-                return self.local(n, LocalOp::Frozen(0), 10_000, 60_000);
-            }
-            LocalOp::Frozen(tries) => match self.frozen(n) {
-                None if tries < 50 => return self.local(n, LocalOp::Frozen(tries + 1), 20_000, 20_001),
-                None => Err("it does not stand still".to_owned()),
-                Some(()) => {
-                    self.agent(n).memory.frozen = Some(self.clock(n));
-                    Ok(())
-                }
-            },
-        };
-        self.acted(n, result.map_or_else(Ended::Failed, |()| Ended::Done));
-    }
-
-    /// The wait of `Postgres::freeze`: what was received is replayed.
-    fn frozen(&self, n: usize) -> Option<()> {
-        let pg = &self.nodes[n].pg;
-        let replayed = self.files(n).map(|f| f.replayed)?;
-        let still = pg.received.is_none_or(|received| replayed >= received);
-        (pg.state == State::Ready && !pg.primary && still).then_some(())
-    }
-
-    /// The upstream as this node was told.
-    fn upstream(&mut self, n: usize, to: usize) -> Option<Upstream> {
-        let acting = self.acting(n)?;
-        let member = acting.view.snapshot()?.member(&name(to))?;
-        pgherd::ha::view::upstream(member)
-    }
-
-    fn start_postgres(
-        &mut self,
-        n: usize,
-        upstream: Option<Option<usize>>,
-        names: &str,
-    ) -> Result<(), String> {
-        let now = self.clock(n);
-        if let Err(why) = self.pg_start(n, upstream, names) {
-            self.agent(n).memory.failed(Job::Start, now, why.clone());
-            return Err(why);
-        }
-        let following = upstream.flatten().and_then(|to| self.upstream(n, to));
-        let agent = self.agent(n);
-        (agent.unanswered_start, agent.memory.following) = (true, following);
-        self.log(n, || format!("starts PostgreSQL (primary: {}, names '{names}')", upstream.is_none()));
-        self.at(1_000, Ev::Process(n));
-        Ok(())
-    }
-
-    // ---- jobs
-
-    fn begin(&mut self, n: usize, task: Task) {
-        let now = self.clock(n);
-        let job = task.job();
-        if job == Job::Initdb {
-            self.nodes[n].disk.bootstrap = Bootstrap::Pending;
-        }
-        if job == Job::Promote {
-            let branch = self.nodes[n].disk.files.as_ref().map(|files| files.branch);
-            let present = branch.map(|b| self.branches[b].tli);
-            self.nodes[n].disk.promoted = present.map(|timeline| Timeline(timeline + 1));
-        }
-        let others = (0..self.nodes.len()).filter(|i| *i != n).collect();
-        let agent = self.agent(n);
-        agent.job += 1;
-        (agent.finished, agent.doing) = (None, Some(Doing { job, since: now }));
-        (agent.task, agent.source) = (Some(task.clone()), None);
-        agent.said.clear();
-        agent.asked = if job == Job::Poll { agent.others.clone() } else { others };
-        let (inc, id) = (agent.inc, agent.job);
-        let work = |takes, step| (takes, Ev::Work(n, inc, id, step));
-        let (takes, event) = match task {
-            Task::Initdb => work(self.rng.range(300_000, 2_000_000), 0),
-            Task::FinishBootstrap => work(self.rng.range(50_000, 600_000), 0),
-            Task::Clone(_) | Task::Rewind(_) => work(self.rng.range(5_000, 60_000), 0),
-            Task::Compare(_) => work(self.rng.range(5_000, 40_000), 0),
-            Task::Promote => {
-                self.at(10_000_000, Ev::Work(n, inc, id, 1));
-                work(self.rng.range(3_000, 30_000), 0)
-            }
-            Task::StopAfterCheckpoint(_) => work(self.rng.range(20_000, 2_000_000), 0),
-            Task::Stop(_) => work(0, 0),
-            Task::Poll | Task::Survey => {
-                for to in self.nodes[n].agent.asked.clone() {
-                    if self.reaches(n, to) {
-                        let delay = self.latency(n, to);
-                        self.at(delay, Ev::Ask(n, inc, id, to));
-                    }
-                }
-                work(2_000_000, 0)
-            }
-        };
-        self.at(takes, event);
-    }
-
-    pub(crate) fn work(&mut self, n: usize, inc: u64, job: u64, step: u8) {
-        let valid =
-            self.current(n, inc) && self.nodes[n].agent.job == job && self.nodes[n].agent.doing.is_some();
-        let Some(task) =
-            self.nodes[n].agent.task.clone().filter(|_| valid && self.nodes[n].agent.finished.is_none())
-        else {
-            return;
-        };
-        match task {
-            Task::Initdb => {
-                self.pg_initdb(n);
-                self.ends(n, Ok(Out::Initialised));
-            }
-            Task::FinishBootstrap if self.accepts(n) => self.ends(n, Ok(Out::Bootstrapped)),
-            Task::FinishBootstrap => self.ends(n, Err("no answer".into())),
-            Task::Clone(up) => self.copy(n, index(&up), step),
-            Task::Rewind(up) => self.rewind(n, index(&up), step),
-            Task::Compare(up) => self.compare(n, &up, step),
-            Task::Promote if step == 0 => {
-                let pid = self.nodes[n].pg.pid;
-                self.at(0, Ev::Promote(n, pid));
-            }
-            Task::Promote => self.ends(n, Err("it is no primary yet".into())),
-            Task::Stop(mode) | Task::StopAfterCheckpoint(mode) => {
-                let patience = match mode {
-                    StopMode::Fast { patience } => Some(patience.as_micros() as u64),
-                    StopMode::Immediate => None,
-                };
-                self.pg_stop(n, patience);
-                self.log(n, || "stops PostgreSQL".into());
-                self.at(0, Ev::Process(n));
-            }
-            Task::Poll | Task::Survey => self.all_said(n),
-        }
-    }
-
-    /// Whether the source can be worked with, and is still the process that it was.
-    fn source(&mut self, n: usize, from: usize) -> Result<(), String> {
-        let up = &self.nodes[from];
-        let there = up.pg.state == State::Ready && !up.paused && up.disk.files.is_some();
-        if !there || !self.both_ways(n, from) {
-            return Err("the source does not answer".into());
-        }
-        let pid = self.nodes[from].pg.pid;
-        let known = self.agent(n).source.get_or_insert((from, pid)).1;
-        if known == pid { Ok(()) } else { Err("the source has restarted".into()) }
-    }
-
-    fn copy(&mut self, n: usize, from: usize, step: u8) {
-        if self.nodes[n].pg.state != State::Down {
-            return self.ends(n, Err("PostgreSQL still runs".into()));
-        }
-        if let Err(why) = self.source(n, from) {
-            return self.ends(n, Err(why));
-        }
-        if step == 0 {
-            if self.nodes[n].disk.files.is_none() {
-                self.nodes[n].disk.incomplete = Some("a clone did not finish");
-            }
-            return self.later(n, 300_000, 5_000_000);
-        }
-        let result = self.pg_clone(n, from).map(|()| Out::Cloned);
-        self.check_copies(n);
-        self.ends(n, result);
-    }
-
-    fn rewind(&mut self, n: usize, from: usize, step: u8) {
-        if self.nodes[n].pg.state != State::Down {
-            return self.ends(n, Err("PostgreSQL still runs".into()));
-        }
-        if let Err(why) = self.source(n, from) {
-            return self.ends(n, Err(why));
-        }
-        if step == 0 {
-            self.nodes[n].disk.incomplete = Some("a rewind did not finish");
-            return self.later(n, 100_000, 2_000_000);
-        }
-        let result = self.pg_rewind(n, from).map(|()| Out::Rewound);
-        self.check_copies(n);
-        self.ends(n, result);
-    }
-
-    fn later(&mut self, n: usize, from: u64, to: u64) {
-        let (inc, job) = (self.nodes[n].agent.inc, self.nodes[n].agent.job);
-        let takes = self.rng.range(from, to);
-        self.at(takes, Ev::Work(n, inc, job, 1));
-    }
-
-    fn compare(&mut self, n: usize, up: &Upstream, step: u8) {
-        let from = index(up);
-        if self.source(n, from).is_err() {
-            let refused = self.both_ways(n, from) && !self.nodes[from].paused;
-            if step == 0 && !refused {
-                return self.later(n, 5_000_000, 5_000_001);
-            }
-            return self.ends(n, Err("no answer".into()));
-        }
-        let Some(branch) = self.files(from).map(|f| f.branch) else {
-            return self.ends(n, Err("no answer".into()));
-        };
-        let (timeline, history) = (Timeline(self.tli(branch)), self.history(branch));
-        let at = self.clock(n);
-        self.ends(n, Ok(Out::Compared(Ancestry { leader: up.name.clone(), at, timeline, history })));
-    }
-
-    pub(crate) fn asked(&mut self, n: usize, inc: u64, job: u64, to: usize) {
-        let agent = &self.nodes[to].agent;
-        if !agent.alive || !self.reaches(to, n) {
-            return;
-        }
-        let page = agent.page.clone().unwrap_or(PollAnswer::Unreachable);
-        let id = agent.data_page;
-        let delay = self.latency(to, n);
-        self.at(delay, Ev::Said(n, inc, job, to, page, id));
-    }
-
-    pub(crate) fn said(
-        &mut self,
-        (n, inc, job): (usize, u64, u64),
-        from: usize,
-        answer: PollAnswer,
-        id: Option<SystemId>,
-    ) {
-        if !self.current(n, inc) || self.nodes[n].agent.job != job || self.nodes[n].agent.finished.is_some() {
-            return;
-        }
-        let agent = self.agent(n);
-        agent.said.insert(from, (answer, id));
-        if agent.said.len() == agent.asked.len() {
-            self.all_said(n);
-        }
-    }
-
-    fn all_said(&mut self, n: usize) {
-        let agent = self.agent(n);
-        if agent.finished.is_some() {
-            return;
-        }
-        let said = std::mem::take(&mut agent.said);
-        let asked = agent.asked.clone();
-        let out = if agent.doing.is_some_and(|d| d.job == Job::Poll) {
-            let answer = |i: &usize| said.get(i).map_or(PollAnswer::Unreachable, |(a, _)| a.clone());
-            Out::Polled(asked.iter().map(|i| (name(*i), answer(i))).collect())
-        } else {
-            let answer = |i: &usize| match said.get(i) {
-                None => SurveyAnswer::Silent,
-                Some((_, id)) => id.map_or(SurveyAnswer::NoData, SurveyAnswer::Data),
-            };
-            Out::Surveyed(asked.iter().map(|i| (address(*i), answer(i))).collect())
-        };
-        self.ends(n, Ok(out));
-    }
-
-    fn ends(&mut self, n: usize, result: Result<Out, String>) {
-        let agent = self.agent(n);
-        let Some(doing) = agent.doing else { return };
-        agent.finished = Some((doing.job, result));
-        if matches!(self.agent(n).stage, Stage::Waiting { .. }) {
-            self.tick(n);
-        }
-    }
-
-    fn take_in(&mut self, n: usize, job: Job, result: Result<Out, String>) {
-        let now = self.clock(n);
-        let agent = self.agent(n);
-        agent.doing = None;
-        let out = match result {
-            Ok(out) => out,
-            Err(why) => {
-                agent.memory.failed(job, now, why.clone());
-                return self.log(n, || format!("{job:?} failed: {why}"));
-            }
-        };
-        agent.memory.succeeded(job);
-        match out {
-            Out::Stopped | Out::Initialised => {}
-            Out::Bootstrapped => self.nodes[n].disk.bootstrap = Bootstrap::Settled,
-            Out::Cloned => {
-                agent.memory.ancestry = None;
-                agent.memory.succeeded(Job::Rewind);
-                self.nodes[n].disk.bootstrap = Bootstrap::Settled;
-                self.nodes[n].disk.promoted = None;
-            }
-            Out::Rewound => {
-                agent.memory.ancestry = None;
-                self.nodes[n].disk.promoted = None;
-            }
-            Out::Promoted => agent.memory.checkpoint = Checkpoint::Owed,
-            Out::Polled(answers) => agent.memory.poll = Some(Poll { at: now, answers }),
-            Out::Surveyed(answers) => agent.memory.survey = Some(Survey { at: now, answers }),
-            Out::Compared(ancestry) => agent.memory.ancestry = Some(ancestry),
-        }
-        self.process(n);
-    }
-
-    /// The local process has changed, or what was asked of it is done.
-    pub(crate) fn process(&mut self, n: usize) {
-        if !self.nodes[n].agent.alive {
-            return;
-        }
-        self.arm(n);
-        let pg = &self.nodes[n].pg;
-        let (state, primary, made) = (pg.state, pg.primary, !pg.checkpoint_owed);
-        let agent = self.agent(n);
-        if agent.memory.checkpoint == Checkpoint::Owed && made {
-            agent.memory.checkpoint = Checkpoint::Made;
-        }
-        let result = match agent.doing.map(|d| d.job).filter(|_| agent.finished.is_none()) {
-            Some(Job::Stop) if state == State::Down => Some(Ok(Out::Stopped)),
-            Some(Job::Promote) if state == State::Down => Some(Err("it has ended".to_owned())),
-            Some(Job::Promote) if primary && state == State::Ready => Some(Ok(Out::Promoted)),
-            Some(_) | None => None,
-        };
-        if let Some(result) = result {
-            agent.finished = agent.doing.map(|d| (d.job, result));
-        }
-    }
-
-    pub(crate) fn process_changed(&mut self, n: usize) {
-        self.at(1_000, Ev::Process(n));
     }
 }

@@ -16,8 +16,10 @@
     reason = "a model in a test: small numbers, many independent facts, errors for people"
 )]
 
+mod act;
 mod agent;
 mod faults;
+mod jobs;
 mod postgres;
 mod rng;
 mod store;

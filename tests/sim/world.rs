@@ -1,6 +1,7 @@
 //! Virtual time, the network, faults, and what must always hold.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use pgherd::clock::Moment;
@@ -116,7 +117,10 @@ pub(crate) struct Violation {
 pub(crate) struct World {
     pub(crate) now: u64,
     seq: u64,
-    queue: BTreeMap<(u64, u64), Ev>,
+    /// When, in which order, and where in `events`.
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    events: Vec<Option<Ev>>,
+    free: Vec<usize>,
     pub(crate) rng: Rng,
     pub(crate) nodes: Vec<Node>,
     pub(crate) store: Store,
@@ -169,7 +173,9 @@ impl World {
         let mut world = Self {
             now: 0,
             seq: 0,
-            queue: BTreeMap::new(),
+            queue: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
             rng,
             nodes,
             store: Store::new(schedule.ttl * 1_000_000),
@@ -203,7 +209,9 @@ impl World {
 
     fn run(&mut self) {
         let calm = self.schedule.calm * 1000;
-        while let Some(((at, _), event)) = self.queue.pop_first() {
+        while let Some(Reverse((at, _, slot))) = self.queue.pop() {
+            let event = self.events[slot].take().expect("each is taken once");
+            self.free.push(slot);
             self.now = at;
             self.n_events += 1;
             self.happen(event);
@@ -226,7 +234,12 @@ impl World {
     /// In so many microseconds.
     pub(crate) fn at(&mut self, delay: u64, event: Ev) {
         self.seq += 1;
-        self.queue.insert((self.now + delay, self.seq), event);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[slot] = Some(event);
+        self.queue.push(Reverse((self.now + delay, self.seq, slot)));
     }
 
     fn happen(&mut self, event: Ev) {

@@ -1,0 +1,253 @@
+//! The simulated agent's actions, one by one: each takes its time, and can fail or stay without an answer.
+
+use std::time::Duration;
+
+use pgherd::dcs::Precondition;
+use pgherd::ha::publish;
+use pgherd::ha::reason::{Action, Wake};
+use pgherd::ha::view::Job;
+use pgherd::postgres::{StartAs, Upstream};
+use pgherd::types::Timeline;
+
+use crate::agent::{Acting, CALL, Ended, LocalOp, RELEASES, Slot, Stage, addresses, index};
+use crate::postgres::State;
+use crate::store::{Answer, Document, Request};
+use crate::world::{Ev, World, name};
+
+impl World {
+    pub(crate) fn acting(&mut self, n: usize) -> Option<&mut Acting> {
+        match &mut self.agent(n).stage {
+            Stage::Acting(acting) => Some(acting),
+            Stage::Gone | Stage::Observing { .. } | Stage::Waiting { .. } => None,
+        }
+    }
+
+    pub(crate) fn send_act(&mut self, n: usize, request: Request) {
+        let op = self.next_op(n);
+        let now = self.clock(n);
+        let Some(acting) = self.acting(n) else { return };
+        (acting.op, acting.sent) = (op, now);
+        self.ask_store(n, (Slot::Act, op), request, CALL);
+    }
+
+    pub(crate) fn local(&mut self, n: usize, what: LocalOp, from: u64, to: u64) {
+        let op = self.next_op(n);
+        let inc = self.nodes[n].agent.inc;
+        let Some(acting) = self.acting(n) else { return };
+        acting.op = op;
+        let takes = self.rng.range(from, to);
+        self.at(takes, Ev::Local(n, inc, op, Box::new(what)));
+    }
+
+    pub(crate) fn act(&mut self, n: usize) {
+        let Some(acting) = self.acting(n) else { return };
+        match acting.queue.pop_front() {
+            Some(action) => {
+                acting.current = Some(action.clone());
+                self.perform(n, action);
+            }
+            None => self.put_member(n),
+        }
+    }
+
+    pub(crate) fn put_member(&mut self, n: usize) {
+        let Some(acting) = self.acting(n) else { return };
+        acting.current = None;
+        if acting.view.snapshot().is_none() || std::mem::replace(&mut acting.member_put, true) {
+            return self.acted_all(n);
+        }
+        let member = publish::member(&acting.view, &addresses(n));
+        self.send_act(n, Request::Member(Box::new(member)));
+    }
+
+    pub(crate) fn acted_all(&mut self, n: usize) {
+        let stage = std::mem::replace(&mut self.agent(n).stage, Stage::Gone);
+        let Stage::Acting(acting) = stage else { return };
+        if acting.finished {
+            return self.finish(n);
+        }
+        let op = self.next_op(n);
+        let now = self.clock(n);
+        let agent = &mut self.nodes[n].agent;
+        agent.stage = Stage::Waiting { id: op };
+        if agent.woken || agent.finished.is_some() {
+            return self.tick(n);
+        }
+        let wanted = match acting.wake {
+            Wake::Loop => agent.rules.timing.loop_wait,
+            Wake::Soon(soon) => soon,
+        };
+        let pause = acting.view.next_deadline().map_or(wanted, |at| wanted.min(now.until(at)));
+        let inc = agent.inc;
+        self.at(pause.as_micros() as u64 + 1, Ev::Wake(n, inc, op));
+    }
+
+    pub(crate) fn perform(&mut self, n: usize, action: Action) {
+        let put = |document, when| Request::Put(Box::new(document), when);
+        match action {
+            Action::Acquire(claim) => self.send_act(n, Request::Acquire(claim)),
+            Action::Release | Action::Forget => {
+                self.agent(n).released = None;
+                self.forget(n);
+            }
+            Action::ClaimInitialize(when) => self.send_act(n, put(Document::Initialize(None), when)),
+            Action::PutInitialize(id) => {
+                self.cluster_existed = true;
+                self.send_act(n, put(Document::Initialize(Some(id)), Precondition::None));
+            }
+            Action::PutConfig => {
+                let config = self.agent(n).environment.to_config();
+                self.send_act(n, put(Document::Config(config), Precondition::Absent));
+            }
+            Action::PutSync(sync, when) => {
+                self.log(n, || format!("writes the sync key: {:?} of {:?}", sync.quorum, sync.sync_standby));
+                self.send_act(n, put(Document::Sync(sync), when));
+            }
+            Action::DeleteSync(revision) => self.send_act(n, Request::DeleteSync(revision)),
+            Action::PutStatus(lsn) => {
+                let Some(acting) = self.acting(n) else { return };
+                let status = publish::status(&acting.view, lsn);
+                let stored = acting.view.snapshot().and_then(|s| s.status.as_ref());
+                if stored.is_some_and(|s| s.value == status) {
+                    return self.act(n);
+                }
+                self.send_act(n, put(Document::Status(status), Precondition::None));
+            }
+            Action::PutHistory(timeline) => self.put_history(n, timeline),
+            Action::Start(how, names) => {
+                let upstream = match how {
+                    StartAs::Primary => None,
+                    StartAs::Standby(upstream) => Some(upstream.as_ref().map(index)),
+                };
+                self.local(n, LocalOp::Start(upstream, names), 10_000, 80_000);
+            }
+            Action::Follow(upstream) => self.local(n, LocalOp::Follow(index(&upstream)), 3_000, 30_000),
+            Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
+            Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
+            Action::SetSlots(wanted) => {
+                self.nodes[n].pg.slots = wanted.into_iter().collect();
+                self.local(n, LocalOp::Slots, 1_000, 10_000);
+            }
+            Action::Begin(task) => {
+                self.begin(n, task);
+                self.act(n);
+            }
+            Action::Finish => self.act(n),
+        }
+    }
+
+    pub(crate) fn put_history(&mut self, n: usize, timeline: Timeline) {
+        let Some(branch) = self.files(n).map(|f| f.branch) else { return self.act(n) };
+        let of = self.history(branch).0;
+        let lines = of.iter().filter(|f| f.timeline < timeline);
+        let text: String =
+            lines.map(|f| format!("{}\t{}\tno recovery target specified\n", f.timeline, f.end)).collect();
+        let Some(acting) = self.acting(n) else { return };
+        let Some(snapshot) = acting.view.snapshot() else { return self.act(n) };
+        let history = publish::history(&acting.view, snapshot, &text, "now");
+        self.send_act(n, Request::Put(Box::new(Document::History(history)), Precondition::None));
+    }
+
+    /// An action has ended.
+    pub(crate) fn acted(&mut self, n: usize, result: Ended) {
+        let Some(acting) = self.acting(n) else { return };
+        let sent = acting.sent;
+        let ok = match &result {
+            Ended::Done => true,
+            Ended::Answer(answer) => matches!(**answer, Answer::Done),
+            Ended::Unknown | Ended::Failed(_) => false,
+        };
+        match (acting.current.clone(), ok) {
+            (None, _) => return self.acted_all(n),
+            (Some(Action::Acquire(_)), true) => self.hold(n, sent),
+            (Some(Action::Release), false) if acting.releases + 1 < RELEASES => {
+                acting.releases += 1;
+                return self.local(n, LocalOp::ReleaseAgain, 100_000, 100_001);
+            }
+            (Some(Action::Release), _) => {}
+            (Some(_), true) => {}
+            (Some(action), false) => {
+                acting.wake = Wake::Soon(Duration::from_secs(1));
+                acting.queue.clear();
+                self.log(n, || format!("failed: {action:?}: {result:?}"));
+            }
+        }
+        self.act(n);
+    }
+
+    pub(crate) fn local_done(&mut self, n: usize, inc: u64, op: u64, what: LocalOp) {
+        let waits = self.current(n, inc) && self.acting(n).is_some_and(|a| a.op == op);
+        if !waits {
+            return;
+        }
+        let result = match what {
+            LocalOp::ReleaseAgain => return self.send_release(n),
+            LocalOp::Slots => Ok(()),
+            LocalOp::Start(upstream, names) => self.start_postgres(n, upstream, &names),
+            LocalOp::Follow(to) => {
+                if self.nodes[n].pg.conn.is_some_and(|c| c.to != to) {
+                    self.disconnect(n);
+                }
+                self.nodes[n].pg.upstream = Some(to);
+                let memory = &mut self.agent(n).memory;
+                memory.frozen = None;
+                let upstream = self.upstream(n, to);
+                self.agent(n).memory.following = upstream;
+                Ok(())
+            }
+            LocalOp::Names(names) if self.nodes[n].pg.state == State::Ready => {
+                self.set_names(n, &names);
+                Ok(())
+            }
+            LocalOp::Names(_) => Err("it does not answer".to_owned()),
+            LocalOp::Freeze => {
+                self.disconnect(n);
+                self.nodes[n].pg.upstream = None;
+                return self.local(n, LocalOp::Frozen(0), 10_000, 60_000);
+            }
+            LocalOp::Frozen(tries) => match self.frozen(n) {
+                None if tries < 50 => return self.local(n, LocalOp::Frozen(tries + 1), 20_000, 20_001),
+                None => Err("it does not stand still".to_owned()),
+                Some(()) => {
+                    self.agent(n).memory.frozen = Some(self.clock(n));
+                    Ok(())
+                }
+            },
+        };
+        self.acted(n, result.map_or_else(Ended::Failed, |()| Ended::Done));
+    }
+
+    /// The wait of `Postgres::freeze`: what was received is replayed.
+    pub(crate) fn frozen(&self, n: usize) -> Option<()> {
+        let pg = &self.nodes[n].pg;
+        let replayed = self.files(n).map(|f| f.replayed)?;
+        let still = pg.received.is_none_or(|received| replayed >= received);
+        (pg.state == State::Ready && !pg.primary && still).then_some(())
+    }
+
+    /// The upstream as this node was told.
+    pub(crate) fn upstream(&mut self, n: usize, to: usize) -> Option<Upstream> {
+        let acting = self.acting(n)?;
+        let member = acting.view.snapshot()?.member(&name(to))?;
+        pgherd::ha::view::upstream(member)
+    }
+
+    pub(crate) fn start_postgres(
+        &mut self,
+        n: usize,
+        upstream: Option<Option<usize>>,
+        names: &str,
+    ) -> Result<(), String> {
+        let now = self.clock(n);
+        if let Err(why) = self.pg_start(n, upstream, names) {
+            self.agent(n).memory.failed(Job::Start, now, why.clone());
+            return Err(why);
+        }
+        let following = upstream.flatten().and_then(|to| self.upstream(n, to));
+        let agent = self.agent(n);
+        (agent.unanswered_start, agent.memory.following) = (true, following);
+        self.log(n, || format!("starts PostgreSQL (primary: {}, names '{names}')", upstream.is_none()));
+        self.at(1_000, Ev::Process(n));
+        Ok(())
+    }
+}

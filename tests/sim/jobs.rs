@@ -1,0 +1,295 @@
+//! The simulated agent's long actions, as `ha::jobs` runs them, and what the agent remembers of them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use pgherd::ha::reason::Task;
+use pgherd::ha::view::{Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer};
+use pgherd::postgres::{StopMode, Upstream};
+use pgherd::record::Bootstrap;
+use pgherd::types::{SystemId, Timeline};
+
+use crate::agent::{Stage, address, index};
+use crate::postgres::State;
+use crate::world::{Ev, World, name};
+
+/// What a job leaves behind.
+pub(crate) enum Out {
+    Stopped,
+    Initialised,
+    Bootstrapped,
+    Cloned,
+    Rewound,
+    Promoted,
+    Polled(BTreeMap<pgherd::types::NodeName, PollAnswer>),
+    Surveyed(BTreeMap<IpAddr, SurveyAnswer>),
+    Compared(Ancestry),
+}
+
+impl World {
+    pub(crate) fn begin(&mut self, n: usize, task: Task) {
+        let now = self.clock(n);
+        let job = task.job();
+        if job == Job::Initdb {
+            self.nodes[n].disk.bootstrap = Bootstrap::Pending;
+        }
+        if job == Job::Promote {
+            let branch = self.nodes[n].disk.files.as_ref().map(|files| files.branch);
+            let present = branch.map(|b| self.branches[b].tli);
+            self.nodes[n].disk.promoted = present.map(|timeline| Timeline(timeline + 1));
+        }
+        let others = (0..self.nodes.len()).filter(|i| *i != n).collect();
+        let agent = self.agent(n);
+        agent.job += 1;
+        (agent.finished, agent.doing) = (None, Some(Doing { job, since: now }));
+        (agent.task, agent.source) = (Some(task.clone()), None);
+        agent.said.clear();
+        agent.asked = if job == Job::Poll { agent.others.clone() } else { others };
+        let (inc, id) = (agent.inc, agent.job);
+        let work = |takes, step| (takes, Ev::Work(n, inc, id, step));
+        let (takes, event) = match task {
+            Task::Initdb => work(self.rng.range(300_000, 2_000_000), 0),
+            Task::FinishBootstrap => work(self.rng.range(50_000, 600_000), 0),
+            Task::Clone(_) | Task::Rewind(_) => work(self.rng.range(5_000, 60_000), 0),
+            Task::Compare(_) => work(self.rng.range(5_000, 40_000), 0),
+            Task::Promote => {
+                self.at(10_000_000, Ev::Work(n, inc, id, 1));
+                work(self.rng.range(3_000, 30_000), 0)
+            }
+            Task::StopAfterCheckpoint(_) => work(self.rng.range(20_000, 2_000_000), 0),
+            Task::Stop(_) => work(0, 0),
+            Task::Poll | Task::Survey => {
+                for to in self.nodes[n].agent.asked.clone() {
+                    if self.reaches(n, to) {
+                        let delay = self.latency(n, to);
+                        self.at(delay, Ev::Ask(n, inc, id, to));
+                    }
+                }
+                work(2_000_000, 0)
+            }
+        };
+        self.at(takes, event);
+    }
+
+    pub(crate) fn work(&mut self, n: usize, inc: u64, job: u64, step: u8) {
+        let valid =
+            self.current(n, inc) && self.nodes[n].agent.job == job && self.nodes[n].agent.doing.is_some();
+        let Some(task) =
+            self.nodes[n].agent.task.clone().filter(|_| valid && self.nodes[n].agent.finished.is_none())
+        else {
+            return;
+        };
+        match task {
+            Task::Initdb => {
+                self.pg_initdb(n);
+                self.ends(n, Ok(Out::Initialised));
+            }
+            Task::FinishBootstrap if self.accepts(n) => self.ends(n, Ok(Out::Bootstrapped)),
+            Task::FinishBootstrap => self.ends(n, Err("no answer".into())),
+            Task::Clone(up) => self.copy(n, index(&up), step),
+            Task::Rewind(up) => self.rewind(n, index(&up), step),
+            Task::Compare(up) => self.compare(n, &up, step),
+            Task::Promote if step == 0 => {
+                let pid = self.nodes[n].pg.pid;
+                self.at(0, Ev::Promote(n, pid));
+            }
+            Task::Promote => self.ends(n, Err("it is no primary yet".into())),
+            Task::Stop(mode) | Task::StopAfterCheckpoint(mode) => {
+                let patience = match mode {
+                    StopMode::Fast { patience } => Some(patience.as_micros() as u64),
+                    StopMode::Immediate => None,
+                };
+                self.pg_stop(n, patience);
+                self.log(n, || "stops PostgreSQL".into());
+                self.at(0, Ev::Process(n));
+            }
+            Task::Poll | Task::Survey => self.all_said(n),
+        }
+    }
+
+    /// Whether the source can be worked with, and is still the process that it was.
+    pub(crate) fn source(&mut self, n: usize, from: usize) -> Result<(), String> {
+        let up = &self.nodes[from];
+        let there = up.pg.state == State::Ready && !up.paused && up.disk.files.is_some();
+        if !there || !self.both_ways(n, from) {
+            return Err("the source does not answer".into());
+        }
+        let pid = self.nodes[from].pg.pid;
+        let known = self.agent(n).source.get_or_insert((from, pid)).1;
+        if known == pid { Ok(()) } else { Err("the source has restarted".into()) }
+    }
+
+    pub(crate) fn copy(&mut self, n: usize, from: usize, step: u8) {
+        if self.nodes[n].pg.state != State::Down {
+            return self.ends(n, Err("PostgreSQL still runs".into()));
+        }
+        if let Err(why) = self.source(n, from) {
+            return self.ends(n, Err(why));
+        }
+        if step == 0 {
+            if self.nodes[n].disk.files.is_none() {
+                self.nodes[n].disk.incomplete = Some("a clone did not finish");
+            }
+            return self.later(n, 300_000, 5_000_000);
+        }
+        let result = self.pg_clone(n, from).map(|()| Out::Cloned);
+        self.check_copies(n);
+        self.ends(n, result);
+    }
+
+    pub(crate) fn rewind(&mut self, n: usize, from: usize, step: u8) {
+        if self.nodes[n].pg.state != State::Down {
+            return self.ends(n, Err("PostgreSQL still runs".into()));
+        }
+        if let Err(why) = self.source(n, from) {
+            return self.ends(n, Err(why));
+        }
+        if step == 0 {
+            self.nodes[n].disk.incomplete = Some("a rewind did not finish");
+            return self.later(n, 100_000, 2_000_000);
+        }
+        let result = self.pg_rewind(n, from).map(|()| Out::Rewound);
+        self.check_copies(n);
+        self.ends(n, result);
+    }
+
+    pub(crate) fn later(&mut self, n: usize, from: u64, to: u64) {
+        let (inc, job) = (self.nodes[n].agent.inc, self.nodes[n].agent.job);
+        let takes = self.rng.range(from, to);
+        self.at(takes, Ev::Work(n, inc, job, 1));
+    }
+
+    pub(crate) fn compare(&mut self, n: usize, up: &Upstream, step: u8) {
+        let from = index(up);
+        if self.source(n, from).is_err() {
+            let refused = self.both_ways(n, from) && !self.nodes[from].paused;
+            if step == 0 && !refused {
+                return self.later(n, 5_000_000, 5_000_001);
+            }
+            return self.ends(n, Err("no answer".into()));
+        }
+        let Some(branch) = self.files(from).map(|f| f.branch) else {
+            return self.ends(n, Err("no answer".into()));
+        };
+        let (timeline, history) = (Timeline(self.tli(branch)), self.history(branch));
+        let at = self.clock(n);
+        self.ends(n, Ok(Out::Compared(Ancestry { leader: up.name.clone(), at, timeline, history })));
+    }
+
+    pub(crate) fn asked(&mut self, n: usize, inc: u64, job: u64, to: usize) {
+        let agent = &self.nodes[to].agent;
+        if !agent.alive || !self.reaches(to, n) {
+            return;
+        }
+        let page = agent.page.clone().unwrap_or(PollAnswer::Unreachable);
+        let id = agent.data_page;
+        let delay = self.latency(to, n);
+        self.at(delay, Ev::Said(n, inc, job, to, page, id));
+    }
+
+    pub(crate) fn said(
+        &mut self,
+        (n, inc, job): (usize, u64, u64),
+        from: usize,
+        answer: PollAnswer,
+        id: Option<SystemId>,
+    ) {
+        if !self.current(n, inc) || self.nodes[n].agent.job != job || self.nodes[n].agent.finished.is_some() {
+            return;
+        }
+        let agent = self.agent(n);
+        agent.said.insert(from, (answer, id));
+        if agent.said.len() == agent.asked.len() {
+            self.all_said(n);
+        }
+    }
+
+    pub(crate) fn all_said(&mut self, n: usize) {
+        let agent = self.agent(n);
+        if agent.finished.is_some() {
+            return;
+        }
+        let said = std::mem::take(&mut agent.said);
+        let asked = agent.asked.clone();
+        let out = if agent.doing.is_some_and(|d| d.job == Job::Poll) {
+            let answer = |i: &usize| said.get(i).map_or(PollAnswer::Unreachable, |(a, _)| a.clone());
+            Out::Polled(asked.iter().map(|i| (name(*i), answer(i))).collect())
+        } else {
+            let answer = |i: &usize| match said.get(i) {
+                None => SurveyAnswer::Silent,
+                Some((_, id)) => id.map_or(SurveyAnswer::NoData, SurveyAnswer::Data),
+            };
+            Out::Surveyed(asked.iter().map(|i| (address(*i), answer(i))).collect())
+        };
+        self.ends(n, Ok(out));
+    }
+
+    pub(crate) fn ends(&mut self, n: usize, result: Result<Out, String>) {
+        let agent = self.agent(n);
+        let Some(doing) = agent.doing else { return };
+        agent.finished = Some((doing.job, result));
+        if matches!(self.agent(n).stage, Stage::Waiting { .. }) {
+            self.tick(n);
+        }
+    }
+
+    pub(crate) fn take_in(&mut self, n: usize, job: Job, result: Result<Out, String>) {
+        let now = self.clock(n);
+        let agent = self.agent(n);
+        agent.doing = None;
+        let out = match result {
+            Ok(out) => out,
+            Err(why) => {
+                agent.memory.failed(job, now, why.clone());
+                return self.log(n, || format!("{job:?} failed: {why}"));
+            }
+        };
+        agent.memory.succeeded(job);
+        match out {
+            Out::Stopped | Out::Initialised => {}
+            Out::Bootstrapped => self.nodes[n].disk.bootstrap = Bootstrap::Settled,
+            Out::Cloned => {
+                agent.memory.ancestry = None;
+                agent.memory.succeeded(Job::Rewind);
+                self.nodes[n].disk.bootstrap = Bootstrap::Settled;
+                self.nodes[n].disk.promoted = None;
+            }
+            Out::Rewound => {
+                agent.memory.ancestry = None;
+                self.nodes[n].disk.promoted = None;
+            }
+            Out::Promoted => agent.memory.checkpoint = Checkpoint::Owed,
+            Out::Polled(answers) => agent.memory.poll = Some(Poll { at: now, answers }),
+            Out::Surveyed(answers) => agent.memory.survey = Some(Survey { at: now, answers }),
+            Out::Compared(ancestry) => agent.memory.ancestry = Some(ancestry),
+        }
+        self.process(n);
+    }
+
+    /// The local process has changed, or what was asked of it is done.
+    pub(crate) fn process(&mut self, n: usize) {
+        if !self.nodes[n].agent.alive {
+            return;
+        }
+        self.arm(n);
+        let pg = &self.nodes[n].pg;
+        let (state, primary, made) = (pg.state, pg.primary, !pg.checkpoint_owed);
+        let agent = self.agent(n);
+        if agent.memory.checkpoint == Checkpoint::Owed && made {
+            agent.memory.checkpoint = Checkpoint::Made;
+        }
+        let result = match agent.doing.map(|d| d.job).filter(|_| agent.finished.is_none()) {
+            Some(Job::Stop) if state == State::Down => Some(Ok(Out::Stopped)),
+            Some(Job::Promote) if state == State::Down => Some(Err("it has ended".to_owned())),
+            Some(Job::Promote) if primary && state == State::Ready => Some(Ok(Out::Promoted)),
+            Some(_) | None => None,
+        };
+        if let Some(result) = result {
+            agent.finished = agent.doing.map(|d| (d.job, result));
+        }
+    }
+
+    pub(crate) fn process_changed(&mut self, n: usize) {
+        self.at(1_000, Ev::Process(n));
+    }
+}
