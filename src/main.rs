@@ -69,6 +69,12 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             block_on(cli::list::run(&args, &url))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Why(args) => {
+            install_tls();
+            let url = api_url(&args.api)?;
+            print(&block_on(cli::why::run(&args, &url))?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Config(ConfigCommand::Check) => check_config(),
         Command::Health(api) => {
             install_tls();

@@ -15,7 +15,7 @@ use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
 
 use crate::peer::{Promise, Voter};
-use crate::process::{self, Mode, RunAs};
+use crate::process::{self, Lines, Mode, RunAs};
 use crate::types::{Epoch, NodeId, NodeName, SystemId, Timeline};
 
 /// What the volume remembers. Every field that is absent is *unknown*, never "no".
@@ -169,6 +169,14 @@ impl Keeper {
             Err(source) => return Err(Error::Read { path, source }),
         };
         Ok(Self { path, owner: owner.clone(), record: Arc::new(Mutex::new(record)) })
+    }
+
+    /// A file of lines beside the record, and the last `kept` of its lines.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn lines(&self, name: &str, kept: usize) -> Result<(Lines, Vec<String>), process::Error> {
+        Lines::open(&self.path.with_file_name(name), &self.owner, kept)
     }
 
     /// What is remembered.

@@ -11,6 +11,8 @@ use crate::dcs::{
     Initialize, Leader, Member, MemberState, Readiness, ReplicationState, Role, Snapshot, Sync, Versioned,
 };
 use crate::ha;
+use crate::ha::forecast::Forecast;
+use crate::ha::trail::Trail;
 use crate::postgres;
 use crate::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
 use crate::supervisor::UnitState;
@@ -20,6 +22,9 @@ use crate::types::{LeaseId, Lsn, NodeName, Revision, SyncMode, SystemId, Timelin
 pub(crate) const END: u64 = 0x300_0148;
 /// 2026-11-20 15:54:17.002193 UTC.
 const STARTED: i64 = 1_795_190_057_002_193;
+
+/// A step of the trail, as the file has it.
+const PROMOTED: &str = r#"{"at":"2026-11-20T15:54:16Z","kind":"promoting","reason":"the lock is ours: promoting","actions":["begin promote"],"inputs":{"leader":"n0"}}"#;
 
 fn versioned<T>(value: T) -> Versioned<T> {
     Versioned { value, revision: Revision(7) }
@@ -98,6 +103,14 @@ pub(crate) fn primary(now: Moment) -> ha::Status {
         n_starts: 1,
         n_promotions: 2,
         lease_margin: Some(Duration::from_millis(16_500)),
+        doing: None,
+        looks_again: now + Duration::from_secs(3),
+        trail: Trail::resumed(&[PROMOTED.to_owned()]),
+        forecast: Forecast::Succeeded {
+            by: NodeName::from("n1"),
+            within: Duration::from_millis(17_300),
+            at_risk: 0,
+        },
     }
 }
 

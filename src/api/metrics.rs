@@ -13,6 +13,7 @@ use super::status::{
 };
 use crate::clock::Moment;
 use crate::dcs::{MemberState, ReplicationState, Role};
+use crate::ha::forecast::Forecast;
 use crate::postgres::status::{Answer, Kind};
 use crate::{discovery, etcd, ha};
 
@@ -45,6 +46,7 @@ pub fn render(facts: &Facts<'_>) -> String {
     patroni_instance(&mut page, facts);
     patroni_cluster(&mut page, facts);
     pgherd_ha(&mut page, facts);
+    pgherd_why(&mut page, facts.ha);
     pgherd_membership(&mut page, facts);
     page.text
 }
@@ -211,6 +213,33 @@ fn pgherd_ha(page: &mut Page, facts: &Facts<'_>) {
     );
 }
 
+/// What was decided, and what would happen if the primary died now.
+fn pgherd_why(page: &mut Page, ha: Option<&ha::Status>) {
+    let counts: Vec<_> = ha.into_iter().flat_map(|ha| ha.trail.counts()).collect();
+    page.family("pgherd_decisions_total", "Decisions by the kind of their reason.", "reason", &counts);
+    let (safe, seconds, bytes) = match ha.map(|ha| &ha.forecast) {
+        None | Some(Forecast::Unknown) => (f64::NAN, f64::NAN, f64::NAN),
+        Some(Forecast::Stuck(_)) => (0.0, f64::NAN, f64::NAN),
+        #[expect(clippy::cast_precision_loss, reason = "a gauge: 53 bits of bytes are enough")]
+        Some(Forecast::Succeeded { within, at_risk, .. }) => (1.0, within.as_secs_f64(), *at_risk as f64),
+    };
+    page.gauge(
+        "pgherd_failover_possible",
+        "Value is 1 if another member could take over now, 0 if none could; NaN when nobody leads.",
+        safe,
+    );
+    page.gauge(
+        "pgherd_failover_seconds",
+        "How long writes would stand still if the primary's machine were lost now; NaN when nobody could take over.",
+        seconds,
+    );
+    page.gauge(
+        "pgherd_failover_loss_bytes",
+        "Acknowledged WAL that would be lost with the primary's machine now; NaN when nobody could take over.",
+        bytes,
+    );
+}
+
 /// Membership and discovery in our own words.
 fn pgherd_membership(page: &mut Page, facts: &Facts<'_>) {
     let store = &facts.store.facts;
@@ -333,6 +362,16 @@ impl Page {
     /// A gauge that is always 1 and says its word in a label.
     fn info(&mut self, name: &str, help: &str, (label, word): (&str, &str)) {
         self.series(name, (help, "gauge"), &format!(",{label}=\"{}\"", escape(word)), 1);
+    }
+
+    /// A counter that is told apart by one label.
+    fn family(&mut self, name: &str, help: &str, label: &str, counts: &[(&str, u64)]) {
+        let labels = self.labels.clone();
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} counter"));
+        for (word, n) in counts {
+            self.line(format_args!("{name}{{{labels},{label}=\"{}\"}} {n}", escape(word)));
+        }
     }
 
     fn state(&mut self, state: MemberState) {

@@ -19,6 +19,7 @@ mod listener;
 pub mod metrics;
 mod routes;
 pub mod status;
+pub mod why;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

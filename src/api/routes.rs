@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::health::{self, Check, Filters};
 use super::listener::{Caller, Trust};
-use super::{State, cluster, metrics, status};
+use super::{State, cluster, metrics, status, why};
 use crate::clock::{self, Moment};
 use crate::ha;
 use crate::peer::{NodeStatus, PromiseRequest};
@@ -56,6 +56,7 @@ fn answer(state: &State, uri: &Uri, now: Moment) -> Response {
             let page = || cluster::newborn_json(&state.node);
             json(StatusCode::OK, &ha.as_ref().map_or_else(page, |ha| cluster::cluster_json(ha, now)))
         }
+        "why" => document(ha.as_ref().map(|ha| why::why_json(ha, now))),
         "history" => json(StatusCode::OK, &history(ha.as_ref())),
         "config" => document(config(ha.as_ref())),
         "failsafe" => document(failsafe(ha.as_ref())),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::{Api, client, table};
+use super::{Api, client, fetch, table};
 
 /// How `list` shows the members.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,11 +39,11 @@ const REDRAW: &str = "\x1b[H\x1b[J";
 pub async fn run(args: &Args, url: &str) -> anyhow::Result<()> {
     let client = client().context("could not make an HTTP client")?;
     let Some(seconds) = args.watch else {
-        let text = page(args, &fetch(&client, url).await?);
+        let text = page(args, &fetch(&client, url, "cluster").await?);
         return print(&text).map(|_written| ()).context("could not print");
     };
     loop {
-        let text = match fetch(&client, url).await {
+        let text = match fetch(&client, url, "cluster").await {
             Ok(cluster) => page(args, &cluster),
             // A node that restarts is what one watches for.
             Err(error) => format!("{error:#}\n"),
@@ -54,19 +54,6 @@ pub async fn run(args: &Args, url: &str) -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
-}
-
-async fn fetch(client: &reqwest::Client, url: &str) -> anyhow::Result<Value> {
-    let url = format!("{}/cluster", url.trim_end_matches('/'));
-    let answer = client.get(&url).send().await;
-    let answer = answer.and_then(reqwest::Response::error_for_status);
-    let answer = answer.map_err(reqwest::Error::without_url);
-    let text = match answer {
-        Ok(answer) => answer.text().await.map_err(reqwest::Error::without_url),
-        Err(error) => Err(error),
-    };
-    let text = text.with_context(|| format!("could not read {url} (does the node run?)"))?;
-    serde_json::from_str(&text).with_context(|| format!("{url} does not answer like a node of ours"))
 }
 
 fn page(args: &Args, cluster: &Value) -> String {

@@ -6,11 +6,14 @@ pub mod demo;
 pub mod list;
 pub mod supervise;
 pub mod table;
+pub mod why;
 
 use std::ffi::OsString;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 
 /// What any call of the own node's API may take: it answers from memory, over loopback as a rule.
 const API_PATIENCE: Duration = Duration::from_secs(5);
@@ -43,6 +46,8 @@ pub enum Command {
     Units(supervise::Args),
     /// Show the members of the cluster
     List(list::Args),
+    /// Tell what a node decided and on what, and who would take over if the primary died now
+    Why(why::Args),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -73,6 +78,20 @@ pub struct Api {
 /// only what anybody may know is read from it.
 fn client() -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder().tls_danger_accept_invalid_certs(true).no_proxy().timeout(API_PATIENCE).build()
+}
+
+/// A page of the API.
+async fn fetch(client: &reqwest::Client, url: &str, page: &str) -> anyhow::Result<Value> {
+    let url = format!("{}/{page}", url.trim_end_matches('/'));
+    let answer = client.get(&url).send().await;
+    let answer = answer.and_then(reqwest::Response::error_for_status);
+    let answer = answer.map_err(reqwest::Error::without_url);
+    let text = match answer {
+        Ok(answer) => answer.text().await.map_err(reqwest::Error::without_url),
+        Err(error) => Err(error),
+    };
+    let text = text.with_context(|| format!("could not read {url} (does the node run?)"))?;
+    serde_json::from_str(&text).with_context(|| format!("{url} does not answer like a node of ours"))
 }
 
 /// Whether the API says that PostgreSQL runs.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,17 +17,19 @@ use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::Postgres;
-use crate::process::InitLink;
+use crate::process::{InitLink, Lines};
 use crate::record::{self, Bootstrap};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::decide::decide;
+use super::forecast::forecast;
 use super::jobs::{Done, Outcome};
 use super::lease;
 use super::memory;
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
 use super::rules::Rules;
+use super::trail::{self, Step, Trail};
 use super::view::{Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume};
 use super::{Error, Phase, Position, Status};
 
@@ -39,6 +41,11 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(4);
 const SNAPSHOT_AT_LEAST: Duration = Duration::from_millis(100);
 /// The checkpoint after a promotion writes every dirty page.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
+
+/// The file with the trail of decisions, beside the record.
+const TRAIL: &str = "decisions.jsonl";
+/// So many steps may wait for the disk; more are kept in memory only.
+const UNWRITTEN: usize = 64;
 
 /// What the agent is told once.
 #[derive(Debug, Clone)]
@@ -103,7 +110,14 @@ pub fn spawn<D: Dcs>(
         },
         &mut lease_tasks,
     );
+    let (trail, lines) = resume_trail(&deps.record);
+    let (new_steps, steps) = mpsc::channel(UNWRITTEN);
+    if let Some(lines) = lines {
+        tasks.spawn(write_trail(lines, steps));
+    }
     let agent = Agent {
+        trail,
+        new_steps,
         rules: config.rules.clone(),
         memory: Memory::default(),
         last_snapshot: None,
@@ -154,6 +168,9 @@ pub(super) struct Agent<D> {
     /// What in the stored configuration cannot be used, as last said.
     complaints: Vec<String>,
     pub(super) last_reason: String,
+    trail: Trail,
+    /// The steps that are to be written down.
+    new_steps: mpsc::Sender<Arc<Step>>,
     /// Since when another node holds our name.
     pub(super) name_taken: Option<Moment>,
     /// Cancelled when this node must start again under another name.
@@ -162,6 +179,33 @@ pub(super) struct Agent<D> {
     pub(super) outlets: Outlets,
     /// What the lease task goes by.
     pub(super) timing: watch::Sender<Timing>,
+}
+
+/// What was decided in the lives before this one. A trail that cannot be read is no reason not to run.
+fn resume_trail(record: &record::Keeper) -> (Trail, Option<Lines>) {
+    match record.lines(TRAIL, trail::KEPT) {
+        Ok((lines, last)) => (Trail::resumed(&last), Some(lines)),
+        Err(error) => {
+            warn!(error = %Chain(&error), "the trail of decisions is not kept");
+            (Trail::default(), None)
+        }
+    }
+}
+
+/// Writes steps down until the agent has ended. Beside the loop, which must not wait for a disk.
+async fn write_trail(lines: Lines, mut steps: mpsc::Receiver<Arc<Step>>) {
+    let written = tokio::task::spawn_blocking(move || {
+        let mut lines = lines;
+        while let Some(step) = steps.blocking_recv() {
+            let text = serde_json::to_string(step.as_ref()).unwrap_or_default();
+            if let Err(error) = lines.append(&text) {
+                debug!(error = %Chain(&error), "a step of the trail was not written");
+            }
+        }
+    });
+    if let Err(error) = written.await {
+        warn!(%error, "the trail of decisions is no longer written");
+    }
 }
 
 /// Whether a start is still on probation.
@@ -318,7 +362,16 @@ impl<D: Dcs> Agent<D> {
             info!(member = %self.config.me, %reason, "decided");
             self.last_reason.clone_from(&reason);
         }
+        let at = clock::wall().to_string();
+        let news = self.trail.note(view, decision, &at);
+        if let Some(Err(unwritten)) = news.map(|step| self.new_steps.try_send(step)) {
+            debug!(%unwritten, "a step of the trail was not written");
+        }
         let status = Status {
+            doing: view.doing,
+            looks_again: view.now + self.pause(view, decision.wake),
+            trail: self.trail.clone(),
+            forecast: forecast(view),
             scope: self.config.scope.clone(),
             name: self.config.me.clone(),
             role: publish::role(view),

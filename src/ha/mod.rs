@@ -3,6 +3,7 @@
 mod act;
 pub mod agent;
 pub mod decide;
+pub mod forecast;
 mod jobs;
 pub mod lead;
 mod lease;
@@ -13,6 +14,7 @@ pub mod race;
 pub mod reason;
 pub mod rules;
 pub mod sync;
+pub mod trail;
 pub mod view;
 
 use crate::clock::Moment;
@@ -20,6 +22,9 @@ use crate::dcs::{self, MemberState, Role, Snapshot};
 use crate::postgres;
 use crate::record;
 use crate::types::{NodeName, SyncMode, Timing};
+
+use forecast::Forecast;
+use trail::Trail;
 
 /// What this room publishes after every tick: REST, metrics and the CLI read nothing else.
 #[derive(Debug, Clone)]
@@ -62,6 +67,14 @@ pub struct Status {
     pub n_starts: u64,
     /// Promotions.
     pub n_promotions: u64,
+    /// The long action under way, and since when.
+    pub doing: Option<view::Doing>,
+    /// When the loop looks again at the latest.
+    pub looks_again: Moment,
+    /// What was decided before.
+    pub trail: Trail,
+    /// What would happen if the primary died now.
+    pub forecast: Forecast,
 }
 
 /// Whether a standby's position can still move.

@@ -39,6 +39,12 @@ pub fn race(view: &View, snapshot: &Snapshot, claim: Claim, mine: (Timeline, Lsn
     }
 }
 
+/// Whether this node could lead if these were the answers and nobody's position moved any more: the race without its
+/// steps, for a forecast of it.
+pub fn verdict(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -> Result<(), Reason> {
+    unfit(view, snapshot, mine).map_or_else(|| judge(view, snapshot, poll, mine), Err)
+}
+
 fn ask(view: &View) -> Decision {
     if view.may_try(Job::Poll) {
         act(Action::Begin(Task::Poll), Reason::Polling)

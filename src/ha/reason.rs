@@ -32,7 +32,8 @@ pub enum Wake {
 }
 
 /// One thing to do. The agent has one line for each.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Action {
     /// Take the leader key.
     Acquire(Claim),
@@ -71,7 +72,8 @@ pub enum Action {
 }
 
 /// A long action with its parameters.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Task {
     /// initdb.
     Initdb,
@@ -113,7 +115,8 @@ impl Task {
 }
 
 /// Why something is done, or why nothing is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Reason {
     /// A primary with a valid lease.
     Leading,
@@ -224,7 +227,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Leading => f.write_str("the leader with the lock"),
             Self::Following(leader) => write!(f, "a secondary, following the leader {leader}"),
-            Self::Busy(job) => write!(f, "busy: {}", job_words(*job)),
+            Self::Busy(job) => write!(f, "busy: {}", job.words()),
             Self::LeaseEnding => f.write_str("the lease is ending or lost: the primary must stop"),
             Self::AnotherLeads(name) => write!(f, "{name} leads: this primary must stop"),
             Self::StoreSilent(why) => write!(f, "the store does not answer: {why}"),
@@ -277,7 +280,7 @@ impl fmt::Display for Reason {
                 write!(f, "{name} has removed WAL that is needed here: copying its data anew")
             }
             Self::ClaimingName => f.write_str("claiming the name of this member in the store"),
-            Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job_words(*job)),
+            Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job.words()),
             Self::NothingToLead => f.write_str("the lock is ours and there is no data here: giving it away"),
             Self::Stopping => f.write_str("stopping"),
             Self::Stopped => f.write_str("stopped"),
@@ -285,18 +288,21 @@ impl fmt::Display for Reason {
     }
 }
 
-fn job_words(job: Job) -> &'static str {
-    match job {
-        Job::Initdb => "initdb",
-        Job::FinishBootstrap => "finishing the new cluster",
-        Job::Clone => "copying the leader's data",
-        Job::Rewind => "rewinding",
-        Job::Promote => "promoting",
-        Job::Stop => "stopping PostgreSQL",
-        Job::Poll => "asking for positions",
-        Job::Survey => "asking for data",
-        Job::Compare => "comparing histories",
-        Job::Start => "starting PostgreSQL",
+impl Job {
+    /// What it is, in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Initdb => "initdb",
+            Self::FinishBootstrap => "finishing the new cluster",
+            Self::Clone => "copying the leader's data",
+            Self::Rewind => "rewinding",
+            Self::Promote => "promoting",
+            Self::Stop => "stopping PostgreSQL",
+            Self::Poll => "asking for positions",
+            Self::Survey => "asking for data",
+            Self::Compare => "comparing histories",
+            Self::Start => "starting PostgreSQL",
+        }
     }
 }
 

@@ -53,6 +53,12 @@ pub enum Failover {
 }
 
 impl Tags {
+    /// A member's tags, as it has published them.
+    pub fn from_json(tags: &Map<String, Value>) -> Self {
+        let barred = tags.get("nofailover").and_then(flag).unwrap_or(false);
+        Self { failover: if barred { Failover::Never } else { Failover::Allowed } }
+    }
+
     /// As Patroni publishes them: only what differs from the default.
     pub fn to_json(self) -> Map<String, Value> {
         match self.failover {

@@ -16,7 +16,7 @@ use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
 
 use super::Phase;
-use super::rules::Rules;
+use super::rules::{Failover, Rules};
 
 /// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
 /// difference covers an immediate shutdown: 0.3 s at worst with a stopped backend, measured.
@@ -279,6 +279,15 @@ pub enum Eligibility {
     Eligible,
     /// Tagged `nofailover`.
     NoFailover,
+}
+
+impl From<Failover> for Eligibility {
+    fn from(failover: Failover) -> Self {
+        match failover {
+            Failover::Allowed => Self::Eligible,
+            Failover::Never => Self::NoFailover,
+        }
+    }
 }
 
 /// What every listed node said about data.

@@ -13,6 +13,7 @@ mod child;
 mod command;
 mod environment;
 mod file;
+mod lines;
 mod link;
 mod lock;
 mod plan;
@@ -28,6 +29,7 @@ pub use child::{Child, End, Feed, News, PidHandle, Streams, Waiting, pump, read_
 pub use command::{Command, LogLines};
 pub use environment::take_environment;
 pub use file::{Mode, make_private_dir, write_atomic};
+pub use lines::Lines;
 pub use link::{InitLink, LINK_FD, MESSAGE_BYTES, Message};
 pub use lock::VolumeLock;
 pub use plan::{Plan, Terminal, hide_memory, signal_number};
@@ -91,6 +93,12 @@ pub enum Error {
     #[error("could not signal process {pid}")]
     Signal {
         pid: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not read {path}")]
+    ReadFile {
+        path: Utf8PathBuf,
         #[source]
         source: io::Error,
     },

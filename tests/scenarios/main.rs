@@ -8,9 +8,11 @@ mod scene;
 mod bootstrapping;
 mod fencing;
 mod following;
+mod forecasting;
 mod leading;
 mod racing;
 mod stopping;
+mod trail;
 
 use pgherd::ha::reason::Reason;
 
