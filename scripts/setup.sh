@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what `make demo` and `make test` need and this machine lacks: PostgreSQL, etcd, protoc with its
-# includes, a C compiler. Debian 12+ and Ubuntu 24.04+, through apt. Nothing missing: no apt, no sudo, no output.
+# includes, a C compiler; HAProxy for the tests. Debian 12+ and Ubuntu 24.04+, through apt. Nothing missing: no apt, no sudo, no output.
 # Nothing that apt installs here is started or enabled, and no database cluster is created.
 set -eu
 
@@ -36,6 +36,7 @@ missing_packages() {
         protoc_brings_includes || echo libprotobuf-dev
     have cc || echo gcc
     exists /usr/include/stdio.h || echo libc6-dev
+    [ "${1:-}" != test ] || have haproxy || exists /usr/sbin/haproxy || echo haproxy
 }
 
 protoc_brings_includes() {
@@ -118,11 +119,14 @@ install "$@"
 case " $* " in *" etcd-server "*)
     deb-systemd-helper disable etcd.service >/dev/null 2>&1 || true
 esac
+case " $* " in *" haproxy "*)
+    deb-systemd-helper disable haproxy.service >/dev/null 2>&1 || true
+esac
 '
 
 main() {
     check_rust "$@"
-    packages=$(missing_packages | tr '\n' ' ')
+    packages=$(missing_packages "$@" | tr '\n' ' ')
     packages=${packages% }
     [ -n "$packages" ] || return 0
     check_system "$packages"
@@ -130,7 +134,7 @@ main() {
     say "installing: $packages"
     # shellcheck disable=SC2086  # a list of words, on purpose
     as_root sh -c "$INSTALL" setup "$LOCK_SECONDS" $packages
-    still=$(missing_packages | tr '\n' ' ')
+    still=$(missing_packages "$@" | tr '\n' ' ')
     [ -z "$still" ] || die "apt ended well, but these are still missing: $still"
     say "done"
 }

@@ -11,7 +11,7 @@
 //! | 3 | [`supervisor`], [`discovery`], [`record`] | running services, who may exist, what this volume remembers |
 //! | 4 | [`postgres`] | one PostgreSQL instance, without any policy |
 //! | 5 | [`etcd`], [`ha`] | the two deciding rooms: membership and high availability |
-//! | 6 | [`api`] | REST, metrics, node-to-node calls |
+//! | 6 | [`api`], [`proxy`] | REST, metrics, node-to-node calls; the ports that lead to the right server |
 //! | 7 | [`config`] | the only reader of the environment |
 //! | 8 | [`node`] | the composition root |
 //! | 9 | [`init`] | PID 1 |
@@ -39,6 +39,7 @@ pub mod etcd;
 pub mod ha;
 
 pub mod api;
+pub mod proxy;
 
 pub mod config;
 

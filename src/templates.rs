@@ -19,6 +19,10 @@ pub enum Template {
     PostgresqlConf,
     /// Who may connect, and how: [`PgHba`].
     PgHba,
+    /// The proxy's configuration: [`HaproxyCfg`].
+    HaproxyCfg,
+    /// What the proxy does with a connection that has to wait: [`HaproxyCfg`].
+    HaproxyHold,
 }
 
 /// What `templates/postgresql.conf` needs. The file lies outside PGDATA; the server is started with
@@ -109,6 +113,25 @@ pub enum Clients {
     TlsRequired,
 }
 
+/// What `templates/haproxy.cfg` needs.
+#[derive(Debug, Clone, Serialize)]
+pub struct HaproxyCfg<'a> {
+    /// Where the node tells it what to do.
+    pub command_socket: &'a Utf8Path,
+    /// The rendered [`Template::HaproxyHold`].
+    pub hold_script: &'a Utf8Path,
+    /// `LISTEN_ADDRESS`, as it stands in a URL ([`url_host`]).
+    pub listen_host: &'a str,
+    /// Always the primary.
+    pub read_write_port: u16,
+    /// The replicas.
+    pub read_only_port: u16,
+    /// The status page.
+    pub stats_port: u16,
+    /// The read-write port as a Unix socket.
+    pub read_write_socket: Option<&'a Utf8Path>,
+}
+
 /// What `templates/etcd.flags` needs.
 #[derive(Debug, Clone, Serialize)]
 pub struct EtcdFlags<'a> {
@@ -194,7 +217,8 @@ pub fn url_host(address: IpAddr) -> String {
 
 impl Template {
     /// Every template, for the test that renders them all.
-    pub const ALL: [Self; 3] = [Self::EtcdFlags, Self::PostgresqlConf, Self::PgHba];
+    pub const ALL: [Self; 5] =
+        [Self::EtcdFlags, Self::PostgresqlConf, Self::PgHba, Self::HaproxyCfg, Self::HaproxyHold];
 
     /// Its file in `templates/`.
     pub fn name(self) -> &'static str {
@@ -202,6 +226,8 @@ impl Template {
             Self::EtcdFlags => "etcd.flags",
             Self::PostgresqlConf => "postgresql.conf",
             Self::PgHba => "pg_hba.conf",
+            Self::HaproxyCfg => "haproxy.cfg",
+            Self::HaproxyHold => "haproxy-hold.lua",
         }
     }
 
@@ -210,6 +236,8 @@ impl Template {
             Self::EtcdFlags => include_str!("../templates/etcd.flags"),
             Self::PostgresqlConf => include_str!("../templates/postgresql.conf"),
             Self::PgHba => include_str!("../templates/pg_hba.conf"),
+            Self::HaproxyCfg => include_str!("../templates/haproxy.cfg"),
+            Self::HaproxyHold => include_str!("../templates/haproxy-hold.lua"),
         }
     }
 }
@@ -437,5 +465,34 @@ mod tests {
         let candidate = EtcdVersion::parse("etcd Version: 3.6.0-rc.1\n");
         assert_eq!(candidate, Some(EtcdVersion { major: 3, minor: 6, patch: 0 }));
         assert_eq!(EtcdVersion::parse("command not found"), None);
+    }
+
+    fn proxy(socket: Option<&Utf8Path>) -> HaproxyCfg<'_> {
+        HaproxyCfg {
+            command_socket: "/run/pgherd/haproxy.sock".into(),
+            hold_script: "/run/pgherd/haproxy-hold.lua".into(),
+            listen_host: "0.0.0.0",
+            read_write_port: 5000,
+            read_only_port: 5001,
+            stats_port: 7000,
+            read_write_socket: socket,
+        }
+    }
+
+    #[test]
+    fn the_proxy_listens_where_it_is_told() {
+        let text = render(Template::HaproxyCfg, &proxy(Some("/sockets/.s.PGSQL.5432".into()))).unwrap();
+        let expected = [
+            "    bind 0.0.0.0:5000",
+            "    bind unix@/sockets/.s.PGSQL.5432 mode 666",
+            "    bind 0.0.0.0:7000",
+        ];
+        assert!(set(&expected, &text), "{text}");
+        assert!(!render(Template::HaproxyCfg, &proxy(None)).unwrap().contains("unix@"));
+        let hold = render(Template::HaproxyHold, &proxy(None)).unwrap();
+        assert!(hold.starts_with("-- Written by pgherd"), "{hold}");
+        for action in ["hold_for_primary", "hold_for_reader"] {
+            assert!(text.contains(&format!("lua.{action}\n")) && hold.contains(&format!("\"{action}\"")));
+        }
     }
 }

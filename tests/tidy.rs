@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["discovery", "record", "supervisor"],
     &["postgres"],
     &["etcd", "ha"],
-    &["api"],
+    &["api", "proxy"],
     &["config"],
     &["node"],
     &["init"],

@@ -25,7 +25,7 @@ use crate::ha::rules::{Strictness, Tags};
 use crate::postgres::ClientTls;
 use crate::tls::REPLICATION_ROLE;
 use crate::types::{NodeName, Ports, SyncMode};
-use crate::{discovery, log, postgres};
+use crate::{discovery, log, postgres, proxy};
 
 pub use timing::{EtcdTiming, Network, TimingChoice};
 pub use variables::{Kind, VARIABLES, Variable, markdown_table};
@@ -60,6 +60,8 @@ pub struct Config {
     pub tls: Tls,
     /// What PostgreSQL is told; [`Config::postgres`] makes the instance's configuration of it.
     pub database: Database,
+    /// `PROXY_*`; `None`: no proxy.
+    pub proxy: Option<Proxy>,
     /// Log output.
     pub log: Log,
     /// `SHUTDOWN_TIMEOUT`: all that an orderly stop may take.
@@ -83,6 +85,17 @@ pub struct Ha {
     pub maximum_lag_on_failover: u64,
     /// `TAG_NOFAILOVER`.
     pub tags: Tags,
+}
+
+/// `PROXY_*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// What it listens on.
+    pub ports: proxy::Ports,
+    /// `PROXY_SOCKET_DIR`.
+    pub socket_dir: Option<Utf8PathBuf>,
+    /// `PROXY_MAX_LAG`, in bytes.
+    pub max_lag: u64,
 }
 
 /// What `init` does when `node` has died.

@@ -11,11 +11,12 @@ use zeroize::Zeroizing;
 use super::passphrase::{self, Strength};
 use super::reader::Reader;
 use super::timing::{self, Network, TimingChoice};
-use super::{Config, Database, Errors, Ha, Log, RestartNode, Tls, Warning, parse};
+use super::{Config, Database, Errors, Ha, Log, Proxy, RestartNode, Tls, Warning, parse};
 use crate::discovery::{self, Source};
 use crate::ha::rules::{Failover, Strictness, Tags};
 use crate::log;
 use crate::postgres::ClientTls;
+use crate::proxy;
 use crate::types::{Ports, SyncMode};
 
 const DEFAULT_APP: &str = "myapp-postgres";
@@ -69,6 +70,7 @@ fn everything(r: &mut Reader) -> Option<Config> {
         r.search_path().split(':').filter(|dir| dir.starts_with('/')).map(Utf8PathBuf::from).collect();
     let database = database(r, &data_volume);
     let tls = tls(r, &app, database.as_ref());
+    let proxy = proxy(r, bound, tls.as_ref().map_or(ClientTls::Offered, |tls| tls.clients));
     warn_of_publicity(r, &discovery);
     let (timing, discovery, database, tls) = (Some(timing), discovery?, database?, tls?);
     Some(Config {
@@ -84,6 +86,7 @@ fn everything(r: &mut Reader) -> Option<Config> {
         ha,
         tls,
         database,
+        proxy,
         log,
         stop_budget,
         restart_node,
@@ -254,6 +257,46 @@ fn ha(r: &mut Reader) -> Ha {
                 Some(false) | None => Failover::Allowed,
             },
         },
+    }
+}
+
+/// `None` when it is switched off; what was said about it then is read all the same, so that a mistake shows before it
+/// is switched on.
+fn proxy(r: &mut Reader, bound: Ports, clients: ClientTls) -> Option<Proxy> {
+    let enabled = r.parsed("PROXY_ENABLED", parse::switch).unwrap_or(false);
+    let taken = [bound.postgres, bound.api, bound.etcd_client, bound.etcd_peer];
+    let mut seen = if enabled { taken.to_vec() } else { Vec::new() };
+    let mut port = |name, default| {
+        let port = r.parsed(name, parse::port).unwrap_or(default);
+        if seen.contains(&port) {
+            r.wrong(name, format_args!("{port}; expected a port that nothing else of this node uses"));
+        }
+        seen.push(port);
+        port
+    };
+    let ports = proxy::Ports {
+        read_write: port("PROXY_RW_PORT", 5000),
+        read_only: port("PROXY_RO_PORT", 5001),
+        stats: port("PROXY_STATS_PORT", 7000),
+    };
+    let socket_dir = r.parsed("PROXY_SOCKET_DIR", parse::directory);
+    let max_lag = r.parsed("PROXY_MAX_LAG", parse::bytes).unwrap_or(16 << 20);
+    check_socket_dir(r, socket_dir.as_ref(), clients);
+    enabled.then_some(Proxy { ports, socket_dir, max_lag })
+}
+
+fn check_socket_dir(r: &mut Reader, dir: Option<&Utf8PathBuf>, clients: ClientTls) {
+    let Some(dir) = dir else { return };
+    let n = dir.as_str().len();
+    if n > RUN_DIR_LIMIT {
+        r.wrong("PROXY_SOCKET_DIR", format_args!("{n} bytes; expected at most {RUN_DIR_LIMIT}"));
+    }
+    if clients == ClientTls::Required {
+        r.wrong(
+            "PROXY_SOCKET_DIR",
+            "set together with SSL_ENABLED=true; expected one of them, since clients speak no TLS over a Unix socket and \
+             PostgreSQL would refuse them",
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`shut_down`], a list in order: what is released late here is what others rely on longest.
 
 mod certificates;
+mod proxy;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -81,7 +82,8 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
         // Nothing has been started that would need an order.
         () = stop.first() => return Ok(ExitCode::SUCCESS),
     };
-    background.spawn(reports.answer(vec![node.postgres.clone(), node.etcd.clone()], init));
+    let units = [node.postgres.clone(), node.etcd.clone()].into_iter().chain(node.proxy.clone());
+    background.spawn(reports.answer(units.collect(), init));
     tokio::select! {
         () = stop.first() => info!("asked to stop"),
         Some(ended) = background.join_next() => {
@@ -106,11 +108,12 @@ struct Node {
     stop_api: CancellationToken,
     postgres: Unit,
     etcd: Unit,
+    proxy: Option<Unit>,
     budget: Duration,
 }
 
 /// In this order: PostgreSQL stops and the leader key is given back while the store still works; then the store's
-/// local member, which hands raft leadership over; the API answers until the end.
+/// local member, which hands raft leadership over; the proxy leads to the next primary and the API answers until the end.
 async fn shut_down(mut node: Node) -> ExitCode {
     node.stop_ha.cancel();
     let for_postgres = node.budget.saturating_sub(AFTER_POSTGRES);
@@ -124,6 +127,9 @@ async fn shut_down(mut node: Node) -> ExitCode {
     node.stop_store.cancel();
     node.etcd.stop(None).await;
     node.stop_api.cancel();
+    if let Some(proxy) = node.proxy {
+        proxy.stop(None).await;
+    }
     info!("stopped");
     if in_order { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -188,6 +194,8 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let room = store_room(&ground, &channels, etcd_unit.clone(), background, stop_store.clone())?;
     serve_api(&ground, &channels, &room, background, stop_api.clone()).await?;
 
+    let told = channels.status.subscribe();
+    let proxy = proxy::start(&ground, told, init.clone(), background, stop_api.clone())?;
     let endpoints = relay(background, room.status(), |status| status.endpoints.clone());
     background.spawn(tell_primary(channels.status.subscribe(), channels.primary));
     let store = EtcdStore::new(store_config(&ground), endpoints, background, stop_store.clone());
@@ -203,7 +211,7 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone());
     let budget = ground.config.stop_budget;
     background.spawn(ground.certificates.renew(unit.clone()));
-    Ok(Node { ha: ha_tasks, stop_ha, stop_store, stop_api, postgres: unit, etcd: etcd_unit, budget })
+    Ok(Node { ha: ha_tasks, stop_ha, stop_store, stop_api, postgres: unit, etcd: etcd_unit, proxy, budget })
 }
 
 fn store_room(

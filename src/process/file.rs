@@ -99,11 +99,7 @@ fn sync_dir(path: &Utf8Path) -> io::Result<()> {
 /// It could not be made, or not be given to its owner.
 pub fn make_private_dir(path: &Utf8Path, owner: &RunAs) -> Result<(), Error> {
     let failed = |source| Error::MakeDir { path: path.to_owned(), source };
-    let missing: Vec<_> =
-        path.ancestors().skip(1).filter(|dir| !dir.as_str().is_empty() && !dir.exists()).collect();
-    for dir in missing.into_iter().rev() {
-        make_dir(dir, 0o755).map_err(failed)?;
-    }
+    make_parents(path).map_err(failed)?;
     make_dir(path, 0o700).map_err(failed)?;
     let dir = File::open(path).map_err(failed)?;
     let about = dir.metadata().map_err(failed)?;
@@ -111,6 +107,28 @@ pub fn make_private_dir(path: &Utf8Path, owner: &RunAs) -> Result<(), Error> {
         give_to(&dir, owner).map_err(failed)?;
     }
     dir.set_permissions(Permissions::from_mode(0o700)).map_err(failed)
+}
+
+/// Makes a directory (and its parents) that everybody may enter and its owner may write to. The mode of one that exists
+/// stays as it is: it is somebody's mount.
+///
+/// # Errors
+/// It could not be made, or not be given to its owner.
+pub fn make_shared_dir(path: &Utf8Path, owner: &RunAs) -> Result<(), Error> {
+    let failed = |source| Error::MakeDir { path: path.to_owned(), source };
+    make_parents(path).map_err(failed)?;
+    make_dir(path, 0o755).map_err(failed)?;
+    let dir = File::open(path).map_err(failed)?;
+    if dir.metadata().map_err(failed)?.uid() != owner.uid() {
+        give_to(&dir, owner).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn make_parents(path: &Utf8Path) -> io::Result<()> {
+    let missing: Vec<_> =
+        path.ancestors().skip(1).filter(|dir| !dir.as_str().is_empty() && !dir.exists()).collect();
+    missing.into_iter().rev().try_for_each(|dir| make_dir(dir, 0o755))
 }
 
 /// The mode is set afterwards because the umask would narrow it.

@@ -28,7 +28,7 @@ pub use account::{Account, RunAs};
 pub use child::{Child, End, Feed, News, PidHandle, Streams, Waiting, pump, read_out, spawn};
 pub use command::{Command, LogLines};
 pub use environment::take_environment;
-pub use file::{Mode, make_private_dir, write_atomic};
+pub use file::{Mode, make_private_dir, make_shared_dir, write_atomic};
 pub use lines::Lines;
 pub use link::{InitLink, LINK_FD, MESSAGE_BYTES, Message};
 pub use lock::VolumeLock;

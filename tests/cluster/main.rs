@@ -17,4 +17,5 @@ mod support;
 mod failure;
 mod formation;
 mod membership;
+mod proxy;
 mod restart;

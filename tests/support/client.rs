@@ -19,6 +19,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) host: String,
+    pub(crate) port: u16,
     pub(crate) user: String,
     pub(crate) password: String,
     pub(crate) database: String,
@@ -46,7 +47,12 @@ pub(crate) async fn connect(target: &Target) -> Result<Client, Error> {
 
 async fn open(target: &Target) -> Result<Client, Error> {
     let mut config = Config::new();
-    config.host(&target.host).user(&target.user).password(&target.password).dbname(&target.database);
+    config
+        .host(&target.host)
+        .port(target.port)
+        .user(&target.user)
+        .password(&target.password)
+        .dbname(&target.database);
     let Some(ca) = &target.ca else {
         let (client, connection) = config.connect(NoTls).await?;
         tokio::spawn(connection);

@@ -283,6 +283,7 @@ impl Cluster {
         };
         client::Target {
             host: self.address(node),
+            port: 5432,
             user: env("POSTGRES_USER", "postgres"),
             password: env("POSTGRES_SUPERUSER_PASSWORD", "super"),
             database: env("POSTGRES_DB", "postgres"),
@@ -293,6 +294,11 @@ impl Cluster {
     /// A client of all nodes that writes until it is asked what became of it.
     pub(crate) fn writer(&self) -> writer::Writer {
         writer::Writer::start(self.nodes.keys().map(|node| self.target(*node)).collect())
+    }
+
+    /// A client of one port that writes until it is asked what became of it.
+    pub(crate) fn writer_through(&self, target: client::Target) -> writer::Writer {
+        writer::Writer::start(vec![target])
     }
 
     /// The peer addresses of the voters of etcd, as one node's etcd lists them.
