@@ -15,8 +15,13 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 /// What a change of the table may take to reach the proxy.
 const SEEN: Duration = Duration::from_secs(15);
 
+/// A name that every server's certificate carries: whoever comes through a proxy does not know whom it meets.
+const COMMON_NAME: &str = "db.test";
+
 fn through(cluster: &Cluster, node: u8, port: u16) -> Target {
-    Target { port, ..cluster.target(node) }
+    let target = cluster.target(node);
+    let at = target.host.parse().ok();
+    Target { host: COMMON_NAME.to_owned(), at, port, ..target }
 }
 
 /// Waits until a port of a node leads to this server.
@@ -62,7 +67,8 @@ async fn the_read_write_port_follows_the_primary() {
 #[tokio::test]
 async fn members_come_and_go_without_a_reload_and_a_dead_proxy_is_replaced() {
     let setup = Setup::three().env("PROXY_ENABLED", "true").env("SSL_ENABLED", "true");
-    let mut cluster = Cluster::formed(setup.env("SSL_PASSPHRASE", "p8fK-2mZq-7TxV-w3Lr-9cHd")).await;
+    let setup = setup.env("SSL_PASSPHRASE", "p8fK-2mZq-7TxV-w3Lr-9cHd").env("SSL_EXTRA_SANS", COMMON_NAME);
+    let mut cluster = Cluster::formed(setup).await;
     let leader = cluster.all_stream(FORMED).await;
     leads_to(&cluster, leader, READ_WRITE, leader).await;
     let proxy = cluster.node(leader).process("-db");

@@ -19,6 +19,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) host: String,
+    /// Where that is, when `host` is a name which only the certificate knows.
+    pub(crate) at: Option<std::net::IpAddr>,
     pub(crate) port: u16,
     pub(crate) user: String,
     pub(crate) password: String,
@@ -53,6 +55,9 @@ async fn open(target: &Target) -> Result<Client, Error> {
         .user(&target.user)
         .password(&target.password)
         .dbname(&target.database);
+    if let Some(address) = target.at {
+        config.hostaddr(address);
+    }
     let Some(ca) = &target.ca else {
         let (client, connection) = config.connect(NoTls).await?;
         tokio::spawn(connection);

@@ -283,6 +283,7 @@ impl Cluster {
         };
         client::Target {
             host: self.address(node),
+            at: None,
             port: 5432,
             user: env("POSTGRES_USER", "postgres"),
             password: env("POSTGRES_SUPERUSER_PASSWORD", "super"),
