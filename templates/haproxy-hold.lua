@@ -1,7 +1,7 @@
-{#- What a connection does while there is no server for it. Context: `templates::HaproxyCfg`, of which it needs nothing. HAProxy
-    itself would refuse it at once, and a switchover takes half a second. -#}
+{#- What a connection does while there is no server for it. Context: `templates::HaproxyCfg`. HAProxy itself would refuse it
+    at once, and a switchover takes half a second. -#}
 -- Written by pgherd at each start; edits are lost.
-local LONGEST_MS = 5000
+local LONGEST_MS = {{ hold_ms }}
 local LOOK_MS = 20
 
 local function hold(txn, pools)

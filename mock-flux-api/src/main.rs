@@ -6,7 +6,7 @@ use std::pin::pin;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use mock_flux_api::{Mock, State};
+use mock_flux_api::{Mock, Node, State};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::info;
@@ -37,6 +37,12 @@ struct Args {
     /// The list as a file, read again when it changes
     #[arg(long, value_name = "NODES.JSON")]
     file: Option<PathBuf>,
+    /// A node of the list; may be given several times
+    #[arg(long = "node", value_name = "ADDR[:PORT]")]
+    nodes: Vec<Node>,
+    /// The desired size in the specification
+    #[arg(long, value_name = "N")]
+    instances: Option<usize>,
     /// The one application that is known; without it every name is
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
@@ -46,7 +52,10 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let args = Args::parse();
-    let mock = Mock::new(State { app: args.app, ..State::default() });
+    let mut state = State { app: args.app, ..State::default() };
+    state.instances = args.instances.unwrap_or(state.instances);
+    state.replace(args.nodes);
+    let mock = Mock::new(state);
     let mut servers = JoinSet::new();
     for addr in args.listen {
         let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;

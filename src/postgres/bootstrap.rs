@@ -88,7 +88,25 @@ async fn run_initdb(shared: &Shared, fresh: &Utf8Path) -> Result<(), Error> {
         .run_as(&config.run_as)
         // It would tell the reader of the log to start the server by hand.
         .quiet();
+    let command = with_a_name(config, command)?;
     control::run(&command, "initdb", INITDB_LIMIT).await.map(|_output| ())
+}
+
+/// initdb refuses an account that has no name, as that of `docker run --user 1234` has none: a library that the image brings
+/// gives it one. Without the library initdb says what is wrong.
+fn with_a_name(config: &Config, command: Command) -> Result<Command, Error> {
+    if config.run_as != RunAs::Same || process::account_has_a_name() {
+        return Ok(command);
+    }
+    let Some(library) = process::name_library() else { return Ok(command) };
+    let (passwd, group) = (config.run_dir.join("passwd"), config.run_dir.join("group"));
+    let [passwd_line, group_line] = process::account_lines();
+    conf::write(config, &passwd, &passwd_line)?;
+    conf::write(config, &group, &group_line)?;
+    Ok(command
+        .env("LD_PRELOAD", library.as_str())
+        .env("NSS_WRAPPER_PASSWD", passwd.as_str())
+        .env("NSS_WRAPPER_GROUP", group.as_str()))
 }
 
 /// See [`super::Postgres::finish_bootstrap`].

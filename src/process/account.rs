@@ -110,6 +110,25 @@ pub(super) fn own_name_and_home() -> (String, Utf8PathBuf) {
     )
 }
 
+/// Whether `/etc/passwd` knows the account that we run as.
+pub fn account_has_a_name() -> bool {
+    matches!(User::from_uid(Uid::effective()), Ok(Some(_)))
+}
+
+/// The library that has a program take other files for `/etc/passwd` and `/etc/group`: in the directory of the machine's
+/// own libraries.
+pub fn name_library() -> Option<Utf8PathBuf> {
+    const LIBRARY: &str = "libnss_wrapper.so";
+    let dirs = camino::Utf8Path::new("/usr/lib").read_dir_utf8().ok()?.filter_map(Result::ok);
+    dirs.map(|dir| dir.path().join(LIBRARY)).find(|path| path.is_file())
+}
+
+/// The lines of a passwd and a group file that give the account that we run as the name `postgres`.
+pub fn account_lines() -> [String; 2] {
+    let (uid, gid) = (Uid::effective(), Gid::effective());
+    [format!("postgres:x:{uid}:{gid}:PostgreSQL:/:/bin/false\n"), format!("postgres:x:{gid}:\n")]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

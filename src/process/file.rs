@@ -93,7 +93,8 @@ fn sync_dir(path: &Utf8Path) -> io::Result<()> {
 }
 
 /// Makes a directory (and its parents), with owner and mode 0700. Parents that had to be made can be walked through by
-/// everybody; parents that existed stay as they are.
+/// everybody; parents that existed stay as they are, and so does a directory that is somebody else's and cannot be taken:
+/// a mount that was made for any account. What we make beneath it is private.
 ///
 /// # Errors
 /// It could not be made, or not be given to its owner.
@@ -104,6 +105,9 @@ pub fn make_private_dir(path: &Utf8Path, owner: &RunAs) -> Result<(), Error> {
     let dir = File::open(path).map_err(failed)?;
     let about = dir.metadata().map_err(failed)?;
     if about.uid() != owner.uid() {
+        if *owner == RunAs::Same {
+            return Ok(());
+        }
         give_to(&dir, owner).map_err(failed)?;
     }
     dir.set_permissions(Permissions::from_mode(0o700)).map_err(failed)

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-pub use account::{Account, RunAs};
+pub use account::{Account, RunAs, account_has_a_name, account_lines, name_library};
 pub use child::{Child, End, Feed, News, PidHandle, Streams, Waiting, pump, read_out, spawn};
 pub use command::{Command, LogLines};
 pub use environment::take_environment;

@@ -25,6 +25,9 @@ const STEADY: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(100);
 /// After a start that failed.
 const START_AGAIN: Duration = Duration::from_secs(5);
+/// How long a connection waits for a server: a switchover takes half a second, an election after a lease has run out more
+/// than any client would wait.
+const HOLD_MS: u64 = 5000;
 /// The socket's name in `PROXY_SOCKET_DIR`: what libpq looks for when it is given the directory.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
 /// No server is here: what HAProxy knows under this name is forgotten first.
@@ -78,6 +81,7 @@ fn write_files(config: &Config) -> Result<(), Error> {
         read_only_port: config.ports.read_only,
         stats_port: config.ports.stats,
         read_write_socket: socket.as_deref(),
+        hold_ms: HOLD_MS,
     };
     for template in [Template::HaproxyCfg, Template::HaproxyHold] {
         let text = render(template, &context)?;
