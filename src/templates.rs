@@ -48,6 +48,8 @@ pub struct PostgresqlConf<'a> {
     /// `POSTGRES_PARAMETERS`; a name that the cluster owns ([`CLUSTER_OWNED`]) is refused by `config` and, should one
     /// get here, overridden by the lines below it.
     pub parameters: &'a BTreeMap<String, String>,
+    /// What must be equal on every member.
+    pub shared: &'a BTreeMap<String, String>,
     /// The upstream's connection string, unquoted; `""` when there is nobody to follow.
     pub primary_conninfo: &'a str,
     /// The slot on the upstream; `""` for none.
@@ -97,6 +99,10 @@ pub const CLUSTER_OWNED: &[&str] = &[
 pub struct PgHba<'a> {
     /// `POSTGRES_HBA`: lines that come first, as they are.
     pub extra: &'a [String],
+    /// The cluster's own lines: they stand for every rule but those that pgherd needs for itself.
+    pub cluster: Option<&'a [String]>,
+    /// The role that pgherd itself logs in as, over the socket.
+    pub superuser: &'a str,
     /// The role that standbys stream as.
     pub replication_user: &'a str,
     /// How clients may connect.
@@ -302,6 +308,8 @@ mod tests {
 
     use super::*;
 
+    static NO_PARAMETERS: BTreeMap<String, String> = BTreeMap::new();
+
     fn server<'a>(parameters: &'a BTreeMap<String, String>, conninfo: &'a str) -> PostgresqlConf<'a> {
         PostgresqlConf {
             data_directory: "/data/pg'data".into(),
@@ -313,6 +321,7 @@ mod tests {
             tls_dir: "/run/pgherd/tls".into(),
             cluster_name: "node-203-0-113-7",
             parameters,
+            shared: &NO_PARAMETERS,
             primary_conninfo: conninfo,
             primary_slot_name: "node_203_0_113_8",
             synchronous_standby_names: r#"ANY 1 ("a","b")"#,
@@ -396,8 +405,14 @@ mod tests {
     fn clients_without_tls_are_let_in_only_when_tls_is_offered() {
         let extra = ["host app app 10.0.0.0/8 reject".to_owned()];
         let hba = |clients| {
-            render(Template::PgHba, &PgHba { extra: &extra, replication_user: "replicator", clients })
-                .unwrap()
+            let context = PgHba {
+                extra: &extra,
+                cluster: None,
+                superuser: "postgres",
+                replication_user: "replicator",
+                clients,
+            };
+            render(Template::PgHba, &context).unwrap()
         };
         let words = |text: &str| -> Vec<String> {
             let rules = text.lines().filter(|l| !l.starts_with('#') && !l.is_empty());
@@ -414,6 +429,25 @@ mod tests {
             assert!(streams < at("host replication all all reject"));
             assert!(at(r#"host all "replicator" all reject"#) < rules.len() - 1);
         }
+    }
+
+    #[test]
+    fn rules_of_the_cluster_cannot_cut_off_what_pgherd_needs_and_are_all_that_there_is_beyond() {
+        let lines = ["host all all all reject".to_owned(), "local all all reject".to_owned()];
+        let context = PgHba {
+            extra: &[],
+            cluster: Some(&lines),
+            superuser: "boss",
+            replication_user: "replicator",
+            clients: Clients::TlsRequired,
+        };
+        let text = render(Template::PgHba, &context).unwrap();
+        let rules: Vec<&str> = text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
+        let at = |start: &str| rules.iter().position(|rule| rule.starts_with(start)).unwrap();
+        assert!(at("local      all          \"boss\"") < at("local all all reject"));
+        assert!(at("hostssl    replication  \"replicator\"") < at("host all all all reject"));
+        assert!(at("hostnossl  all          all") < at("host all all all reject"));
+        assert_eq!(rules.last(), Some(&"local all all reject"));
     }
 
     #[test]

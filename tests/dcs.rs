@@ -167,6 +167,7 @@ fn member(text: &str) -> Member {
         checkpoint_after_promote: None,
         tags: serde_json::Map::new(),
         pending_restart: None,
+        pending_restart_reason: None,
         xlog_location: Some(Lsn(67_109_616)),
         replay_lsn: Some(Lsn(67_109_616)),
         receive_lsn: Some(Lsn(67_109_616)),

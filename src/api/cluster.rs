@@ -57,6 +57,9 @@ fn member(status: &ha::Status, snapshot: &Snapshot, member: &Member) -> Value {
     if member.pending_restart == Some(true) {
         row.insert("pending_restart".into(), true.into());
     }
+    if let Some(reason) = &member.pending_restart_reason {
+        row.insert("pending_restart_reason".into(), reason.clone());
+    }
     if !member.tags.is_empty() {
         row.insert("tags".into(), Value::Object(member.tags.clone()));
     }

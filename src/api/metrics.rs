@@ -211,6 +211,11 @@ fn pgherd_ha(page: &mut Page, facts: &Facts<'_>) {
         "Promotions of this node by the HA loop.",
         ha.map_or(0, |ha| ha.n_promotions),
     );
+    page.gauge(
+        "pgherd_settings_not_used",
+        "Settings of the stored configuration that are not used here, each with its reason on the status page.",
+        ha.map_or(0, |ha| ha.complaints.len()),
+    );
 }
 
 /// What was decided, and what would happen if the primary died now.

@@ -8,6 +8,7 @@ use super::NodeFacts;
 use crate::clock::Moment;
 use crate::dcs::{Initialize, MemberState, Role, Snapshot};
 use crate::ha;
+use crate::ha::publish::pending_restart_reason;
 use crate::postgres::status::{Answer, Control, DataDir, Kind, Standby};
 use crate::types::{Lsn, NodeName, SyncMode, SystemId};
 
@@ -81,6 +82,9 @@ fn insert_cluster(page: &mut Map<String, Value>, status: &ha::Status, now: Momen
     if is_restart_pending(status) {
         page.insert("pending_restart".into(), true.into());
     }
+    if let Some(reason) = status.postgres.sql.as_ref().and_then(pending_restart_reason) {
+        page.insert("pending_restart_reason".into(), reason);
+    }
 }
 
 fn about(scope: &str, name: &NodeName) -> Value {
@@ -93,6 +97,9 @@ fn about_pgherd(status: &ha::Status) -> Value {
     page.insert("version".into(), env!("CARGO_PKG_VERSION").into());
     page.insert("reason".into(), status.reason.clone().into());
     page.insert("position".into(), position(status.position).into());
+    if !status.complaints.is_empty() {
+        page.insert("complaints".into(), status.complaints.clone().into());
+    }
     if let Some(silence) = &status.postgres.silence {
         page.insert("silence".into(), silence.clone().into());
     }
@@ -294,7 +301,11 @@ mod tests {
         let mut status = ha::Status { sync_mode: SyncMode::On, ..status };
         status.snapshot.as_mut().unwrap().leader = None;
         let answer = status.postgres.sql.as_mut().unwrap();
-        answer.pending_restart.push(PendingSetting { name: "max_connections".into() });
+        answer.pending_restart.push(PendingSetting {
+            name: "max_connections".into(),
+            old_value: "100".into(),
+            new_value: "120".into(),
+        });
         let page = member_json(&status, NOW);
         assert_eq!(
             keys(&page),
@@ -312,6 +323,7 @@ mod tests {
                 "dcs_last_seen",
                 "tags",
                 "pending_restart",
+                "pending_restart_reason",
                 "database_system_identifier",
                 "patroni",
                 "pgherd"

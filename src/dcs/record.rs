@@ -121,6 +121,9 @@ pub struct Member {
     /// A setting waits for a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<bool>,
+    /// Which settings, with the values before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_restart_reason: Option<serde_json::Value>,
     /// Primary: the current position. Replica: the further of received and replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xlog_location: Option<Lsn>,

@@ -17,6 +17,7 @@ use crate::types::{Chain, Lsn, NodeName, Timeline};
 
 use super::Error;
 use super::agent::{Agent, Next, Youth};
+use super::configure::Configured;
 use super::jobs;
 use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
@@ -158,6 +159,11 @@ impl<D: Dcs> Agent<D> {
             }
             Action::SetSyncNames(names) => {
                 self.deps.postgres.set_sync_names(&names).await?;
+            }
+            Action::Configure(part) => {
+                self.deps.postgres.configure(part).await?;
+                let stored = self.rules.server.clone().unwrap_or_default();
+                self.memory.configured = Some(Configured { stored, part });
             }
             Action::SetSlots(wanted) => self.deps.postgres.set_slots(&wanted).await?,
             Action::Begin(task) => self.begin(view, task)?,

@@ -21,6 +21,7 @@ use crate::process::{InitLink, Lines};
 use crate::record::{self, Bootstrap};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
+use super::configure::with_settings;
 use super::decide::decide;
 use super::forecast::forecast;
 use super::jobs::{Done, Outcome};
@@ -118,7 +119,7 @@ pub fn spawn<D: Dcs>(
     let agent = Agent {
         trail,
         new_steps,
-        rules: config.rules.clone(),
+        rules: Rules { server: None, ..config.rules.clone() },
         memory: Memory::default(),
         last_snapshot: None,
         silent_since: None,
@@ -232,7 +233,7 @@ impl<D: Dcs> Agent<D> {
             process.borrow_and_update();
             changes.borrow_and_update();
             let view = self.observe(phase).await;
-            let decision = decide(&view);
+            let decision = with_settings(&view, decide(&view));
             self.tell(&view, &decision);
             let Next::Wait(wake) = self.act(&view, decision).await else { return };
             let pause = self.pause(&view, wake);
@@ -332,6 +333,9 @@ impl<D: Dcs> Agent<D> {
         }
         self.deps.store.set_ttl(rules.timing.ttl);
         self.timing.send_replace(rules.timing);
+        if let Some(stored) = &rules.server {
+            self.deps.postgres.intend(stored.clone());
+        }
         self.rules = rules;
     }
 
@@ -391,6 +395,7 @@ impl<D: Dcs> Agent<D> {
             phase: view.phase,
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,
+            complaints: self.complaints.iter().cloned().chain(self.deps.postgres.complaints()).collect(),
         };
         self.outlets.status.send_replace(Some(status));
         self.tell_data(view);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::dcs::{Claim, Initialize, Leader, MemberState, Precondition, Readiness, Role, Snapshot};
+use crate::postgres::settings::Divergence;
 use crate::postgres::status::{Answer, Control, ControlState, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
 use crate::record::Bootstrap;
@@ -436,7 +437,7 @@ fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decisio
             let reason = Reason::Following(source.name.clone());
             start_standby(view, Some(source), reason)
         }
-        Lineage::Unknown | Lineage::Left if view.n_failures(Job::Rewind) >= REWINDS => {
+        Lineage::Unknown | Lineage::Left if copies(view) || view.n_failures(Job::Rewind) >= REWINDS => {
             if view.may_try(Job::Clone) {
                 let reason = Reason::Cloning(source.name.clone());
                 begin(Task::Clone(source), reason)
@@ -450,6 +451,11 @@ fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decisio
         }
         Lineage::Unknown | Lineage::Left => retry_later(view, Job::Rewind),
     }
+}
+
+/// Whether the configuration wants a copy instead of a rewind.
+fn copies(view: &View) -> bool {
+    view.rules.server.as_ref().is_some_and(|server| server.divergence() == Divergence::Copied)
 }
 
 fn compare(view: &View, source: Upstream) -> Decision {

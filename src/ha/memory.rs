@@ -76,6 +76,7 @@ impl Memory {
                 self.answered(view);
             }
             Instance::Down => {
+                self.configured = None;
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);
                 (self.sync_barrier, self.sync_since, self.sync_starved) = (None, None, None);
             }

@@ -2,6 +2,7 @@
 
 mod act;
 pub mod agent;
+pub mod configure;
 pub mod decide;
 pub mod forecast;
 mod jobs;
@@ -75,6 +76,8 @@ pub struct Status {
     pub trail: Trail,
     /// What would happen if the primary died now.
     pub forecast: Forecast,
+    /// What in the stored configuration is not used, and why.
+    pub complaints: Vec<String>,
 }
 
 /// Whether a standby's position can still move.

@@ -78,6 +78,7 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
         checkpoint_after_promote: (view.memory.checkpoint == Checkpoint::Owed).then_some(false),
         tags: view.rules.tags.to_json(),
         pending_restart: None,
+        pending_restart_reason: None,
         xlog_location: None,
         replay_lsn: None,
         receive_lsn: None,
@@ -94,6 +95,7 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
 fn positions(member: &mut Member, answer: &Answer) {
     member.timeline = Some(answer.timeline);
     member.pending_restart = (!answer.pending_restart.is_empty()).then_some(true);
+    member.pending_restart_reason = pending_restart_reason(answer);
     match &answer.kind {
         Kind::Primary { lsn, .. } => member.xlog_location = Some(*lsn),
         Kind::Standby { received, replayed, replication, .. } => {
@@ -103,6 +105,16 @@ fn positions(member: &mut Member, answer: &Answer) {
             member.replication_state = *replication;
         }
     }
+}
+
+/// `{"max_connections":{"old_value":"100","new_value":"120"}}`: what a restart would change.
+pub fn pending_restart_reason(answer: &Answer) -> Option<Value> {
+    let reasons: serde_json::Map<_, _> = answer
+        .pending_restart
+        .iter()
+        .map(|s| (s.name.clone(), json!({ "old_value": s.old_value, "new_value": s.new_value })))
+        .collect();
+    (!reasons.is_empty()).then_some(Value::Object(reasons))
 }
 
 /// What this node tells the others of its data. A volume that remembers a cluster never says "no data".

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::dcs::{Claim, Precondition, Sync};
-use crate::postgres::{StartAs, StopMode, Upstream};
+use crate::postgres::{Part, StartAs, StopMode, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
 
 use super::view::Job;
@@ -63,6 +63,8 @@ pub enum Action {
     Freeze,
     /// Set `synchronous_standby_names`.
     SetSyncNames(String),
+    /// Bring the server to the settings for this part.
+    Configure(Part),
     /// Make the physical slots be these.
     SetSlots(BTreeSet<SlotName>),
     /// Begin a long action; it is shown as `doing` until it ends.

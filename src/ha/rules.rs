@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::postgres::Stored;
 use crate::types::{SyncMode, Timing};
 
 /// What the decisions depend on besides the facts.
@@ -24,6 +25,9 @@ pub struct Rules {
     pub maximum_lag_on_failover: u64,
     /// This node's tags.
     pub tags: Tags,
+    /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster
+    /// begins with.
+    pub server: Option<Stored>,
 }
 
 /// What happens to commits when no standby can confirm them.
@@ -84,7 +88,7 @@ impl Rules {
             "synchronous_mode": sync,
             "synchronous_mode_strict": self.strictness == Strictness::Strict,
             "synchronous_node_count": self.sync_node_count,
-            "postgresql": { "use_pg_rewind": true, "use_slots": true },
+            "postgresql": self.server.clone().unwrap_or_default(),
         })
     }
 
@@ -92,7 +96,7 @@ impl Rules {
     #[must_use]
     pub fn with_config(&self, config: &Value) -> (Self, Vec<String>) {
         let mut complaints = Vec::new();
-        let mut rules = self.clone();
+        let mut rules = Self { server: Some(Stored::of(config)), ..self.clone() };
         let mut number = |key: &str| -> Option<u64> {
             let value = config.get(key)?;
             let read = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok());
@@ -155,6 +159,8 @@ fn flag(value: &Value) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn rules() -> Rules {
@@ -169,6 +175,7 @@ mod tests {
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
             tags: Tags::default(),
+            server: Some(Stored::initial(&BTreeMap::new())),
         }
     }
 
@@ -194,7 +201,7 @@ mod tests {
         assert_eq!(read.timing, rules().timing);
         assert_eq!(complaints.len(), 1);
         let (read, complaints) = rules().with_config(&json!({"ttl": "soon"}));
-        assert_eq!(read, rules());
+        assert_eq!(Rules { server: rules().server, ..read }, rules());
         assert!(complaints.iter().any(|c| c.contains("ttl")), "{complaints:?}");
     }
 }

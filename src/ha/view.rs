@@ -16,6 +16,7 @@ use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
 
 use super::Phase;
+use super::configure::Configured;
 use super::rules::{Failover, Rules};
 
 /// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
@@ -174,6 +175,8 @@ pub struct Memory {
     pub upstream_wal: UpstreamWal,
     /// A standby that cannot connect: since when.
     pub not_streaming: Option<Moment>,
+    /// What the running server was last brought to.
+    pub configured: Option<Configured>,
 }
 
 /// Whether the display name is held by this node: two nodes of one name would take each other's leader key for theirs.

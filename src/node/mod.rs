@@ -30,7 +30,7 @@ use crate::ha::publish::{self, Addresses};
 use crate::ha::rules::Rules;
 use crate::ha::{self, agent};
 use crate::peer::DataFacts;
-use crate::postgres::{ClientTls, Postgres};
+use crate::postgres::{ClientTls, Postgres, Stored};
 use crate::process::{self, InitLink, RunAs, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec};
@@ -437,6 +437,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         sync_node_count: ha.sync_node_count,
         maximum_lag_on_failover: ha.maximum_lag_on_failover,
         tags: ha.tags,
+        server: Some(Stored::initial(&config.database.parameters)),
     }
 }
 

@@ -14,8 +14,9 @@ use tracing::{info, warn};
 use super::launch::{
     UNSTARTED_COPY, has_backup_label, ignoring, remove_signal_files, require_cluster, stale_pid, sync_dir,
 };
+use super::settings::Part;
 use super::status::ControlState;
-use super::{Error, Shared, Upstream, conf, control};
+use super::{Error, Shared, Upstream, conf, configure, control};
 use crate::clock;
 use crate::process::{self, Command, Mode};
 use crate::supervisor::UnitState;
@@ -201,7 +202,8 @@ pub(super) fn require_down(shared: &Shared) -> Result<(), Error> {
 pub(super) async fn rewind(shared: &Shared, upstream: &Upstream) -> Result<(), Error> {
     require_down(shared)?;
     let found = require_cluster(shared).await?;
-    conf::write_all(shared, conf::Settings::default()).await?;
+    let effective = configure::for_start(shared, Part::Primary).await?;
+    conf::write_all(shared, conf::Settings::default(), &effective).await?;
     match found.state {
         ControlState::ShutDown | ControlState::ShutDownInRecovery => {}
         ControlState::StartingUp

@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
+use super::settings::{self, Access, Effective, Slots};
 use super::{ClientTls, Config, Error, Shared, Upstream, lock};
 use crate::process::{self, Mode};
 use crate::templates::{self, Clients, PgHba, PostgresqlConf, Template};
@@ -29,7 +30,8 @@ pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) ->
         settings.clone()
     };
     let config = shared.config.clone();
-    let changed = off_thread(move || write_postgresql_conf(&config, &settings)).await?;
+    let effective = lock(&shared.configuration).in_files();
+    let changed = off_thread(move || write_postgresql_conf(&config, &settings, &effective)).await?;
     if changed {
         shared.unit.signal(Signal::SIGHUP);
     }
@@ -37,17 +39,19 @@ pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) ->
 }
 
 /// Writes everything that a start needs.
-pub(super) async fn write_all(shared: &Shared, settings: Settings) -> Result<(), Error> {
+pub(super) async fn write_all(
+    shared: &Shared,
+    settings: Settings,
+    effective: &Effective,
+) -> Result<(), Error> {
     lock(&shared.settings).clone_from(&settings);
     let config = shared.config.clone();
+    let effective = effective.clone();
     off_thread(move || {
         process::make_private_dir(&config.run_dir, &config.run_as)
             .map_err(|source| Error::Write { path: config.run_dir.clone(), source })?;
         write_passfile(&config)?;
-        write_pg_hba(&config)?;
-        keep_or_make_ident(&config)?;
-        clean_auto_conf(&config)?;
-        write_postgresql_conf(&config, &settings)
+        write_settings(&config, &settings, &effective)
     })
     .await
     .map(|_changed| ())
@@ -61,10 +65,35 @@ pub(super) async fn off_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(lost)?
 }
 
-fn write_postgresql_conf(config: &Config, settings: &Settings) -> Result<bool, Error> {
+/// Writes the three files; whether any of them has changed.
+pub(super) fn write_settings(
+    config: &Config,
+    settings: &Settings,
+    effective: &Effective,
+) -> Result<bool, Error> {
+    let hba = write(config, &config.data_dir.join("pg_hba.conf"), &pg_hba(config, effective)?)?;
+    let ident = write_ident(config, &effective.ident)?;
+    let server = write_postgresql_conf(config, settings, effective)?;
+    Ok(hba || ident || server)
+}
+
+fn write_postgresql_conf(config: &Config, settings: &Settings, effective: &Effective) -> Result<bool, Error> {
+    let text = postgresql_conf(config, settings, effective)?;
+    write(config, &config.data_dir.join("postgresql.conf"), &text)
+}
+
+/// The text of postgresql.conf.
+pub(super) fn postgresql_conf(
+    config: &Config,
+    settings: &Settings,
+    effective: &Effective,
+) -> Result<String, Error> {
     let primary_conninfo =
         settings.upstream.as_ref().map_or_else(String::new, |u| conninfo(config, u, config.name.as_str()));
-    let slot = settings.upstream.as_ref().map_or_else(String::new, |_| config.name.slot_name().0);
+    let slot = match settings.upstream {
+        Some(_) if effective.slots == Slots::Used => config.name.slot_name().0,
+        Some(_) | None => String::new(),
+    };
     let context = PostgresqlConf {
         data_directory: &config.data_dir,
         hba_file: &config.data_dir.join("pg_hba.conf"),
@@ -74,42 +103,59 @@ fn write_postgresql_conf(config: &Config, settings: &Settings) -> Result<bool, E
         socket_directory: &config.run_dir,
         tls_dir: &config.tls_dir,
         cluster_name: config.name.as_str(),
-        parameters: &config.parameters,
+        parameters: &effective.parameters,
+        shared: &effective.shared,
         primary_conninfo: &primary_conninfo,
         primary_slot_name: &slot,
         synchronous_standby_names: &settings.sync_names,
     };
-    let text = templates::render(Template::PostgresqlConf, &context)
-        .map_err(|source| Error::Render { file: "postgresql.conf", source })?;
-    write(config, &config.data_dir.join("postgresql.conf"), &text)
+    templates::render(Template::PostgresqlConf, &context)
+        .map_err(|source| Error::Render { file: "postgresql.conf", source })
 }
 
-fn write_pg_hba(config: &Config) -> Result<bool, Error> {
+/// The text of pg_hba.conf.
+pub(super) fn pg_hba(config: &Config, effective: &Effective) -> Result<String, Error> {
+    let (extra, cluster) = match &effective.hba {
+        Access::Node(lines) => (lines.as_slice(), None),
+        Access::Cluster(lines) => (&[][..], Some(lines.as_slice())),
+    };
     let context = PgHba {
-        extra: &config.hba,
+        extra,
+        cluster,
+        superuser: &config.superuser,
         replication_user: &config.replication_user,
         clients: match config.tls_required {
             ClientTls::Offered => Clients::TlsOffered,
             ClientTls::Required => Clients::TlsRequired,
         },
     };
-    let text = templates::render(Template::PgHba, &context)
-        .map_err(|source| Error::Render { file: "pg_hba.conf", source })?;
-    write(config, &config.data_dir.join("pg_hba.conf"), &text)
+    templates::render(Template::PgHba, &context)
+        .map_err(|source| Error::Render { file: "pg_hba.conf", source })
 }
 
-/// A copy of a server that keeps its configuration elsewhere brings no pg_ident.conf, and a missing one is an error.
-fn keep_or_make_ident(config: &Config) -> Result<bool, Error> {
+/// Begins a pg_ident.conf that we wrote.
+const IDENT_HEADER: &str = "# system user name map, written by pgherd\n";
+
+/// What the cluster asks for, else what is there. A copy of a server that keeps its configuration elsewhere brings no
+/// pg_ident.conf, and a missing one is an error.
+fn write_ident(config: &Config, lines: &[String]) -> Result<bool, Error> {
     let path = config.data_dir.join("pg_ident.conf");
-    if path.exists() { Ok(false) } else { write(config, &path, "# system user name map\n") }
+    let ours = |text: String| text.starts_with(IDENT_HEADER);
+    let foreign = path.exists() && !std::fs::read_to_string(&path).is_ok_and(ours);
+    if lines.is_empty() && foreign {
+        return Ok(false);
+    }
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    write(config, &path, &format!("{IDENT_HEADER}{text}"))
 }
 
-/// What ALTER SYSTEM has set of the cluster's own settings must not win over postgresql.conf.
-fn clean_auto_conf(config: &Config) -> Result<bool, Error> {
+/// What ALTER SYSTEM has set of the cluster's own settings must not win over postgresql.conf, and what the server refuses
+/// must not keep it from starting.
+pub(super) fn clean_auto_conf(config: &Config, refused: &[String]) -> Result<bool, Error> {
     let path = config.data_dir.join("postgresql.auto.conf");
     match std::fs::read_to_string(&path) {
         Ok(text) => {
-            let kept = without_owned_settings(&text);
+            let kept = without_owned_settings(&text, refused);
             if kept == text { Ok(false) } else { write(config, &path, &kept) }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -117,10 +163,11 @@ fn clean_auto_conf(config: &Config) -> Result<bool, Error> {
     }
 }
 
-fn without_owned_settings(text: &str) -> String {
+fn without_owned_settings(text: &str, refused: &[String]) -> String {
     let owned = |line: &&str| {
         let name = line.split(['=', ' ', '\t']).find(|w| !w.is_empty()).unwrap_or("").to_lowercase();
-        templates::CLUSTER_OWNED.contains(&name.trim())
+        let name = name.trim();
+        settings::is_fixed(name) || refused.iter().any(|refused| refused == name)
     };
     text.split_inclusive('\n').filter(|line| !owned(line)).collect()
 }
@@ -256,7 +303,8 @@ mod tests {
 
     #[test]
     fn settings_that_the_cluster_owns_leave_auto_conf() {
-        let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_conninfo = 'host=evil'\n  port=1\nport_x = 2\n";
-        assert_eq!(without_owned_settings(text), "# Do not edit\nwork_mem = '8MB'\nport_x = 2\n");
+        let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_conninfo = 'host=evil'\n  port=1\nport_x = 2\nmax_connections=5\n";
+        assert_eq!(without_owned_settings(text, &[]), "# Do not edit\nwork_mem = '8MB'\nport_x = 2\n");
+        assert_eq!(without_owned_settings(text, &["work_mem".to_owned()]), "# Do not edit\nport_x = 2\n");
     }
 }

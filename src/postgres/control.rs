@@ -3,13 +3,14 @@
 //! pg_controldata is run rather than the control file read, because the layout of the file differs between versions;
 //! its output is kept until the file changes, so that a node that waits costs nothing.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use camino::Utf8Path;
 
 use super::status::{Control, ControlState, DataDir};
-use super::{Error, Shared, lock};
+use super::{Error, Shared, lock, settings};
 use crate::process::{self, Command};
 use crate::types::{Lsn, Timeline};
 
@@ -129,21 +130,33 @@ fn parse_version(text: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
+/// What a standby must have no less of than the server whose WAL it replays.
+pub(super) async fn floors(shared: &Shared) -> Result<BTreeMap<String, u32>, Error> {
+    let text = output(shared, &shared.config.data_dir).await?;
+    let floor = |(name, label): &(&str, &'static str)| Some(((*name).to_owned(), value(&text, label).ok()?));
+    Ok(settings::FLOORS.iter().filter_map(floor).collect())
+}
+
 /// Runs pg_controldata on a directory.
 pub(super) async fn read(shared: &Shared, data_dir: &Utf8Path) -> Result<Control, Error> {
+    let text = output(shared, data_dir).await?;
+    parse(&text).map_err(|label| Error::Unparsable { what: "pg_controldata", text: label.to_owned() })
+}
+
+async fn output(shared: &Shared, data_dir: &Utf8Path) -> Result<String, Error> {
     let command = Command::new("pg_controldata", shared.config.bin_dir.join("pg_controldata"))
         .arg(data_dir.as_str())
         .env("LC_ALL", "C")
         .run_as(&shared.config.run_as)
         .quiet();
     let output = run(&command, "pg_controldata", CONTROL_LIMIT).await?;
-    let unparsable = |text: &str| Error::Unparsable { what: "pg_controldata", text: text.to_owned() };
     // A wrong checksum is only a warning to pg_controldata (on either stream, by version), and everything it then
     // prints may be garbage.
     if output.stdout.contains("CRC") || output.stderr.contains("CRC") {
-        return Err(unparsable("the checksum of the control file is wrong"));
+        let text = "the checksum of the control file is wrong".to_owned();
+        return Err(Error::Unparsable { what: "pg_controldata", text });
     }
-    parse(&output.stdout).map_err(unparsable)
+    Ok(output.stdout)
 }
 
 /// Runs a tool that must succeed.

@@ -10,8 +10,9 @@ use camino::Utf8Path;
 use nix::sys::signal::Signal;
 
 use super::conf::{self, Settings};
+use super::settings::Part;
 use super::status::DataDir;
-use super::{Config, Error, Shared, StartAs, control};
+use super::{Config, Error, Shared, StartAs, configure, control};
 use crate::process::Command;
 
 /// Why a directory with a `backup_label` is not used as one that has been a primary.
@@ -34,13 +35,20 @@ pub(super) async fn start(shared: &Shared, how: &StartAs, sync_names: &str) -> R
         StartAs::Primary => None,
         StartAs::Standby(upstream) => upstream.clone(),
     };
-    conf::write_all(shared, Settings { upstream, sync_names: sync_names.to_owned() }).await?;
+    let part = match how {
+        StartAs::Primary => Part::Primary,
+        StartAs::Standby(_) => Part::Replica,
+    };
+    let effective = configure::for_start(shared, part).await?;
+    conf::write_all(shared, Settings { upstream, sync_names: sync_names.to_owned() }, &effective).await?;
     shared.link.close();
-    let command = ignoring(stale, server(shared)).death_signal(Signal::SIGQUIT);
+    let fixed =
+        effective.command_line().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+    let command = ignoring(stale, server(shared).args(fixed)).death_signal(Signal::SIGQUIT);
     shared.unit.start(command).await.map(|_pid| ()).map_err(|source| Error::Start { source })
 }
 
-/// The postmaster's command line; everything else stands in postgresql.conf.
+/// The server's command line; a start adds what must be equal on every member, and everything stands in postgresql.conf.
 pub(super) fn server(shared: &Shared) -> Command {
     let config = &shared.config;
     Command::new("postgres", config.bin_dir.join("postgres"))

@@ -14,8 +14,11 @@
 mod bootstrap;
 mod clone;
 mod conf;
+mod configure;
 mod control;
+mod hba;
 mod launch;
+pub mod settings;
 mod sql;
 pub mod status;
 
@@ -33,6 +36,7 @@ use crate::process::{Exit, RunAs};
 use crate::supervisor::{Rung, Unit, UnitState};
 use crate::types::{Lsn, NodeId, NodeName, SlotName, SystemId, Timeline, TimelineHistory};
 
+pub use settings::{Part, Stored};
 pub use status::{Answer, Control, ControlState, DataDir, Kind, PendingSetting, Slot, Standby, Status};
 
 /// How long an immediate shutdown may take before SIGKILL: measured 57 ms; 5 s with a stopped backend, which is what
@@ -155,8 +159,10 @@ struct Shared {
     unit: Unit,
     /// The one persistent SQL connection.
     link: sql::Link,
-    /// What `postgresql.conf` says beyond the configuration.
+    /// Whom to follow and who confirms commits: what the HA core sets.
     settings: Mutex<conf::Settings>,
+    /// Everything else that the server is told.
+    configuration: Mutex<configure::Configuration>,
     /// The last reading of the control file.
     control: Mutex<control::Cache>,
     /// The highest timeline that this postmaster's walreceiver has reported.
@@ -174,6 +180,7 @@ impl Postgres {
         let shared = Shared {
             link: sql::Link::default(),
             settings: Mutex::default(),
+            configuration: Mutex::default(),
             control: Mutex::default(),
             streamed: Mutex::default(),
             config,
@@ -273,6 +280,25 @@ impl Postgres {
     pub async fn set_sync_names(&self, names: &str) -> Result<(), Error> {
         conf::change(&self.shared, |settings| names.clone_into(&mut settings.sync_names)).await?;
         sql::wait_for_sync_names(&self.shared, names).await
+    }
+
+    /// Takes what the store says of PostgreSQL for the next start and for the next [`Postgres::configure`].
+    pub fn intend(&self, stored: Stored) {
+        lock(&self.shared.configuration).intend(stored);
+    }
+
+    /// Brings the running server to the settings that are wanted for this part: writes what has changed, and reloads then.
+    /// A setting that the server refuses is left out and said in [`Postgres::complaints`].
+    ///
+    /// # Errors
+    /// A file cannot be written, or the server does not say what it makes of `pg_hba.conf`.
+    pub async fn configure(&self, part: Part) -> Result<(), Error> {
+        configure::apply(&self.shared, part).await
+    }
+
+    /// Which settings are not used, and why.
+    pub fn complaints(&self) -> Vec<String> {
+        lock(&self.shared.configuration).complaints()
     }
 
     /// Makes the physical slots be exactly these. Active, temporary and logical slots stay; a wanted slot that has

@@ -15,7 +15,7 @@ use tokio_postgres::{Client, NoTls, Row, Statement};
 use tracing::debug;
 
 use super::status::{Answer, Kind, PendingSetting, Slot, Standby};
-use super::{Config, Error, Shared, conf, lock};
+use super::{Config, Error, Shared, conf, lock, settings};
 use crate::dcs::ReplicationState;
 use crate::types::{Lsn, NodeName, SlotName, Timeline};
 
@@ -200,7 +200,11 @@ SELECT json_build_object(
   'slots', (SELECT json_agg(json_build_object('name', slot_name, 'physical', slot_type = 'physical',
                                               'active', active, 'restart_lsn', restart_lsn))
               FROM pg_replication_slots WHERE NOT temporary),
-  'pending_restart', (SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart),
+  'pending_restart', (SELECT json_agg(json_build_object('name', s.name, 'old_value', current_setting(s.name),
+                        'new_value', coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name
+                                                ORDER BY f.seqno DESC LIMIT 1), s.boot_val, '')) ORDER BY s.name)
+                        FROM pg_settings s WHERE s.pending_restart),
+  'shared', (SELECT json_object_agg(n, current_setting(n)) FROM unnest($1::text[]) n),
   'standbys', (SELECT json_agg(json_build_object('name', application_name, 'user', usename,
                  'client', host(client_addr), 'state', state, 'sync_state', sync_state,
                  'sync_priority', sync_priority, 'sent', sent_lsn, 'flushed', flush_lsn, 'replayed', replay_lsn)
@@ -212,13 +216,31 @@ SELECT json_build_object(
 pub(super) async fn observe(shared: &Shared, patience: Duration) -> Result<Answer, Error> {
     let what = "ask for the status";
     let text = with_session(shared, patience, what, async |session: Arc<Session>| {
-        let row = session.client.query_one(&session.observe, &[]).await;
+        let shared_names = settings::command_line_names();
+        let row = session.client.query_one(&session.observe, &[&shared_names]).await;
         row.and_then(|row| row.try_get::<_, String>(0)).map_err(|source| Error::Sql { what, source })
     })
     .await?;
-    let raw: RawAnswer = serde_json::from_str(&text)
+    let mut raw: RawAnswer = serde_json::from_str(&text)
         .map_err(|e| Error::Unparsable { what: "the status", text: e.to_string() })?;
+    // The server does not count what stands on its command line.
+    let differences = lock(&shared.configuration).differences(&raw.shared);
+    let more =
+        differences.into_iter().map(|(name, old_value, new_value)| RawSetting { name, old_value, new_value });
+    raw.pending_restart.get_or_insert_default().extend(more);
     Ok(raw.into())
+}
+
+/// The lines of pg_hba.conf, as it now stands on disk, that the server could not read, and why.
+pub(super) async fn unreadable_rules(shared: &Shared) -> Result<Vec<(i32, String)>, Error> {
+    let what = "check pg_hba.conf";
+    let sql = "SELECT line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL";
+    with_session(shared, STATEMENT_LIMIT, what, async |session: Arc<Session>| {
+        let rows = session.query(what, sql, &[]).await?;
+        let pair = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?));
+        rows.iter().map(pair).collect::<Result<_, _>>().map_err(|source| Error::Sql { what, source })
+    })
+    .await
 }
 
 /// The document of [`OBSERVE`].
@@ -241,7 +263,8 @@ struct RawAnswer {
     conninfo: String,
     sync_names: String,
     slots: Option<Vec<RawSlot>>,
-    pending_restart: Option<Vec<String>>,
+    pending_restart: Option<Vec<RawSetting>>,
+    shared: BTreeMap<String, String>,
     standbys: Option<Vec<RawStandby>>,
 }
 
@@ -253,6 +276,13 @@ struct RawSlot {
     active: bool,
     #[serde(deserialize_with = "lsn")]
     restart_lsn: Option<Lsn>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawSetting {
+    name: String,
+    old_value: String,
+    new_value: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -286,7 +316,7 @@ impl From<RawAnswer> for Answer {
             timeline: Timeline(raw.timeline),
             sync_names: raw.sync_names.clone(),
             slots: raw.slots.iter().flatten().map(Slot::from).collect(),
-            pending_restart: pending.into_iter().flatten().map(|name| PendingSetting { name }).collect(),
+            pending_restart: pending.into_iter().flatten().map(PendingSetting::from).collect(),
             kind: raw.kind(),
         }
     }
@@ -312,6 +342,12 @@ impl RawAnswer {
                 upstream_host: conf::value_of(&self.conninfo, "host"),
             },
         }
+    }
+}
+
+impl From<RawSetting> for PendingSetting {
+    fn from(raw: RawSetting) -> Self {
+        Self { name: raw.name, old_value: raw.old_value, new_value: raw.new_value }
     }
 }
 

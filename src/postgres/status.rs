@@ -121,6 +121,10 @@ pub struct Slot {
 pub struct PendingSetting {
     /// Its name.
     pub name: String,
+    /// What is in force.
+    pub old_value: String,
+    /// What will be.
+    pub new_value: String,
 }
 
 /// Which side of replication it is on.

@@ -7,6 +7,7 @@ mod proxy;
 mod scene;
 
 mod bootstrapping;
+mod configuring;
 mod fencing;
 mod following;
 mod forecasting;

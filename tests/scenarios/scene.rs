@@ -77,6 +77,7 @@ impl Scene {
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
             tags: Tags::default(),
+            server: None,
         };
         let view = View {
             now: NOW,
@@ -350,6 +351,7 @@ fn member(name: &str, role: Role) -> Member {
         checkpoint_after_promote: None,
         tags: serde_json::Map::new(),
         pending_restart: None,
+        pending_restart_reason: None,
         xlog_location: Some(POSITION),
         replay_lsn: None,
         receive_lsn: None,

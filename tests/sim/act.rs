@@ -128,6 +128,8 @@ impl World {
                 self.nodes[n].pg.slots = wanted.into_iter().collect();
                 self.local(n, LocalOp::Slots, 1_000, 10_000);
             }
+            // Settings are the real server's business.
+            Action::Configure(_part) => self.act(n),
             Action::Begin(task) => {
                 self.begin(n, task);
                 self.act(n);

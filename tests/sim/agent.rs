@@ -133,6 +133,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
         tags: Tags { failover: Failover::Allowed },
+        server: None,
     }
 }
 
