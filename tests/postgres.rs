@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use pgherd::clock;
 use pgherd::dcs::ReplicationState;
 use pgherd::postgres::{
-    Answer, ClientTls, Config, ControlState, DataDir, Error, Kind, Postgres, StartAs, Status, StopMode,
-    Upstream,
+    Answer, ClientTls, Config, ControlState, DataDir, Error, Kind, Part, Postgres, StartAs, Status, StopMode,
+    Stored, Upstream,
 };
 use pgherd::process::{self, InitLink, Mode, RunAs};
 use pgherd::supervisor::{Restart, Unit, UnitSpec, UnitState};
@@ -114,7 +114,7 @@ impl Node {
             let status = self.status().await;
             match &status.sql {
                 Some(answer) if ready(answer) => return answer.clone(),
-                _ => assert!(clock::now() < deadline, "{what}: {status:#?}"),
+                _ => assert!(clock::now() < deadline, "{what}: {} {status:#?}", self.pg.last_words()),
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -135,6 +135,25 @@ impl Node {
     async fn start_standby_of(&self, upstream: &Self) -> Answer {
         self.pg.start(&StartAs::Standby(Some(upstream.upstream())), "").await.unwrap();
         self.until("streaming", is_streaming).await
+    }
+
+    /// Waits until a session sees this value; what it sees.
+    async fn until_shows(&self, name: &str, value: &str) -> String {
+        let deadline = clock::now() + DEADLINE;
+        loop {
+            let shown = self.ask(&format!("SHOW {name}")).await;
+            if shown == value || clock::now() > deadline {
+                return shown;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until no process of it is left.
+    async fn until_down(&self) {
+        let down = |state: &UnitState| matches!(state, UnitState::Down { .. });
+        let mut process = self.pg.process();
+        tokio::time::timeout(DEADLINE, process.wait_for(down)).await.unwrap().unwrap();
     }
 
     /// One value, by an ordinary client over TCP.
@@ -336,20 +355,102 @@ async fn settings_and_slots_follow_what_is_asked() {
     assert_eq!((lsn_of(&answer, "n2"), lsn_of(&answer, "n3")), (target, old));
 
     assert!(answer.pending_restart.is_empty());
+    node.ask("ALTER SYSTEM SET shared_buffers = '17MB'").await;
     node.ask("ALTER SYSTEM SET max_connections = 77").await;
     node.ask("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
     node.ask("SELECT pg_reload_conf()").await;
     let answer = node.until("pending", |answer| !answer.pending_restart.is_empty()).await;
-    assert_eq!(answer.pending_restart[0].name, "max_connections");
-    assert!(
-        matches!(node.pg.set_sync_names("").await, Err(Error::TimedOut { .. })),
-        "overruled, and we notice"
-    );
+    assert_eq!(pending(&answer), [("shared_buffers", "16MB", "17MB")]);
+    node.pg.set_sync_names("").await.unwrap();
+    assert_eq!(node.ask("SHOW synchronous_standby_names").await, "", "what the cluster owns is taken back");
     node.pg.stop(FAST).await.unwrap();
     node.start_primary().await;
     let answer = node.until("primary", is_primary).await;
     assert_eq!((answer.sync_names.as_str(), answer.pending_restart.len()), ("", 0));
-    assert_eq!(node.ask("SHOW max_connections").await, "77", "what the cluster does not own stays");
+    assert_eq!(node.ask("SHOW shared_buffers").await, "17MB", "what the cluster does not own stays");
+    assert_eq!(node.ask("SHOW max_connections").await, "100", "what must be equal on every member does not");
+}
+
+fn pending(answer: &Answer) -> Vec<(&str, &str, &str)> {
+    answer
+        .pending_restart
+        .iter()
+        .map(|s| (s.name.as_str(), s.old_value.as_str(), s.new_value.as_str()))
+        .collect()
+}
+
+fn stored(section: serde_json::Value) -> Stored {
+    Stored::of(&serde_json::json!({ "postgresql": section }))
+}
+
+#[tokio::test]
+async fn settings_of_the_store_are_checked_reloaded_and_wait_for_a_restart_by_name() {
+    let node = Node::new("e-1", 12);
+    node.bootstrap().await;
+    node.pg.configure(Part::Primary).await.unwrap();
+    assert_eq!(node.pg.complaints(), [""; 0]);
+
+    // What can be used is; what the server refuses is named; what needs a restart waits for it.
+    node.pg.intend(stored(serde_json::json!({
+        "parameters": {"work_mem": "9MB", "max_connections": 120, "no_such": 1, "maintenance_work_mem": "lots",
+            "shared_buffers": "20MB", "archive_command": "touch /tmp/x", "my.own": "kept"},
+        "parameters_primary": {"work_mem": "11MB"},
+        "pg_hba": ["host all all 127.0.0.0/8 scram-sha-256", "hostssl all all 127.0.0.0/8 cert clientcert=magic"],
+    })));
+    node.pg.configure(Part::Primary).await.unwrap();
+    let answer = node.until("pending", |answer| !answer.pending_restart.is_empty()).await;
+    // POSTGRES_PARAMETERS of this node (shared_buffers) wins over the store.
+    assert_eq!(pending(&answer), [("max_connections", "100", "120")]);
+    assert_eq!(node.until_shows("work_mem", "11MB").await, "11MB");
+    assert_eq!(node.ask("SHOW my.own").await, "kept");
+    let complaints = node.pg.complaints();
+    for word in ["no_such", "maintenance_work_mem", "shared_buffers", "archive_command", "magic"] {
+        assert!(complaints.iter().any(|c| c.contains(word)), "{word}: {complaints:?}");
+    }
+    assert_eq!(complaints.len(), 5, "{complaints:#?}");
+    assert_eq!(node.ask("SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL").await, "0");
+
+    node.pg.stop(FAST).await.unwrap();
+    node.start_primary().await;
+    assert_eq!(node.ask("SHOW max_connections").await, "120");
+    assert_eq!(node.until("primary", is_primary).await.pending_restart, []);
+}
+
+#[tokio::test]
+async fn settings_that_the_server_cannot_start_with_give_way_to_those_before() {
+    let node = Node::new("e-2", 13);
+    node.bootstrap().await;
+    node.pg.configure(Part::Primary).await.unwrap();
+    node.pg.stop(FAST).await.unwrap();
+    // It passes every check but the start: there is no such library.
+    node.pg
+        .intend(stored(serde_json::json!({"parameters": {"shared_preload_libraries": "no_such_library"}})));
+    node.pg.start(&StartAs::Primary, "").await.unwrap();
+    node.until_down().await;
+    node.start_primary().await;
+    assert_eq!(node.ask("SHOW shared_preload_libraries").await, "");
+    assert!(!node.pg.complaints().is_empty());
+    // And it is not tried again until it is another one.
+    node.pg.configure(Part::Primary).await.unwrap();
+    node.pg.stop(FAST).await.unwrap();
+    node.start_primary().await;
+    node.pg.intend(stored(serde_json::json!({"parameters": {"max_connections": 50}})));
+    node.pg.configure(Part::Primary).await.unwrap();
+    assert_eq!(node.pg.complaints(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_standby_starts_with_no_less_than_its_primary_and_says_that_it_waits() {
+    let (a, b) = (Node::new("e-3", 14), Node::new("e-4", 15));
+    a.pg.intend(stored(serde_json::json!({"parameters": {"max_connections": 150}})));
+    a.bootstrap().await;
+    a.pg.set_slots(&BTreeSet::from([b.config.name.slot_name()])).await.unwrap();
+    b.pg.clone_from(&a.upstream()).await.unwrap();
+    b.pg.intend(stored(serde_json::json!({"parameters": {"max_connections": 60}})));
+    let answer = b.start_standby_of(&a).await;
+    assert_eq!(pending(&answer), [("max_connections", "150", "60")]);
+    b.pg.configure(Part::Replica).await.unwrap();
+    assert_eq!(pending(&b.until("streaming", is_streaming).await), [("max_connections", "150", "60")]);
 }
 
 #[tokio::test]

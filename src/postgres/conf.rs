@@ -31,7 +31,11 @@ pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) ->
     };
     let config = shared.config.clone();
     let effective = lock(&shared.configuration).in_files();
-    let changed = off_thread(move || write_postgresql_conf(&config, &settings, &effective)).await?;
+    let changed = off_thread(move || {
+        let cleaned = clean_auto_conf(&config, &[])?;
+        Ok(write_postgresql_conf(&config, &settings, &effective)? || cleaned)
+    })
+    .await?;
     if changed {
         shared.unit.signal(Signal::SIGHUP);
     }

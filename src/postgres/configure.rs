@@ -44,6 +44,8 @@ pub(super) struct Configuration {
     proven: Option<Effective>,
     /// With what it has not.
     failed: Vec<Effective>,
+    /// Rules of pg_hba.conf that the server cannot read: a start over one of them fails.
+    unreadable: BTreeSet<String>,
     /// What is not used, and why.
     complaints: Vec<String>,
 }
@@ -85,6 +87,14 @@ impl Configuration {
         wanted.filter_map(differs).collect()
     }
 
+    /// The server has answered: that proves what it was started with.
+    pub(super) fn prove(&mut self) {
+        if let Some(attempted) = self.attempted.take() {
+            self.failed.retain(|failed| *failed != attempted);
+            self.proven = Some(attempted);
+        }
+    }
+
     /// An attempt that never answered has failed, unless the server has come up with the same settings before.
     fn note_failure(&mut self) {
         let Some(attempted) = self.attempted.take() else { return };
@@ -94,6 +104,14 @@ impl Configuration {
         self.failed.push(attempted);
         if self.failed.len() > REMEMBERED {
             self.failed.remove(0);
+        }
+    }
+
+    fn leave_out_unreadable(&self, effective: &mut Effective) {
+        match &mut effective.hba {
+            Access::Node(lines) | Access::Cluster(lines) => {
+                lines.retain(|line| !self.unreadable.contains(line));
+            }
         }
     }
 
@@ -113,13 +131,12 @@ fn local(config: &Config) -> Local<'_> {
 pub(super) async fn for_start(shared: &Shared, part: Part) -> Result<Effective, Error> {
     recall(shared).await?;
     let (chosen, mut complaints) = choose(shared, part);
+    keep(shared).await?;
     let refusal = refused(shared, &Settings::default(), &chosen).await;
     complaints.extend(refusal.complaints);
-    let floors = match part {
-        Part::Primary => BTreeMap::new(),
-        Part::Replica | Part::StandbyLeader => control::floors(shared).await?,
-    };
-    let in_files = chosen.clone().without(&refusal.names).raised(&floors);
+    let floors = control::floors(shared, part).await?;
+    let mut in_files = chosen.without(&refusal.names).raised(&floors);
+    lock(&shared.configuration).leave_out_unreadable(&mut in_files);
     conf::off_thread({
         let config = shared.config.clone();
         let names = refusal.names;
@@ -160,9 +177,8 @@ fn choose(shared: &Shared, part: Part) -> (Effective, Vec<String>) {
     (chosen, complaints)
 }
 
-/// Brings a running server to what is wanted. That it runs proves what it was started with.
+/// Brings a running server to what is wanted.
 pub(super) async fn apply(shared: &Shared, part: Part) -> Result<(), Error> {
-    prove(shared);
     keep(shared).await?;
     let (wanted, mut complaints, kept_back) = {
         let known = lock(&shared.configuration);
@@ -178,10 +194,13 @@ pub(super) async fn apply(shared: &Shared, part: Part) -> Result<(), Error> {
     let refusal = refused(shared, &current, &wanted).await;
     complaints.extend(refusal.complaints);
     let mut in_files = wanted.clone().without(&refusal.names);
+    // What could not be read before is judged anew: the server may be another version.
+    lock(&shared.configuration).unreadable.clear();
     let mut changed = write_files(shared, &in_files).await?;
     let unreadable = sql::unreadable_rules(shared).await?;
     if !unreadable.is_empty() {
-        complaints.extend(drop_rules(shared, &mut in_files, &unreadable));
+        complaints.extend(note_unreadable(shared, &in_files, &unreadable));
+        lock(&shared.configuration).leave_out_unreadable(&mut in_files);
         changed |= write_files(shared, &in_files).await?;
     }
     {
@@ -197,31 +216,25 @@ pub(super) async fn apply(shared: &Shared, part: Part) -> Result<(), Error> {
     Ok(())
 }
 
-fn prove(shared: &Shared) {
-    let mut known = lock(&shared.configuration);
-    if let Some(attempted) = known.attempted.take() {
-        known.failed.retain(|failed| *failed != attempted);
-        known.proven = Some(attempted);
-    }
-}
-
 async fn write_files(shared: &Shared, effective: &Effective) -> Result<bool, Error> {
     let config = shared.config.clone();
     let current = lock(&shared.settings).clone();
     let effective = effective.clone();
-    conf::off_thread(move || conf::write_settings(&config, &current, &effective)).await
+    conf::off_thread(move || {
+        let cleaned = conf::clean_auto_conf(&config, &[])?;
+        Ok(conf::write_settings(&config, &current, &effective)? || cleaned)
+    })
+    .await
 }
 
-/// The rules behind the line numbers that the server cannot read.
-fn drop_rules(shared: &Shared, effective: &mut Effective, unreadable: &[(i32, String)]) -> Vec<String> {
+/// Remembers the rules behind the line numbers that the server cannot read.
+fn note_unreadable(shared: &Shared, effective: &Effective, unreadable: &[(i32, String)]) -> Vec<String> {
     let text = conf::pg_hba(&shared.config, effective).unwrap_or_default();
     let line = |number: i32| text.lines().nth(usize::try_from(number).ok()?.checked_sub(1)?);
     let found: Vec<(&str, &String)> =
         unreadable.iter().filter_map(|(number, why)| Some((line(*number)?, why))).collect();
-    let wrong: BTreeSet<&str> = found.iter().map(|(line, _)| *line).collect();
-    match &mut effective.hba {
-        Access::Node(lines) | Access::Cluster(lines) => lines.retain(|l| !wrong.contains(l.as_str())),
-    }
+    let rules = found.iter().map(|(line, _)| (*line).to_owned());
+    lock(&shared.configuration).unreadable.extend(rules);
     found.iter().map(|(line, why)| format!("pg_hba {line:?}: {why}")).collect()
 }
 

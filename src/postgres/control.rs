@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
+use super::settings::{Floors, Part};
 use super::status::{Control, ControlState, DataDir};
 use super::{Error, Shared, lock, settings};
 use crate::process::{self, Command};
@@ -130,11 +131,45 @@ fn parse_version(text: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-/// What a standby must have no less of than the server whose WAL it replays.
-pub(super) async fn floors(shared: &Shared) -> Result<BTreeMap<String, u32>, Error> {
-    let text = output(shared, &shared.config.data_dir).await?;
-    let floor = |(name, label): &(&str, &'static str)| Some(((*name).to_owned(), value(&text, label).ok()?));
-    Ok(settings::FLOORS.iter().filter_map(floor).collect())
+/// Where the state of a slot says which database it is of: behind four numbers and a name. Zero for a physical one.
+const SLOT_DATABASE: std::ops::Range<usize> = 80..84;
+
+/// What the data does not do with less of: slots and prepared transactions on disk, and for a standby what the server has
+/// whose WAL it replays.
+pub(super) async fn floors(shared: &Shared, part: Part) -> Result<Floors, Error> {
+    let data_dir = &shared.config.data_dir;
+    let slots = entries(&data_dir.join("pg_replslot"))?;
+    let prepared = entries(&data_dir.join("pg_twophase"))?;
+    let mut floors =
+        Floors { least: BTreeMap::new(), n_logical_slots: count(slots.iter().filter(is_logical)) };
+    if part != Part::Primary {
+        let text = output(shared, data_dir).await?;
+        let floor =
+            |(name, label): &(&str, &'static str)| Some(((*name).to_owned(), value(&text, label).ok()?));
+        floors.least.extend(settings::FLOORS.iter().filter_map(floor));
+    }
+    for (name, found) in [
+        ("max_replication_slots", count(slots.iter())),
+        ("max_prepared_transactions", count(prepared.iter())),
+    ] {
+        let least = floors.least.entry(name.to_owned()).or_default();
+        *least = found.max(*least);
+    }
+    Ok(floors)
+}
+
+fn count<T>(all: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(all.count()).unwrap_or(u32::MAX)
+}
+
+fn entries(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
+    let paths = dir.read_dir_utf8().and_then(|all| all.map(|entry| Ok(entry?.into_path())).collect());
+    paths.map_err(Error::file("read", dir))
+}
+
+fn is_logical(slot: &&Utf8PathBuf) -> bool {
+    let state = std::fs::read(slot.join("state")).unwrap_or_default();
+    state.get(SLOT_DATABASE).is_some_and(|database| database != [0; 4])
 }
 
 /// Runs pg_controldata on a directory.
@@ -179,7 +214,7 @@ pub(super) fn failed(tool: &str, output: &process::Output) -> Error {
 }
 
 /// The last line that says "error", else the last line: after an error the tools still tell what they tidy up.
-fn complaint(text: &str) -> Option<&str> {
+pub(super) fn complaint(text: &str) -> Option<&str> {
     let is_error =
         |line: &&str| ["error:", "ERROR:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
     text.lines().rfind(is_error).or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))

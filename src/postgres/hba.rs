@@ -23,6 +23,39 @@ const METHODS: &[&str] = &[
     "oauth",
 ];
 
+/// The options that a rule may have.
+const OPTIONS: &[&str] = &[
+    "clientcert",
+    "clientname",
+    "compat_realm",
+    "delegate_ident_mapping",
+    "include_realm",
+    "issuer",
+    "krb_realm",
+    "ldapbasedn",
+    "ldapbinddn",
+    "ldapbindpasswd",
+    "ldapport",
+    "ldapprefix",
+    "ldapscheme",
+    "ldapsearchattribute",
+    "ldapsearchfilter",
+    "ldapserver",
+    "ldapsuffix",
+    "ldaptls",
+    "ldapurl",
+    "map",
+    "pam_use_hostname",
+    "pamservice",
+    "radiusidentifiers",
+    "radiusports",
+    "radiussecrets",
+    "radiusservers",
+    "scope",
+    "upn_username",
+    "validator",
+];
+
 /// What is wrong with a line; `None` when nothing is.
 pub(super) fn fault(line: &str) -> Option<String> {
     let Some(words) = words(line) else { return Some("a quote is not closed".to_owned()) };
@@ -71,7 +104,8 @@ fn after_address(rest: &[&str], socket: Socket) -> Option<String> {
     if out_of_place {
         return Some(format!("{method} does not go with this kind of rule"));
     }
-    options.iter().find(|option| !option.contains('=')).map(|option| format!("{option} is no option"))
+    let known = |option: &&&str| option.split_once('=').is_some_and(|(name, _)| OPTIONS.contains(&name));
+    options.iter().find(|option| !known(option)).map(|option| format!("{option} is no option"))
 }
 
 fn is_address(word: &str) -> bool {
@@ -150,6 +184,7 @@ mod tests {
             "host all all 300.0.0.0/8 scram-sha-256",
             "host all all 10.0.0.0/8 magic",
             "host all all all scram-sha-256 option",
+            "host all all all scram-sha-256 magic=1",
             "host all all all peer",
             "local all all trust",
             "local all all cert",

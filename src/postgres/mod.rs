@@ -337,9 +337,10 @@ impl Postgres {
         clone::rewind(&self.shared, upstream).await
     }
 
-    /// What the process said last: the reason of an early end, most often.
+    /// What the process said last: the reason of an early end, most often. "is shut down", which follows it, is none.
     pub fn last_words(&self) -> String {
-        self.shared.unit.last_lines().pop().unwrap_or_else(|| "it said nothing".to_owned())
+        let lines = self.shared.unit.last_lines().join("\n");
+        control::complaint(&lines).unwrap_or("it said nothing").to_owned()
     }
 
     /// Whether the standby was lately told that WAL which it needs has been removed upstream.

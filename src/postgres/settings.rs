@@ -92,6 +92,15 @@ impl Default for Access {
     }
 }
 
+/// What the data directory does not do with less of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Floors {
+    /// By the name of a parameter.
+    pub least: BTreeMap<String, u32>,
+    /// Logical slots, which need `wal_level=logical`.
+    pub n_logical_slots: u32,
+}
+
 /// The environment's part.
 #[derive(Debug, Clone, Copy)]
 pub struct Local<'a> {
@@ -139,7 +148,7 @@ const SHARED: &[Shared] = &[
 /// The shared parameters that take effect without a restart: they stand in the file only.
 const RELOADABLE: &str = "wal_keep_size";
 
-/// What a standby must have no less of than its primary, and pg_controldata's name for it.
+/// What a standby must have no less of than its primary, by pg_controldata's name for it.
 pub(super) const FLOORS: &[(&str, &str)] = &[
     ("max_connections", "max_connections setting"),
     ("max_locks_per_transaction", "max_locks_per_xact setting"),
@@ -218,11 +227,14 @@ impl Part {
 }
 
 impl Effective {
-    /// The same on a standby whose control file asks for more: it would not start with less. What was raised waits for a
-    /// restart, and shows as such.
+    /// The same over data that asks for more: the server would not start with less. What was raised waits for a restart,
+    /// and shows as such.
     #[must_use]
-    pub fn raised(mut self, floors: &BTreeMap<String, u32>) -> Self {
-        for (name, least) in floors {
+    pub fn raised(mut self, floors: &Floors) -> Self {
+        if floors.n_logical_slots > 0 {
+            self.shared.insert("wal_level".to_owned(), "logical".to_owned());
+        }
+        for (name, least) in &floors.least {
             if let Some(value) = self.shared.get_mut(name)
                 && value.parse::<u32>().is_ok_and(|number| number < *least)
             {
@@ -620,8 +632,11 @@ mod tests {
     #[test]
     fn a_standby_starts_with_what_its_control_file_asks_for() {
         let (settings, _) = merged(&[], json!({}), Part::Replica);
-        let floors = BTreeMap::from([("max_connections".to_owned(), 250), ("max_wal_senders".to_owned(), 3)]);
-        let raised = settings.raised(&floors);
+        let least = BTreeMap::from([("max_connections".to_owned(), 250), ("max_wal_senders".to_owned(), 3)]);
+        let raised = settings.clone().raised(&Floors { least, n_logical_slots: 0 });
+        assert_eq!(raised.shared["wal_level"], "replica");
+        let logical = settings.raised(&Floors { n_logical_slots: 1, ..Floors::default() });
+        assert_eq!(logical.shared["wal_level"], "logical");
         assert_eq!(raised.shared["max_connections"], "250");
         assert_eq!(raised.shared["max_wal_senders"], "10");
     }

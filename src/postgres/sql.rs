@@ -203,7 +203,7 @@ SELECT json_build_object(
   'pending_restart', (SELECT json_agg(json_build_object('name', s.name, 'old_value', current_setting(s.name),
                         'new_value', coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name
                                                 ORDER BY f.seqno DESC LIMIT 1), s.boot_val, '')) ORDER BY s.name)
-                        FROM pg_settings s WHERE s.pending_restart),
+                        FROM pg_settings s WHERE s.pending_restart AND s.name <> ALL ($1::text[])),
   'shared', (SELECT json_object_agg(n, current_setting(n)) FROM unnest($1::text[]) n),
   'standbys', (SELECT json_agg(json_build_object('name', application_name, 'user', usename,
                  'client', host(client_addr), 'state', state, 'sync_state', sync_state,
@@ -224,7 +224,11 @@ pub(super) async fn observe(shared: &Shared, patience: Duration) -> Result<Answe
     let mut raw: RawAnswer = serde_json::from_str(&text)
         .map_err(|e| Error::Unparsable { what: "the status", text: e.to_string() })?;
     // The server does not count what stands on its command line.
-    let differences = lock(&shared.configuration).differences(&raw.shared);
+    let differences = {
+        let mut configuration = lock(&shared.configuration);
+        configuration.prove();
+        configuration.differences(&raw.shared)
+    };
     let more =
         differences.into_iter().map(|(name, old_value, new_value)| RawSetting { name, old_value, new_value });
     raw.pending_restart.get_or_insert_default().extend(more);
@@ -234,7 +238,9 @@ pub(super) async fn observe(shared: &Shared, patience: Duration) -> Result<Answe
 /// The lines of pg_hba.conf, as it now stands on disk, that the server could not read, and why.
 pub(super) async fn unreadable_rules(shared: &Shared) -> Result<Vec<(i32, String)>, Error> {
     let what = "check pg_hba.conf";
-    let sql = "SELECT line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL";
+    // For some mistakes the server has no words here: the rule then has no type either.
+    let sql = "SELECT line_number, coalesce(error, 'PostgreSQL cannot read it') FROM pg_hba_file_rules
+                WHERE error IS NOT NULL OR type IS NULL";
     with_session(shared, STATEMENT_LIMIT, what, async |session: Arc<Session>| {
         let rows = session.query(what, sql, &[]).await?;
         let pair = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?));
