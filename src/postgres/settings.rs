@@ -647,9 +647,9 @@ mod tests {
         let (wanted, proven, local, bare) = (of("1MB"), of("2MB"), of("3MB"), of("4MB"));
         let all = [Some(&wanted), Some(&proven), Some(&local), Some(&bare)];
         assert_eq!(attempt(all, &[]), Some(&wanted));
-        assert_eq!(attempt(all, &[wanted.clone()]), Some(&proven));
+        assert_eq!(attempt(all, std::slice::from_ref(&wanted)), Some(&proven));
         let without_proof = [Some(&wanted), None, Some(&wanted), Some(&bare)];
-        assert_eq!(attempt(without_proof, &[wanted.clone()]), Some(&bare));
+        assert_eq!(attempt(without_proof, std::slice::from_ref(&wanted)), Some(&bare));
         assert_eq!(attempt(without_proof, &[wanted.clone(), bare.clone()]), None);
     }
 
