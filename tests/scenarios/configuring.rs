@@ -26,10 +26,8 @@ fn decided(scene: &Scene) -> Decision {
 }
 
 fn configures(scene: &Scene) -> Option<Part> {
-    decided(scene).actions.iter().find_map(|action| match action {
-        Action::Configure(part) => Some(*part),
-        _other => None,
-    })
+    let part = |action: &Action| if let Action::Configure(part) = action { Some(*part) } else { None };
+    decided(scene).actions.iter().find_map(part)
 }
 
 #[test]
