@@ -366,7 +366,7 @@ impl<D: Dcs> Agent<D> {
             info!(member = %self.config.me, %reason, "decided");
             self.last_reason.clone_from(&reason);
         }
-        let at = clock::wall().to_string();
+        let at = format!("{:.3}", clock::wall());
         let news = self.trail.note(view, decision, &at);
         if let Some(Err(unwritten)) = news.map(|step| self.new_steps.try_send(step)) {
             debug!(%unwritten, "a step of the trail was not written");
