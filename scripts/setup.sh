@@ -26,7 +26,7 @@ check_rust() {
     done
 }
 
-# --- What is missing, as Debian packages.
+# --- What is missing, as Debian packages. $1 = test: also what only tests need.
 missing_packages() {
     have postgres || exists /usr/lib/postgresql/*/bin/postgres || echo postgresql
     have etcd || echo etcd-server
@@ -36,7 +36,10 @@ missing_packages() {
         protoc_brings_includes || echo libprotobuf-dev
     have cc || echo gcc
     exists /usr/include/stdio.h || echo libc6-dev
-    [ "${1:-}" != test ] || have haproxy || exists /usr/sbin/haproxy || echo haproxy
+    [ "${1:-}" = test ] || return 0
+    have haproxy || exists /usr/sbin/haproxy || echo haproxy
+    # promtool: the alert rules are tested with it.
+    have promtool || echo prometheus
 }
 
 protoc_brings_includes() {
@@ -116,12 +119,9 @@ esac
 install "$@"
 
 # Not started now is not enough: an enabled service would take the ports at the next boot.
-case " $* " in *" etcd-server "*)
-    deb-systemd-helper disable etcd.service >/dev/null 2>&1 || true
-esac
-case " $* " in *" haproxy "*)
-    deb-systemd-helper disable haproxy.service >/dev/null 2>&1 || true
-esac
+for service in etcd haproxy prometheus prometheus-node-exporter; do
+    case " $* " in *" $service"*) deb-systemd-helper disable "$service.service" >/dev/null 2>&1 || true ;; esac
+done
 '
 
 main() {
