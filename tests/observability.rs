@@ -1,6 +1,6 @@
 //! The alert rules and the dashboard of `docs/observability`: Prometheus' own tool runs the rules' tests, and every metric
 //! they name is one that the API serves.
-#![expect(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "test helpers")]
+#![expect(clippy::disallowed_methods, reason = "a test starts promtool itself")]
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
