@@ -267,3 +267,35 @@ pub struct Ports {
     /// etcd, for its peers.
     pub etcd_peer: u16,
 }
+
+/// The room on a volume: of the two file systems that hold the data and the WAL (most often they are one) the tighter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Bytes that PostgreSQL's account may still write.
+    pub free: u64,
+    /// All bytes of the file system.
+    pub total: u64,
+    /// Whether it can be written at all.
+    #[serde(default)]
+    pub access: Access,
+}
+
+/// How a file system is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// It can be written.
+    #[default]
+    Writable,
+    /// It cannot: the kernel turns a failing disk read-only.
+    ReadOnly,
+}
+
+impl Room {
+    /// Of two file systems the one that ends first.
+    #[must_use]
+    pub fn tighter(self, other: Self) -> Self {
+        let rank = |room: &Self| (room.access == Access::Writable, room.free);
+        if rank(&other) < rank(&self) { other } else { self }
+    }
+}

@@ -174,6 +174,7 @@ fn member(text: &str) -> Member {
         replication_state: Some(ReplicationState::Streaming),
         timeline: Some(Timeline(1)),
         pause: None,
+        room: None,
     }
 }
 

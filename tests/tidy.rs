@@ -39,6 +39,7 @@ const PURE: &[&str] = &[
     "postgres/settings.rs",
     "ha/configure.rs",
     "ha/forecast.rs",
+    "ha/fitness.rs",
     "ha/lead.rs",
     "ha/lineage.rs",
     "ha/memory.rs",

@@ -53,6 +53,7 @@ pub(crate) fn member(name: &str, role: Role, at: Option<u64>) -> Member {
         replication_state: replica.then_some(ReplicationState::Streaming),
         timeline: Some(Timeline(1)),
         pause: None,
+        room: None,
     }
 }
 
@@ -101,6 +102,7 @@ pub(crate) fn primary(now: Moment) -> ha::Status {
         maximum_lag_on_failover: 1_048_576,
         tags: serde_json::Map::new(),
         phase: ha::Phase::Serving,
+        vitals: ha::fitness::Vitals::default(),
         n_starts: 1,
         n_promotions: 2,
         complaints: Vec::new(),

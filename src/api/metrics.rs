@@ -201,6 +201,17 @@ fn pgherd_ha(page: &mut Page, facts: &Facts<'_>) {
         "How long this node may still call itself the leader; NaN when it does not lead.",
         seconds_of(ha.and_then(|ha| ha.lease_until).map(|until| facts.now.until(until))),
     );
+    let vitals = ha.map(|ha| &ha.vitals);
+    let room = vitals.and_then(|vitals| vitals.room);
+    let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "NaN".to_owned(), |bytes| bytes.to_string());
+    let (free, total) = (bytes(room.map(|room| room.free)), bytes(room.map(|room| room.total)));
+    page.gauge("pgherd_volume_free_bytes", "Room left on the volume, NaN if unknown.", free);
+    page.gauge("pgherd_volume_total_bytes", "Size of the volume, NaN if unknown.", total);
+    page.gauge(
+        "pgherd_primary_unfit",
+        "Value is 1 if this node leads and cannot do a primary's work.",
+        flag(vitals.is_some_and(|vitals| vitals.failed.is_some())),
+    );
     page.counter(
         "pgherd_postgres_starts_total",
         "Starts of PostgreSQL by the HA loop.",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Lsn, NodeName, SlotName, SystemId, Timeline};
+use crate::types::{Lsn, NodeName, Room, SlotName, SystemId, Timeline};
 
 /// The `initialize` key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +142,9 @@ pub struct Member {
     /// The node has noticed maintenance mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<bool>,
+    /// The room on the member's volume (ours).
+    #[serde(default, rename = "pgherd_room", skip_serializing_if = "Option::is_none")]
+    pub room: Option<Room>,
 }
 
 /// `status`: null parts are left out.

@@ -16,13 +16,14 @@ use crate::clock::{self, Moment};
 use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
-use crate::postgres::Postgres;
+use crate::postgres::{Check, Postgres, Pulse};
 use crate::process::{InitLink, Lines};
 use crate::record::{self, Bootstrap};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::configure::with_settings;
 use super::decide::decide;
+use super::fitness;
 use super::forecast::forecast;
 use super::jobs::{Done, Outcome};
 use super::lease;
@@ -126,6 +127,7 @@ pub fn spawn<D: Dcs>(
         doing: None,
         jobs: JoinSet::new(),
         checkpoint: JoinSet::new(),
+        signs: JoinSet::new(),
         young: Youth::Over,
         last_failure: String::new(),
         complaints: Vec::new(),
@@ -164,6 +166,8 @@ pub(super) struct Agent<D> {
     pub(super) jobs: JoinSet<Done>,
     /// The checkpoint after a promotion: it may take long, and nothing waits for it here.
     pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
+    /// Signs of life that were asked for: nothing waits for them, the next look takes in what has come.
+    signs: JoinSet<(Check, Pulse)>,
     pub(super) young: Youth,
     pub(super) last_failure: String,
     /// What in the stored configuration cannot be used, as last said.
@@ -235,6 +239,7 @@ impl<D: Dcs> Agent<D> {
             let view = self.observe(phase).await;
             let decision = with_settings(&view, decide(&view));
             self.tell(&view, &decision);
+            self.ask_for_signs(&view);
             let Next::Wait(wake) = self.act(&view, decision).await else { return };
             let pause = self.pause(&view, wake);
             tokio::select! {
@@ -266,6 +271,7 @@ impl<D: Dcs> Agent<D> {
             self.deps.postgres.status(STATUS_PATIENCE)
         );
         let arrived = clock::now();
+        self.take_in_signs(arrived);
         let store = match snapshot {
             Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived),
             Ok(Err(error)) => self.store_silent(error.to_string(), arrived),
@@ -339,6 +345,23 @@ impl<D: Dcs> Agent<D> {
         self.rules = rules;
     }
 
+    fn ask_for_signs(&mut self, view: &View) {
+        for (check, patience) in fitness::due(view) {
+            self.memory.vitals.ask(check, clock::now());
+            let postgres = self.deps.postgres.clone();
+            self.signs.spawn(async move { (check, postgres.check(check, patience).await) });
+        }
+    }
+
+    fn take_in_signs(&mut self, now: Moment) {
+        while let Some(sign) = self.signs.try_join_next() {
+            match sign {
+                Ok((check, pulse)) => self.memory.vitals.hear(check, &pulse, now),
+                Err(error) => warn!(%error, "a check of PostgreSQL was not done"),
+            }
+        }
+    }
+
     /// A start that did not hold is a failed start; one that was ended on purpose is none.
     fn watch_start(&mut self, view: &View) {
         match view.instance() {
@@ -393,6 +416,7 @@ impl<D: Dcs> Agent<D> {
             maximum_lag_on_failover: self.rules.maximum_lag_on_failover,
             tags: self.rules.tags.to_json(),
             phase: view.phase,
+            vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,
             complaints: self.complaints.iter().cloned().chain(self.deps.postgres.complaints()).collect(),

@@ -15,6 +15,7 @@ use crate::record::Bootstrap;
 use crate::types::{Lsn, SystemId, Timeline};
 
 use super::Phase;
+use super::fitness;
 use super::lead;
 use super::lead::{NOW, PROMPTLY};
 use super::lineage::{self, Lineage};
@@ -26,7 +27,7 @@ use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, Ups
 /// deadman's moment with the immediate one that follows.
 const DEMOTE_PATIENCE: Duration = Duration::from_secs(1);
 /// A stop that was asked for gets this long before it becomes an immediate one.
-const STOP_PATIENCE: Duration = Duration::from_secs(4);
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(4);
 /// A survey is good for this long.
 const SURVEY_AGE: Duration = Duration::from_secs(5);
 /// A standby that does not stream for this long compares its history with the leader's.
@@ -45,7 +46,7 @@ pub fn decide(view: &View) -> Decision {
     if let Some(decision) = fence(view) {
         return decision;
     }
-    if let Some(decision) = lapsed(view) {
+    if let Some(decision) = lapsed(view).or_else(|| fitness::stop_hangs(view)) {
         return decision;
     }
     match (view.phase, view.doing.map(|d| d.job)) {
@@ -217,8 +218,11 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
     if !view.leads() {
         return idle(Reason::LeaseEnding, PROMPTLY);
     }
+    if let Some(decision) = fitness::unfit(view, snapshot) {
+        return decision;
+    }
     match (view.instance(), &view.local.data) {
-        (Instance::Primary(answer, lsn), _) => lead::duties(view, snapshot, answer, lsn),
+        (Instance::Primary(answer, lsn), _) => fitness::told(view, lead::duties(view, snapshot, answer, lsn)),
         (Instance::Standby(..), _) => lead::promote(view, snapshot),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
@@ -306,6 +310,7 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
         (Instance::Down, DataDir::Cluster(_)) => match view.volume.bootstrap {
             // initdb was finished here and nobody has used it: take the lock and go on.
             Bootstrap::Pending => take(claim),
+            Bootstrap::Settled if fitness::stands_back(view) => idle(Reason::StandingBack, Wake::Loop),
             Bootstrap::Settled => start_standby(view, None, Reason::StartToVote),
         },
         (Instance::Down, DataDir::Empty) => bootstrap(view, snapshot, claim),

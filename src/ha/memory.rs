@@ -51,6 +51,7 @@ impl Memory {
 
     /// Takes in what the local instance is; called with the view that is about to be decided on.
     pub fn saw_instance(&mut self, view: &View) {
+        self.vitals.saw(view);
         match view.instance() {
             Instance::Primary(answer, lsn) => {
                 let in_force = Names::parse(&answer.sync_names);

@@ -4,6 +4,7 @@ mod act;
 pub mod agent;
 pub mod configure;
 pub mod decide;
+pub mod fitness;
 pub mod forecast;
 mod jobs;
 pub mod lead;
@@ -64,6 +65,8 @@ pub struct Status {
     pub tags: serde_json::Map<String, serde_json::Value>,
     /// Whether the node is stopping (readiness then answers 503).
     pub phase: Phase,
+    /// Whether the node can do a primary's work, as far as is known.
+    pub vitals: fitness::Vitals,
     /// How many times the HA core has started PostgreSQL, and promoted it.
     pub n_starts: u64,
     /// Promotions.

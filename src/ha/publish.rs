@@ -85,6 +85,7 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
         replication_state: None,
         timeline: None,
         pause: None,
+        room: view.memory.vitals.room,
     };
     if let Some(answer) = &view.local.sql {
         positions(&mut member, answer);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::dcs::{Claim, Snapshot, Sync};
 use crate::types::{Lsn, NodeName, SyncMode, Timeline};
 
+use super::fitness;
 use super::lead::NOW;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
@@ -120,6 +121,9 @@ fn judge(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -
             }
             PollAnswer::Primary | PollAnswer::Standby(_) | PollAnswer::Down | PollAnswer::Unreachable => {}
         }
+    }
+    if let Some(name) = fitness::roomier(view, snapshot, poll, mine) {
+        return Err(Reason::Fuller(name.clone()));
     }
     // In priority mode the quorum is zero but while the set changes from one standby to another.
     if sync.is_none() { Ok(()) } else { votes(view, poll, &electors, mine) }

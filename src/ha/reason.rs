@@ -9,6 +9,7 @@ use crate::dcs::{Claim, Precondition, Sync};
 use crate::postgres::{Part, StartAs, StopMode, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
 
+use super::fitness::Ailment;
 use super::view::Job;
 
 /// What to do now, why, and when to look again at the latest.
@@ -144,6 +145,16 @@ pub enum Reason {
     CrashRestart,
     /// It dies again and again: somebody else shall lead.
     CrashLoop(u32),
+    /// This node cannot do a primary's work, and that one can.
+    Unfit(Ailment, NodeName),
+    /// This node cannot do a primary's work, and nobody else could do it better.
+    UnfitAlone(Ailment),
+    /// This node has handed over because it cannot do a primary's work.
+    StandingBack,
+    /// Everything has been sent SIGKILL, and the kernel still holds a process, for so many seconds.
+    StopHangs(u64),
+    /// Somebody who is not behind has room on its volume, and this node has none.
+    Fuller(NodeName),
     /// The vote is held on a position that does not move.
     Freezing,
     /// The others are asked for their positions.
@@ -239,6 +250,20 @@ impl fmt::Display for Reason {
             Self::Ending => f.write_str("PostgreSQL is ending"),
             Self::CrashRestart => f.write_str("PostgreSQL died and the lock is ours: starting it again"),
             Self::CrashLoop(n) => write!(f, "PostgreSQL failed to start {n} times: giving the lock away"),
+            Self::Unfit(ailment, heir) => write!(f, "{ailment}: handing over, {heir} can lead"),
+            Self::UnfitAlone(ailment) => {
+                write!(f, "{ailment}, and nobody else could lead in this node's place")
+            }
+            Self::StandingBack => {
+                f.write_str("no leader, and this node has just given up the lock: standing back")
+            }
+            Self::StopHangs(seconds) => write!(
+                f,
+                "PostgreSQL does not end for {seconds} s although it was killed: letting the lease run out"
+            ),
+            Self::Fuller(name) => {
+                write!(f, "{name} has as much and more room on its volume: not a candidate")
+            }
             Self::Freezing => f.write_str("no leader: holding the position for the vote"),
             Self::Polling => f.write_str("no leader: asking the others for their positions"),
             Self::Winning => f.write_str("no leader and nobody is ahead: taking the lock"),

@@ -17,6 +17,7 @@ use crate::types::{Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline
 
 use super::Phase;
 use super::configure::Configured;
+use super::fitness::Vitals;
 use super::rules::{Failover, Rules};
 
 /// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
@@ -177,6 +178,8 @@ pub struct Memory {
     pub not_streaming: Option<Moment>,
     /// What the running server was last brought to.
     pub configured: Option<Configured>,
+    /// Whether the local server can do a primary's work.
+    pub vitals: Vitals,
 }
 
 /// Whether the display name is held by this node: two nodes of one name would take each other's leader key for theirs.

@@ -18,6 +18,8 @@ mod configure;
 mod control;
 mod hba;
 mod launch;
+mod probe;
+mod room;
 pub mod settings;
 mod sql;
 pub mod status;
@@ -36,6 +38,7 @@ use crate::process::{Exit, RunAs};
 use crate::supervisor::{Rung, Unit, UnitState};
 use crate::types::{Lsn, NodeId, NodeName, SlotName, SystemId, Timeline, TimelineHistory};
 
+pub use probe::{Check, Posture, Pulse};
 pub use settings::{Part, Stored};
 pub use status::{Answer, Control, ControlState, DataDir, Kind, PendingSetting, Slot, Standby, Status};
 
@@ -335,6 +338,11 @@ impl Postgres {
     /// Before the marker: PGDATA is unchanged (apart from crash recovery). After it: [`DataDir::Incomplete`].
     pub async fn rewind(&self, upstream: &Upstream) -> Result<(), Error> {
         clone::rewind(&self.shared, upstream).await
+    }
+
+    /// One sign of life, asked for on a connection of its own; there is always an answer within `patience`.
+    pub async fn check(&self, what: Check, patience: Duration) -> Pulse {
+        probe::check(&self.shared, what, patience).await
     }
 
     /// What the process said last: the reason of an early end, most often. "is shut down", which follows it, is none.

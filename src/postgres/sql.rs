@@ -105,7 +105,7 @@ impl Session {
     }
 }
 
-fn parameters(config: &Config, limit: Duration) -> tokio_postgres::Config {
+pub(super) fn parameters(config: &Config, limit: Duration) -> tokio_postgres::Config {
     let settings = [
         "search_path=pg_catalog,pg_temp".to_owned(),
         format!("statement_timeout={}", limit.as_millis()),
@@ -113,6 +113,7 @@ fn parameters(config: &Config, limit: Duration) -> tokio_postgres::Config {
         // Our own commits must never wait for a standby: they are what repairs a missing one.
         "synchronous_commit=local".to_owned(),
         "default_transaction_isolation=read\\ committed".to_owned(),
+        "default_transaction_read_only=off".to_owned(),
         // Statements may carry password verifiers.
         "log_statement=none".to_owned(),
         "log_min_duration_statement=-1".to_owned(),

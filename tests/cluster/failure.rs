@@ -25,7 +25,7 @@ async fn written_to() -> (Cluster, u8, crate::support::writer::Writer) {
 }
 
 /// Waits until the writer has got this many rows more into the table.
-async fn wait_for_rows(cluster: &Cluster, node: u8, more: i64) {
+pub(crate) async fn wait_for_rows(cluster: &Cluster, node: u8, more: i64) {
     let count = async || cluster.sql(node, "SELECT count(*) FROM writes").await.ok()?.parse::<i64>().ok();
     let before = count().await.unwrap_or(0);
     let enough =
@@ -34,7 +34,7 @@ async fn wait_for_rows(cluster: &Cluster, node: u8, more: i64) {
 }
 
 /// Lets the writer go on for a while after the repair, and stops it.
-async fn finish(cluster: &Cluster, primary: u8, writer: crate::support::writer::Writer) -> Report {
+pub(crate) async fn finish(cluster: &Cluster, primary: u8, writer: crate::support::writer::Writer) -> Report {
     wait_for_rows(cluster, primary, 20).await;
     let report = writer.finish(cluster.target(primary)).await;
     assert!(report.lost.is_empty(), "acknowledged and gone: {:?}", report.lost);

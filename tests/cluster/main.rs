@@ -19,3 +19,4 @@ mod formation;
 mod membership;
 mod proxy;
 mod restart;
+mod survival;

@@ -9,6 +9,7 @@ mod scene;
 mod bootstrapping;
 mod configuring;
 mod fencing;
+mod fitness;
 mod following;
 mod forecasting;
 mod leading;

@@ -18,11 +18,12 @@ use pgherd::ha::view::{
     Store, Survey, SurveyAnswer, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
-use pgherd::postgres::{self, Upstream};
+use pgherd::postgres::{self, Check, Pulse, Upstream};
 use pgherd::record::Bootstrap;
 use pgherd::supervisor::UnitState;
 use pgherd::types::{
-    LeaseId, Lsn, NodeId, NodeName, Revision, SyncMode, SystemId, Timeline, TimelineHistory, Timing,
+    Access, LeaseId, Lsn, NodeId, NodeName, Revision, Room, SyncMode, SystemId, Timeline, TimelineHistory,
+    Timing,
 };
 
 /// The cluster's identifier.
@@ -285,12 +286,47 @@ impl Scene {
         self.with(|v| v.memory.survey = Some(Survey { at: ago(1), answers }))
     }
 
+    /// A sign of life was asked for so many seconds ago, and this came.
+    pub(crate) fn sign(self, check: Check, seconds: u64, pulse: &Pulse) -> Self {
+        self.with(|v| {
+            v.memory.vitals.ask(check, ago(seconds));
+            v.memory.vitals.hear(check, pulse, NOW);
+        })
+    }
+
+    /// What a tick does before it decides: memory takes in what the instance is.
+    pub(crate) fn seen(self) -> Self {
+        self.with(|v| {
+            let view = v.clone();
+            v.memory.saw_instance(&view);
+        })
+    }
+
+    /// So much later, in a world that stands still.
+    pub(crate) fn later(self, seconds: u64) -> Self {
+        self.with(|v| v.now = v.now + Duration::from_secs(seconds))
+    }
+
+    /// The volume of a member, in MiB.
+    pub(crate) fn room_of(self, name: &str, free: u64) -> Self {
+        let room = room(free);
+        self.snapshot(|s| {
+            let member = s.members.iter_mut().find(|m| m.name.as_str() == name).unwrap();
+            member.room = Some(room);
+        })
+    }
+
     pub(crate) fn pending_bootstrap(self) -> Self {
         self.with(|v| v.volume.bootstrap = Bootstrap::Pending)
     }
 }
 
 const RUNNING: UnitState = UnitState::Running { pid: 4242, since: Moment(1) };
+
+/// A volume of 100 GiB with so many MiB left.
+pub(crate) fn room(free: u64) -> Room {
+    Room { free: free << 20, total: 100 << 30, access: Access::Writable }
+}
 
 /// How to reach a member of the scene.
 pub(crate) fn upstream(name: &str) -> Upstream {
@@ -358,6 +394,7 @@ fn member(name: &str, role: Role) -> Member {
         replication_state: None,
         timeline: Some(Timeline(1)),
         pause: None,
+        room: None,
     }
 }
 
