@@ -198,7 +198,7 @@ fn in_a_race_a_full_node_leaves_the_lock_to_one_that_has_as_much_and_more_room()
     let full = full.sign(Check::Measure, 0, &Pulse::Measured(room(100)));
     let yields = full.clone().room_of("n2", 50_000);
     assert_eq!(nothing_because(yields.decide()), Reason::Fuller(name("n2")));
-    assert_eq!(only(full.clone().decide()), Action::Acquire(Claim::Vacant), "nobody tells of more room");
+    assert_eq!(only(full.decide()), Action::Acquire(Claim::Vacant), "nobody tells of more room");
     let behind = Scene::new().no_leader().votes(HERE, &[("n1", still(HERE)), ("n2", still(HERE - 8))]);
     let behind = behind.sign(Check::Measure, 0, &Pulse::Measured(room(100))).room_of("n2", 50_000);
     assert_eq!(only(behind.decide()), Action::Acquire(Claim::Vacant), "data comes before room");
