@@ -15,11 +15,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What runs is the release build: the footprint that is promised is this one's. The tests use the development profile.
 BIN := target/release
 
-.PHONY: help demo test bench fix setup build
+.PHONY: help demo test test-containers bench fix setup build
 
 help:
 	@echo 'make demo    a 3-node cluster on this machine, with things to try (N=5, SSL_ENABLED=true, RESTART_AFTER=30, FRESH=1)'
 	@echo 'make test    format, lints, all tests, documentation: the gate'
+	@echo 'make test-containers   the image and the compose file, every case (make test runs the quick ones)'
 	@echo 'make bench   outage and lost writes per kind of failure, start-up time, footprint'
 	@echo 'make fix     formats the code and applies the lints that can be applied by a machine'
 
@@ -44,6 +45,12 @@ test:
 	@tree=$$(cargo tree --workspace --locked --target all -i ring 2>/dev/null || true); \
 	    [ -z "$$tree" ] || { echo "ring is back in the dependency tree:"; echo "$$tree"; exit 1; }
 	@echo 'all good'
+
+# `make test` runs the quick half of these, where a Docker engine answers.
+test-containers:
+	@scripts/setup.sh test
+	cargo build --workspace --locked
+	CONTAINERS=all cargo test --locked --test containers -- --nocapture
 
 bench: setup
 	cargo build --workspace --release --locked

@@ -136,6 +136,8 @@ pub struct HaproxyCfg<'a> {
     pub stats_port: u16,
     /// The read-write port as a Unix socket.
     pub read_write_socket: Option<&'a Utf8Path>,
+    /// How long a server may take to accept a connection, in milliseconds.
+    pub connect_ms: u64,
     /// How long a connection waits while there is no server for it, in milliseconds.
     pub hold_ms: u64,
 }
@@ -512,6 +514,7 @@ mod tests {
             read_only_port: 5001,
             stats_port: 7000,
             read_write_socket: socket,
+            connect_ms: 300,
             hold_ms: 5000,
         }
     }

@@ -433,3 +433,126 @@ async fn admin_calls_change_what_is_served() {
     let told = ["nodes", "instances", "hostinfo", "fault"].map(|key| state[key].to_string());
     assert_eq!(told, ["[\"127.0.12.5\"]", "7", "\"203.0.113.7\"", "\"html\""]);
 }
+
+#[expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
+mod dns {
+    //! A name server of a few lines: the question is sent back with an answer section.
+
+    use super::*;
+    use std::sync::{Arc, Mutex};
+    use tokio::net::UdpSocket;
+
+    const A: u16 = 1;
+    const SRV: u16 = 33;
+
+    /// What the server says: per name and type, the data of its records. `None`: SERVFAIL.
+    type Zone = Arc<Mutex<Option<Vec<(&'static str, u16, Vec<u8>)>>>>;
+
+    fn label_bytes(name: &str) -> Vec<u8> {
+        let labels = name.split('.').filter(|label| !label.is_empty());
+        let mut bytes: Vec<u8> = labels
+            .flat_map(|label| [u8::try_from(label.len()).unwrap()].into_iter().chain(label.bytes()))
+            .collect();
+        bytes.push(0);
+        bytes
+    }
+
+    fn a(last: u8) -> Vec<u8> {
+        vec![127, 0, 12, last]
+    }
+
+    fn srv(target: &str) -> Vec<u8> {
+        [vec![0, 1, 0, 1, 0x15, 0x38], label_bytes(target)].concat()
+    }
+
+    fn answer(question: &[u8], zone: &Zone) -> Vec<u8> {
+        let end = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+        let (name, kind) =
+            (&question[12..end - 4], u16::from_be_bytes([question[end - 4], question[end - 3]]));
+        let zone = zone.lock().unwrap();
+        let found: Vec<&Vec<u8>> = zone
+            .iter()
+            .flatten()
+            .filter(|(known, of, _)| label_bytes(known) == name.to_ascii_lowercase() && *of == kind)
+            .map(|(_, _, data)| data)
+            .collect();
+        let code = if zone.is_some() { 0x80 } else { 0x82 };
+        let mut reply = vec![question[0], question[1], 0x81, code, 0, 1];
+        reply.extend(u16::try_from(found.len()).unwrap().to_be_bytes());
+        reply.extend([0; 4]);
+        reply.extend(&question[12..end]);
+        for data in found {
+            reply.extend([0xc0, 12]);
+            reply.extend(kind.to_be_bytes());
+            reply.extend([0, 1, 0, 0, 2, 88]);
+            reply.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+            reply.extend(data);
+        }
+        reply
+    }
+
+    async fn serve(bench: &mut Bench, zone: Zone) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.12.8:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        bench.servers.spawn(async move {
+            let mut buffer = [0; 1500];
+            loop {
+                let (n, from) = socket.recv_from(&mut buffer).await.unwrap();
+                socket.send_to(&answer(&buffer[..n], &zone), from).await.unwrap();
+            }
+        });
+        address
+    }
+
+    fn config(bench: &Bench, name: &str, server: Option<SocketAddr>) -> Config {
+        Config { source: Source::Dns { name: name.to_owned(), server }, ..bench.config() }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_its_addresses_and_a_failure_ages_them() {
+        let mut bench = Bench::start().await;
+        let zone: Zone = Arc::new(Mutex::new(Some(vec![
+            ("tasks.node", A, a(1)),
+            ("tasks.node", A, a(2)),
+            ("other", A, a(9)),
+        ])));
+        let server = serve(&mut bench, Arc::clone(&zone)).await;
+        let config = config(&bench, "tasks.node", Some(server));
+        let mut peers = discovery::spawn(config, &mut bench.tasks, bench.stop.clone());
+        let expected: BTreeSet<IpAddr> = [[127, 0, 12, 1].into(), [127, 0, 12, 2].into()].into();
+        until(&mut peers, "the list", |peers| peers.addrs == expected).await;
+
+        for broken in [None, Some(vec![])] {
+            *zone.lock().unwrap() = broken;
+            let failing = until(&mut peers, "the list", |peers| peers.failing.is_some()).await;
+            assert_eq!(failing.addrs, expected, "the last good list stays");
+            *zone.lock().unwrap() = Some(vec![("tasks.node", A, a(1)), ("tasks.node", A, a(2))]);
+            until(&mut peers, "the list", |peers| peers.failing.is_none()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_is_the_addresses_of_its_targets_or_of_none() {
+        let mut bench = Bench::start().await;
+        let records =
+            || vec![("_pg._tcp.x", SRV, srv("a.x")), ("_pg._tcp.x", SRV, srv("b.x")), ("a.x", A, a(1))];
+        let zone: Zone = Arc::new(Mutex::new(Some(records())));
+        let server = serve(&mut bench, Arc::clone(&zone)).await;
+        let config = config(&bench, "_pg._tcp.x", Some(server));
+        let mut peers = discovery::spawn(config, &mut bench.tasks, bench.stop.clone());
+        let failing = until(&mut peers, "the list", |peers| peers.failing.is_some()).await;
+        assert_eq!(failing.fetched_at, None, "a target without an address would look like a departure");
+
+        *zone.lock().unwrap() = Some([records(), vec![("b.x", A, a(2))]].concat());
+        let expected: BTreeSet<IpAddr> = [[127, 0, 12, 1].into(), [127, 0, 12, 2].into()].into();
+        until(&mut peers, "the list", |peers| peers.addrs == expected).await;
+    }
+
+    #[tokio::test]
+    async fn without_a_server_the_system_is_asked() {
+        let mut bench = Bench::start().await;
+        let config = config(&bench, "localhost", None);
+        let mut peers = discovery::spawn(config, &mut bench.tasks, bench.stop.clone());
+        until(&mut peers, "the list", |peers| peers.addrs.iter().any(IpAddr::is_loopback)).await;
+    }
+}

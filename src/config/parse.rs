@@ -202,6 +202,28 @@ pub(super) fn urls(text: &str) -> Parsed<Vec<String>> {
     list(text).map(url).collect::<Parsed<_>>().map_err(|_one| "URLs separated by commas".to_owned())
 }
 
+/// A host or service name.
+pub(super) fn dns_name(text: &str) -> Parsed<String> {
+    let label = |label: &str| {
+        let fits = label.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+        !label.is_empty() && label.len() <= 63 && fits
+    };
+    if text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label) {
+        return Ok(text.to_owned());
+    }
+    expected("a host name such as tasks.node, or a service name such as _pgherd._tcp.example.org")
+}
+
+/// An address with a port; the port of DNS without one.
+pub(super) fn socket_address(text: &str) -> Parsed<SocketAddr> {
+    const DNS: u16 = 53;
+    let bare = || text.parse().ok().map(|ip: IpAddr| (ip, DNS).into());
+    match text.parse().ok().or_else(bare) {
+        Some(address) => Ok(address),
+        None => expected("an address such as 10.0.0.2:53"),
+    }
+}
+
 pub(super) fn directory(text: &str) -> Parsed<Utf8PathBuf> {
     let path = Utf8PathBuf::from(text);
     let dots = path.components().any(|part| part.as_str() == "..");
@@ -389,5 +411,18 @@ mod tests {
         let (ips, names) = sans("db.example.org, 203.0.113.7 *.x.org,2001:db8::1").unwrap();
         assert_eq!((ips.len(), names), (2, vec!["db.example.org".to_owned(), "*.x.org".to_owned()]));
         assert!(sans("https://x").is_err());
+    }
+
+    #[test]
+    fn dns_names_and_servers_are_checked() {
+        for yes in ["tasks.node", "_pgherd._tcp.example.org.", "localhost"] {
+            assert!(dns_name(yes).is_ok(), "{yes}");
+        }
+        for no in ["a..b", "a b", ".", "http://x", "x:53"] {
+            assert!(dns_name(no).is_err(), "{no}");
+        }
+        assert_eq!(socket_address("10.0.0.2").unwrap().to_string(), "10.0.0.2:53");
+        assert_eq!(socket_address("[::1]:5353").unwrap().port(), 5353);
+        assert!(socket_address("dns.example.org").is_err());
     }
 }

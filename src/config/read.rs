@@ -23,6 +23,8 @@ const DEFAULT_APP: &str = "myapp-postgres";
 const FLUX_API: &str = "https://api.runonflux.io";
 /// A Unix socket's path has at most 107 bytes; PostgreSQL adds `/.s.PGSQL.65535.lock`.
 const RUN_DIR_LIMIT: usize = 87;
+/// How often DNS is asked: an answer is one packet.
+const DNS_EVERY: Duration = Duration::from_secs(10);
 /// Below this neither a checkpoint nor a hand-over has time.
 const SHORTEST_STOP: Duration = Duration::from_secs(2);
 
@@ -142,7 +144,11 @@ fn timing(r: &mut Reader) -> TimingChoice {
 
 fn discovery(r: &mut Reader, app: &str, listen: IpAddr, network: Network) -> Option<discovery::Config> {
     let url = r.parsed("FLUX_API_URL", parse::url).unwrap_or_else(|| FLUX_API.to_owned());
-    let peers = r.parsed("DISCOVERY_PEERS", parse::addresses);
+    let named = Named {
+        peers: r.parsed("DISCOVERY_PEERS", parse::addresses),
+        dns_name: r.parsed("DISCOVERY_DNS_NAME", parse::dns_name),
+        dns_server: r.parsed("DISCOVERY_DNS_SERVER", parse::socket_address),
+    };
     let advertise = r.parsed("ADVERTISE_ADDRESS", parse::address);
     let node_host_ip = r.parsed("FLUX_NODE_HOST_IP", parse::address_maybe_port);
     let cluster_size = r.parsed("CLUSTER_SIZE", parse::count).and_then(|n| usize::try_from(n).ok());
@@ -151,45 +157,60 @@ fn discovery(r: &mut Reader, app: &str, listen: IpAddr, network: Network) -> Opt
         || on_loopback(&url);
     let hostinfo_url = r.parsed("HOSTINFO_URL", parse::url);
     let echo_urls = r.parsed("ECHO_URLS", parse::urls);
-    let source = source(r, url, app, peers)?;
+    let source = source(r, url, app, named)?;
     // A test or a demo with its own location API must not ask the platform or the internet where it is.
     let platform = matches!(&source, Source::Flux { url, .. } if !on_loopback(url));
     let public = || discovery::ECHO_URLS.map(str::to_owned).to_vec();
     Some(discovery::Config {
-        source,
         advertise,
         node_host_ip,
         cluster_size,
-        poll_every: poll_every(network, nearby.into()),
+        poll_every: match &source {
+            Source::Dns { .. } => DNS_EVERY,
+            Source::Flux { .. } | Source::Static(_) => poll_every(network, nearby.into()),
+        },
+        source,
         hostinfo_url: hostinfo_url.or_else(|| platform.then(|| discovery::HOSTINFO_URL.to_owned())),
         echo_urls: echo_urls.unwrap_or_else(|| if platform { public() } else { Vec::new() }),
         timeouts: discovery::Timeouts::default(),
     })
 }
 
-fn source(
-    r: &mut Reader,
-    url: String,
-    app: &str,
+/// What the sources that are not the platform's need.
+struct Named {
     peers: Option<std::collections::BTreeSet<IpAddr>>,
-) -> Option<Source> {
+    dns_name: Option<String>,
+    dns_server: Option<std::net::SocketAddr>,
+}
+
+fn source(r: &mut Reader, url: String, app: &str, named: Named) -> Option<Source> {
     let kind = r.text("DISCOVERY").unwrap_or_else(|| "flux".to_owned());
-    match (kind.as_str(), peers) {
-        ("flux", peers) => {
-            if peers.is_some() {
-                r.warn("DISCOVERY_PEERS", "has no effect without DISCOVERY=static");
+    if kind != "static" && named.peers.is_some() {
+        r.warn("DISCOVERY_PEERS", "has no effect without DISCOVERY=static");
+    }
+    if kind != "dns" && named.dns_name.is_some() {
+        r.warn("DISCOVERY_DNS_NAME", "has no effect without DISCOVERY=dns");
+    }
+    match kind.as_str() {
+        "flux" => Some(Source::Flux { url, app: app.to_owned() }),
+        "static" => match named.peers.filter(|peers| !peers.is_empty()) {
+            Some(peers) => Some(Source::Static(peers)),
+            None => {
+                r.wrong("DISCOVERY_PEERS", "not set; expected the nodes' IP addresses (DISCOVERY=static)");
+                None
             }
-            Some(Source::Flux { url, app: app.to_owned() })
-        }
-        ("static", Some(peers)) if !peers.is_empty() => Some(Source::Static(peers)),
-        ("static", _) => {
-            r.wrong("DISCOVERY_PEERS", "not set; expected the nodes' IP addresses (DISCOVERY=static)");
-            None
-        }
+        },
+        "dns" => match named.dns_name {
+            Some(name) => Some(Source::Dns { name, server: named.dns_server }),
+            None => {
+                r.wrong("DISCOVERY_DNS_NAME", "not set; expected a host or service name (DISCOVERY=dns)");
+                None
+            }
+        },
         _ => {
             r.wrong(
                 "DISCOVERY",
-                format_args!("{}; expected one of flux, static", super::reader::shape(&kind)),
+                format_args!("{}; expected one of flux, dns, static", super::reader::shape(&kind)),
             );
             None
         }

@@ -147,8 +147,14 @@ impl Poller {
     }
 }
 
-/// How long to wait before the next request. `jitter` is a random number in `0.0..=1.0`.
-fn pause(peers: &Peers, failures: u32, polling_for: Duration, config: &Config, jitter: f64) -> Duration {
+/// How long to wait before the next request, whatever is asked. `jitter` is a random number in `0.0..=1.0`.
+pub(super) fn pause(
+    peers: &Peers,
+    failures: u32,
+    polling_for: Duration,
+    config: &Config,
+    jitter: f64,
+) -> Duration {
     let timeouts = &config.timeouts;
     let quick = timeouts.quick.min(config.poll_every);
     let is_short = peers.addrs.len() < peers.desired_size.unwrap_or(ASSUMED_SIZE);

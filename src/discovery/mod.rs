@@ -1,4 +1,4 @@
-//! Who may exist: a list of addresses, polled from a location API or fixed. A hint, never a proof.
+//! Who may exist: a list of addresses, polled from a location API or from DNS, or fixed. A hint, never a proof.
 //!
 //! Invariant: what was once a good list is only ever replaced by another good list. A failure, an empty answer and
 //! silence let it grow old (`fetched_at` stands still) and say why (`failing`); what a list of that age may still be
@@ -8,9 +8,10 @@
 //! The own address is found here too ([`own_address`]): a node that is wrong about it would take another node's
 //! place, so every source but the operator's own word must be confirmed by the list.
 //!
-//! What is absent: any removal, any judgement of age, discovery by DNS, and calls to our own public address, which
+//! What is absent: any removal, any judgement of age, and calls to our own public address, which
 //! many networks do not carry (hairpin).
 
+mod dns;
 mod fixed;
 mod flux;
 mod http;
@@ -45,6 +46,13 @@ pub enum Source {
         url: String,
         /// The application's name on the platform.
         app: String,
+    },
+    /// The addresses of a name, or of a service's targets when it begins with `_`.
+    Dns {
+        /// `DISCOVERY_DNS_NAME`.
+        name: String,
+        /// `DISCOVERY_DNS_SERVER`; the system's without.
+        server: Option<SocketAddr>,
     },
     /// A list that never changes.
     Static(BTreeSet<IpAddr>),
@@ -136,6 +144,12 @@ pub fn spawn(config: Config, tasks: &mut JoinSet<()>, stop: CancellationToken) -
             let list = fixed::List::publish(addrs, config.poll_every, publisher);
             tasks.spawn(async move {
                 stop.run_until_cancelled(list.keep_fresh()).await;
+            });
+        }
+        Source::Dns { name, server } => {
+            let poller = dns::Poller::new(name, server, config, publisher);
+            tasks.spawn(async move {
+                stop.run_until_cancelled(poller.run()).await;
             });
         }
         Source::Flux { url, app } => {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ground;
 use crate::clock::Backoff;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Network};
 use crate::postgres::ClientTls;
 use crate::process::InitLink;
 use crate::proxy::{Checks, Deps, Own};
@@ -56,10 +56,21 @@ fn configuration(ground: &Ground, wanted: &config::Proxy) -> anyhow::Result<prox
         ports: wanted.ports,
         socket_dir: wanted.socket_dir.clone(),
         max_lag: wanted.max_lag,
+        connect: connect_patience(ground.network),
         checks: match tls.clients {
             ClientTls::Offered => Checks::Plain,
             ClientTls::Required => Checks::Tls,
         },
         own: Own { postgres: SocketAddr::new(ground.config.local_address(), bound.postgres), api: bound.api },
     })
+}
+
+/// A few round trips, and a lost packet where distances are long.
+fn connect_patience(network: Network) -> Duration {
+    let millis = match network {
+        Network::Local => 300,
+        Network::Regional => 1500,
+        Network::Auto | Network::Global => 3000,
+    };
+    Duration::from_millis(millis)
 }

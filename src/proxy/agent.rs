@@ -81,6 +81,7 @@ fn write_files(config: &Config) -> Result<(), Error> {
         read_only_port: config.ports.read_only,
         stats_port: config.ports.stats,
         read_write_socket: socket.as_deref(),
+        connect_ms: u64::try_from(config.connect.as_millis()).unwrap_or(HOLD_MS),
         hold_ms: HOLD_MS,
     };
     for template in [Template::HaproxyCfg, Template::HaproxyHold] {

@@ -14,6 +14,7 @@ mod socket;
 pub mod view;
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 
@@ -38,6 +39,8 @@ pub struct Config {
     pub socket_dir: Option<Utf8PathBuf>,
     /// How many bytes a replica may be behind to be given readers.
     pub max_lag: u64,
+    /// How long a server may take to accept a connection.
+    pub connect: Duration,
     /// How health checks speak to the members' APIs.
     pub checks: Checks,
     /// How this node's own PostgreSQL and API are reached from here: a node cannot count on reaching itself by the address

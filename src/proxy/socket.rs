@@ -106,8 +106,8 @@ mod tests {
         assert_eq!(
             command(&add, Checks::Tls),
             "add server primary/n2 [2001:db8::2]:5432 check port 8008 check-ssl verify none inter 2s \
-             fastinter 250ms downinter 100ms fall 3 rise 1 on-marked-down shutdown-sessions weight 128; \
-             enable health primary/n2"
+             fastinter 250ms downinter 100ms fall 3 rise 1 on-marked-down shutdown-sessions observe layer4 \
+             error-limit 1 on-error sudden-death weight 128; enable health primary/n2"
         );
         let open = |knowledge| command(&Order::Open(n2(), Weight(64), knowledge), Checks::Plain);
         let ready = "set server primary/n2 weight 64; set server primary/n2 state ready";

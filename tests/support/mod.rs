@@ -7,6 +7,7 @@
 
 pub(crate) mod client;
 pub(crate) mod node;
+pub(crate) mod wait;
 pub(crate) mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,12 +22,12 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
 use node::Node;
+pub(crate) use wait::eventually;
+use wait::mock;
 
 /// What a cluster of this machine may take to form; a loaded build machine is several times slower than the 10 s that
 /// are promised.
 pub(crate) const FORMED: Duration = Duration::from_secs(60);
-/// How often a condition is looked at.
-const LOOK: Duration = Duration::from_millis(20);
 /// One look at one node.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -362,36 +363,4 @@ fn name(node: u8) -> String {
 
 fn number(name: &str) -> Option<u8> {
     name.strip_prefix('n')?.parse().ok()
-}
-
-/// Looks until there is something to see, at most for `limit`.
-pub(crate) async fn eventually<T>(limit: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Option<T> {
-    let deadline = clock::now() + limit;
-    loop {
-        if let Some(seen) = look().await {
-            return Some(seen);
-        }
-        if clock::now() > deadline {
-            return None;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// The mock, built beside us. A plain `cargo test` builds no binaries of other packages, so ask for it once.
-fn mock() -> PathBuf {
-    static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    let build = || {
-        let beside = Path::new(env!("CARGO_BIN_EXE_pgherd")).with_file_name("mock-flux-api");
-        if !beside.exists() {
-            let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["build", "--package", "mock-flux-api"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-            if beside.parent().is_some_and(|dir| dir.ends_with("release")) {
-                cargo.arg("--release");
-            }
-            assert!(cargo.status().unwrap().success(), "cannot build mock-flux-api");
-        }
-        beside
-    };
-    BUILT.get_or_init(build).clone()
 }

@@ -44,6 +44,12 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// The longest time without a confirmation.
+    pub(crate) fn longest_outage(&self) -> Duration {
+        let times: Vec<Moment> = self.acknowledged.iter().map(|write| write.at).collect();
+        times.windows(2).map(|pair| pair[1].since(pair[0])).max().unwrap_or(Duration::MAX)
+    }
+
     /// The longest time without a confirmation around this moment.
     pub(crate) fn outage_at(&self, moment: Moment) -> Duration {
         let before = self.acknowledged.iter().rev().find(|write| write.at <= moment);
