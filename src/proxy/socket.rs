@@ -17,9 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest answer that is read: a refusal is a sentence.
 const ANSWER_LIMIT: u64 = 16 * 1024;
 /// How health is checked. A server that is up is asked seldom and is down after three misses; one that is about to be up,
-/// because it is being promoted, is asked ten times a second.
-const CHECKS: &str =
-    "inter 2s fastinter 250ms downinter 100ms fall 3 rise 1 on-marked-down shutdown-sessions";
+/// because it is being promoted, is asked ten times a second. One that refuses a connection is asked soon, and is down when
+/// that fails too: a primary that stops does so before it gives the key back.
+const CHECKS: &str = "inter 2s fastinter 250ms downinter 100ms fall 3 rise 1 on-marked-down shutdown-sessions \
+                      observe layer4 error-limit 1 on-error sudden-death";
 
 /// Has one order obeyed.
 ///
