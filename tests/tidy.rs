@@ -42,6 +42,7 @@ const PURE: &[&str] = &[
     "ha/fitness.rs",
     "ha/lead.rs",
     "ha/lineage.rs",
+    "ha/manual.rs",
     "ha/memory.rs",
     "ha/publish.rs",
     "ha/race.rs",

@@ -159,6 +159,20 @@ pub struct Status {
     /// Slots of members seen during the last `member_slots_ttl`, sorted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retain_slots: Option<Vec<SlotName>>,
+    /// How the last leader ended; gone as soon as somebody else is about to write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown: Option<Shutdown>,
+}
+
+/// The end of everything that a leader ever wrote, when it was shut down cleanly and has given the lock up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// Who led.
+    pub leader: NodeName,
+    /// On this timeline.
+    pub timeline: Timeline,
+    /// Up to here; its shutdown checkpoint included.
+    pub end: Lsn,
 }
 
 /// `history`: rows of `[timeline, lsn, reason, timestamp?, new_leader?]`, kept as they are.

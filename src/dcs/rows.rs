@@ -118,5 +118,5 @@ fn failover(row: &Row) -> Option<Versioned<Failover>> {
 fn legacy_status(rows: &[Row]) -> Option<Versioned<Status>> {
     let row = find(rows, LEGACY_OPTIME)?;
     let optime = Lsn(row.text()?.trim().parse().ok()?);
-    Some(row.versioned(Status { optime: Some(optime), slots: None, retain_slots: None }))
+    Some(row.versioned(Status { optime: Some(optime), slots: None, retain_slots: None, shutdown: None }))
 }

@@ -146,7 +146,15 @@ impl<D: Dcs> Agent<D> {
             Action::DeleteSync(revision) => {
                 store.delete(Key::Sync, Precondition::Unchanged(revision)).await?
             }
+            Action::ClearFailover(revision) => {
+                store.put(Key::Failover, "{}".to_owned(), Precondition::Unchanged(revision)).await?;
+            }
             Action::PutStatus(lsn) => self.put_status(view, lsn).await?,
+            Action::PutShutdown(optime, shutdown) => {
+                let Some(snapshot) = view.snapshot() else { return Ok(()) };
+                let status = publish::status_at_shutdown(snapshot, optime, &shutdown);
+                store.put(Key::Status, serde_json::to_string(&status)?, Precondition::None).await?;
+            }
             Action::PutHistory(timeline) => self.put_history(view, timeline).await?,
             Action::Start(how, names) => self.start(&how, &names).await?,
             Action::Follow(upstream) => {
@@ -228,7 +236,7 @@ impl<D: Dcs> Agent<D> {
     /// Begins a long action. Only a stop may replace one that is under way: `decide` sees to that.
     fn begin(&mut self, view: &View, task: Task) -> Result<(), Error> {
         let job = task.job();
-        if job == Job::Stop {
+        if matches!(job, Job::Stop | Job::HandOver) {
             self.young = Youth::Over;
         }
         self.jobs.abort_all();
@@ -257,6 +265,7 @@ impl<D: Dcs> Agent<D> {
             | Job::Clone
             | Job::Rewind
             | Job::Stop
+            | Job::HandOver
             | Job::Poll
             | Job::Survey
             | Job::Compare

@@ -280,6 +280,7 @@ impl<D: Dcs> Agent<D> {
         let record = self.deps.record.read();
         let mut view = View {
             now: arrived,
+            wall: clock::wall(),
             me: self.config.me.clone(),
             node_id: self.config.node_id.clone(),
             phase,
@@ -510,6 +511,7 @@ impl<D: Dcs> Agent<D> {
                 let postgres = self.deps.postgres.clone();
                 self.checkpoint.spawn(async move { postgres.checkpoint(CHECKPOINT_PATIENCE).await });
             }
+            Outcome::HandedOver(handover) => self.memory.handover = Some(handover),
             Outcome::Polled(answers) => self.memory.poll = Some(super::view::Poll { at: now, answers }),
             Outcome::Surveyed(answers) => self.memory.survey = Some(super::view::Survey { at: now, answers }),
             Outcome::Compared(ancestry) => self.memory.ancestry = Some(ancestry),

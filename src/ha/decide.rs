@@ -12,13 +12,14 @@ use crate::postgres::settings::Divergence;
 use crate::postgres::status::{Answer, Control, ControlState, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, SystemId, Timeline};
+use crate::types::{Lsn, Timeline};
 
 use super::Phase;
 use super::fitness;
 use super::lead;
 use super::lead::{NOW, PROMPTLY};
 use super::lineage::{self, Lineage};
+use super::manual;
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, UpstreamWal, View, upstream};
@@ -116,7 +117,8 @@ fn stopping(view: &View) -> Decision {
         Instance::Down => {
             // PostgreSQL and every descendant are gone: only now may another node lead.
             let release = (view.lease != Lease::None).then_some(Action::Release);
-            let actions = release.into_iter().chain([Action::Finish]).collect();
+            let end = view.snapshot().and_then(|_fresh| manual::left_behind(view, view.control()?));
+            let actions = end.into_iter().chain(release).chain([Action::Finish]).collect();
             Decision { actions, reason: Reason::Stopped, wake: PROMPTLY }
         }
     }
@@ -222,7 +224,8 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         return decision;
     }
     match (view.instance(), &view.local.data) {
-        (Instance::Primary(answer, lsn), _) => fitness::told(view, lead::duties(view, snapshot, answer, lsn)),
+        (Instance::Primary(answer, lsn), _) => manual::at_leader(view, snapshot, answer)
+            .unwrap_or_else(|| fitness::told(view, lead::duties(view, snapshot, answer, lsn))),
         (Instance::Standby(..), _) => lead::promote(view, snapshot),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
@@ -231,7 +234,8 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         (Instance::Down, DataDir::Cluster(control)) if was_standby(control) => {
             start_standby(view, None, Reason::StartToVote)
         }
-        (Instance::Down, DataDir::Cluster(control)) => start_to_lead(view, snapshot, control.system_id),
+        (Instance::Down, DataDir::Cluster(control)) => manual::after_stop(view, snapshot, control)
+            .unwrap_or_else(|| start_to_lead(view, snapshot, control)),
         (Instance::Down, DataDir::Empty) => make_cluster(view, snapshot),
         (Instance::Down, DataDir::Incomplete { .. } | DataDir::Unreadable { .. }) => {
             act(vec![Action::Release], Reason::NothingToLead)
@@ -255,7 +259,7 @@ fn was_standby(control: &Control) -> bool {
 
 /// Down, with the lock: a crash (or the start after initdb). In place and without a new timeline, since nobody else can
 /// have led in between.
-fn start_to_lead(view: &View, snapshot: &Snapshot, local: SystemId) -> Decision {
+fn start_to_lead(view: &View, snapshot: &Snapshot, control: &Control) -> Decision {
     let n = view.n_failures(Job::Start);
     if n >= lead::FAILED_STARTS && lead::somebody_else_runs(view, snapshot) {
         return act(vec![Action::Release], Reason::CrashLoop(n));
@@ -265,9 +269,11 @@ fn start_to_lead(view: &View, snapshot: &Snapshot, local: SystemId) -> Decision 
     }
     let known = snapshot.initialize.as_ref().is_some_and(|i| matches!(i.value, Initialize::Done(_)));
     // The identifier is published before the first write can be accepted: from then on nobody makes a second cluster.
-    let publish = (!known).then_some(Action::PutInitialize(local));
+    let publish = (!known).then_some(Action::PutInitialize(control.system_id));
+    // What a leader left behind is not all there is once this one writes.
+    let outdated = lead::outlives_shutdown(snapshot).then_some(Action::PutStatus(control.checkpoint));
     let start = Action::Start(StartAs::Primary, lead::names_at_start(view, Some(snapshot)));
-    let actions = publish.into_iter().chain([start]).collect();
+    let actions = publish.into_iter().chain(outdated).chain([start]).collect();
     let reason = match view.volume.bootstrap {
         Bootstrap::Pending => Reason::Bootstrapping,
         Bootstrap::Settled => Reason::CrashRestart,
@@ -405,7 +411,9 @@ fn follow(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
             copy(view, source)
         }
         (Instance::Down, DataDir::Cluster(_)) => rejoin(view, source, member.and_then(|m| m.timeline)),
-        (Instance::Standby(answer, position), _) => keep_following(view, source, answer, position),
+        (Instance::Standby(answer, position), _) => {
+            keep_following(view, snapshot, source, (answer, position))
+        },
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) | (Instance::Primary(..), _) => idle(Reason::Ending, PROMPTLY),
     }
@@ -472,7 +480,12 @@ fn compare(view: &View, source: Upstream) -> Decision {
 }
 
 /// A running standby: point it at the leader, and when it cannot connect, find out whether it still can.
-fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn) -> Decision {
+fn keep_following(
+    view: &View,
+    snapshot: &Snapshot,
+    source: Upstream,
+    (answer, position): (&Answer, Lsn),
+) -> Decision {
     let reason = Reason::Following(source.name.clone());
     if view.volume.promoted == Some(standby_timeline(view, answer)) {
         // Nothing is streamed onto a timeline that this node may have begun for itself.
@@ -489,7 +502,7 @@ fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn)
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
     if !stalled {
-        return idle(reason, Wake::Loop);
+        return idle(reason, manual::alertness(view, snapshot));
     }
     if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
         return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
@@ -501,7 +514,7 @@ fn keep_following(view: &View, source: Upstream, answer: &Answer, position: Lsn)
         Some(Lineage::Left) => {
             stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name))
         }
-        Some(Lineage::Part | Lineage::Unknown) => idle(reason, Wake::Loop),
+        Some(Lineage::Part | Lineage::Unknown) => idle(reason, manual::alertness(view, snapshot)),
     }
 }
 

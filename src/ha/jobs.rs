@@ -13,9 +13,10 @@ use crate::peer::PeerClient;
 use crate::postgres::{Postgres, Upstream};
 use crate::types::{Chain, NodeName};
 
+use super::manual::HandOver;
 use super::reason::Task;
 use super::view::{Ancestry, Job, PollAnswer, SurveyAnswer};
-use super::{Error, publish};
+use super::{Error, handover, publish};
 
 /// A promotion takes tens of milliseconds; one that takes longer than this is given up and tried again.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(10);
@@ -51,6 +52,7 @@ pub(super) enum Outcome {
     Cloned,
     Rewound,
     Promoted,
+    HandedOver(HandOver),
     Polled(BTreeMap<NodeName, PollAnswer>),
     Surveyed(BTreeMap<IpAddr, SurveyAnswer>),
     Compared(Ancestry),
@@ -96,6 +98,10 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
             postgres.stop(mode).await?;
             Outcome::Stopped
         }
+        Task::HandOver { to, request } => {
+            let end = handover::run(&context, &to).await;
+            Outcome::HandedOver(HandOver { request, end })
+        }
         Task::Poll => Outcome::Polled(poll(context).await),
         Task::Survey => Outcome::Surveyed(survey(context).await?),
         Task::Compare(upstream) => Outcome::Compared(compare(postgres, &upstream).await?),
@@ -140,7 +146,7 @@ async fn survey(context: Context) -> Result<BTreeMap<IpAddr, SurveyAnswer>, Erro
     Ok(all(asked).await)
 }
 
-async fn all<K, V, F>(asked: impl Iterator<Item = F>) -> BTreeMap<K, V>
+pub(super) async fn all<K, V, F>(asked: impl Iterator<Item = F>) -> BTreeMap<K, V>
 where
     K: Ord + Send + 'static,
     V: Send + 'static,

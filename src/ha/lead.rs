@@ -11,7 +11,7 @@ use crate::types::{Lsn, NodeName, SlotName, SyncMode, Timeline};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Strictness;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
-use super::view::{Job, PROMOTE_NEEDS, View};
+use super::view::{Instance, Job, PROMOTE_NEEDS, View};
 
 /// Something has just been changed: look at once.
 pub const NOW: Wake = Wake::Soon(Duration::ZERO);
@@ -166,9 +166,20 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
             snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
         actions.push(Action::PutSync(sync::closed(&view.me), when));
     }
+    if let (true, Instance::Standby(_, position)) = (outlives_shutdown(snapshot), view.instance()) {
+        actions.push(Action::PutStatus(position));
+    }
     actions.push(Action::SetSyncNames(sync::names_at_promotion(&policy(view), expected(view, snapshot))));
     actions.push(Action::Begin(Task::Promote));
+    // Whoever was asked for, somebody leads now; while PostgreSQL is being promoted there is time for it.
+    actions.extend(snapshot.failover.as_ref().map(|request| Action::ClearFailover(request.revision)));
     Decision { actions, reason: Reason::Promoting, wake: PROMPTLY }
+}
+
+/// Whether the store still says that everything ended with a leader before: not once another one writes, so it is taken back
+/// before that.
+pub fn outlives_shutdown(snapshot: &Snapshot) -> bool {
+    snapshot.status.as_ref().is_some_and(|status| status.value.shutdown.is_some())
 }
 
 /// The names that a primary starts with. Never fewer than the election counts on: what was in force before the crash, else

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::clock::Moment;
-use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Snapshot, Status};
+use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Shutdown, Snapshot, Status};
 use crate::peer::DataFacts;
 use crate::postgres;
 use crate::postgres::status::{Answer, DataDir, Kind};
@@ -33,7 +33,7 @@ pub fn state(view: &View) -> MemberState {
     match view.doing.map(|d| d.job) {
         Some(Job::Initdb | Job::FinishBootstrap) => return MemberState::Initializing,
         Some(Job::Clone) => return MemberState::CreatingReplica,
-        Some(Job::Stop) => return MemberState::Stopping,
+        Some(Job::Stop | Job::HandOver) => return MemberState::Stopping,
         Some(Job::Rewind | Job::Promote | Job::Poll | Job::Survey | Job::Compare | Job::Start) | None => {}
     }
     match view.instance() {
@@ -149,7 +149,14 @@ pub fn status(view: &View, lsn: Lsn) -> Status {
     }
     let recent = |seen: &Moment| view.now.since(*seen) < MEMBER_SLOTS_TTL;
     let retain = view.memory.seen_slots.iter().filter(|(_, seen)| recent(seen)).map(|(slot, _)| slot.clone());
-    Status { optime: Some(lsn), slots: Some(slots), retain_slots: Some(retain.collect()) }
+    Status { optime: Some(lsn), slots: Some(slots), retain_slots: Some(retain.collect()), shutdown: None }
+}
+
+/// `status` of a leader that was shut down cleanly: what was there, and its end. A standby that lacks the shutdown
+/// checkpoint alone is not behind `optime`.
+pub fn status_at_shutdown(snapshot: &Snapshot, optime: Lsn, shutdown: &Shutdown) -> Status {
+    let before = snapshot.status.as_ref().map(|s| s.value.clone()).unwrap_or_default();
+    Status { optime: Some(optime), shutdown: Some(shutdown.clone()), ..before }
 }
 
 /// The timeline that a promotion of the local standby begins.

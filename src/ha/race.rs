@@ -12,6 +12,7 @@ use crate::types::{Lsn, NodeName, SyncMode, Timeline};
 
 use super::fitness;
 use super::lead::NOW;
+use super::manual;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
 use super::sync::Electors;
@@ -24,6 +25,9 @@ const RACE_INTERVAL: Duration = Duration::from_millis(200);
 pub fn race(view: &View, snapshot: &Snapshot, claim: Claim, mine: (Timeline, Lsn)) -> Decision {
     if let Some(reason) = unfit(view, snapshot, mine) {
         return wait(reason);
+    }
+    if manual::inherits(view, snapshot, claim, mine) {
+        return act(Action::Acquire(claim), Reason::Winning);
     }
     let Some(frozen) = view.memory.frozen else {
         return act(Action::Freeze, Reason::Freezing);
@@ -71,6 +75,9 @@ fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)
     if timeline < cluster {
         return Some(Reason::BehindTimeline { mine: timeline, cluster });
     }
+    if manual::is_forced(view, snapshot) {
+        return None;
+    }
     if let Some(sync) = active_sync(view, snapshot) {
         let entitled = sync.standbys();
         let entitled_to_run = match view.rules.sync_mode {
@@ -84,7 +91,7 @@ fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)
     }
     // With a synchronous set in force the votes decide: whoever wins has every acknowledged commit, however far it is
     // behind on what was not.
-    if active_sync(view, snapshot).is_some() {
+    if active_sync(view, snapshot).is_some() || manual::is_requested(view, snapshot) {
         return None;
     }
     let optime = snapshot.status.as_ref().and_then(|s| s.value.optime).unwrap_or_default();
@@ -93,7 +100,7 @@ fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)
 }
 
 /// The `sync` key, when a synchronous mode is on and somebody has written it.
-fn active_sync<'a>(view: &View, snapshot: &'a Snapshot) -> Option<&'a Sync> {
+pub fn active_sync<'a>(view: &View, snapshot: &'a Snapshot) -> Option<&'a Sync> {
     match view.rules.sync_mode {
         SyncMode::Off => None,
         SyncMode::On | SyncMode::Quorum => {
@@ -108,6 +115,12 @@ fn judge(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -
     let electors = sync.map(Electors::of).unwrap_or_default();
     if let Some(name) = poll.answers.iter().find_map(|(n, a)| (*a == PollAnswer::Primary).then_some(n)) {
         return Err(Reason::PrimaryAlive(name.clone()));
+    }
+    if manual::is_forced(view, snapshot) {
+        return Ok(());
+    }
+    if let Some(name) = manual::yields_to(view, snapshot, poll, mine) {
+        return Err(Reason::LeftTo(name));
     }
     if sync.is_some_and(|s| s.leader.as_ref() == Some(&view.me)) {
         // The last leader has every acknowledged commit. Whoever is ahead of it holds what nobody was promised, and may
@@ -137,7 +150,8 @@ fn rivals(view: &View, electors: &Electors, name: &NodeName, other: &Candidate) 
     voter || (other.eligibility == Eligibility::Eligible && !named_only)
 }
 
-fn ahead(other: &Candidate, mine: (Timeline, Lsn)) -> bool {
+/// Whether a candidate is further than this.
+pub fn ahead(other: &Candidate, mine: (Timeline, Lsn)) -> bool {
     (other.timeline, other.position) > mine
 }
 

@@ -5,11 +5,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::dcs::{Claim, Precondition, Sync};
+use crate::dcs::{Claim, Precondition, Shutdown, Sync};
 use crate::postgres::{Part, StartAs, StopMode, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
 
 use super::fitness::Ailment;
+use super::manual::Refusal;
 use super::view::Job;
 
 /// What to do now, why, and when to look again at the latest.
@@ -52,6 +53,10 @@ pub enum Action {
     PutSync(Sync, Precondition),
     /// Delete the `sync` key.
     DeleteSync(Revision),
+    /// Clear the request in the `failover` key.
+    ClearFailover(Revision),
+    /// Write the leader's last position, and that this was its end.
+    PutShutdown(Lsn, Shutdown),
     /// Write the leader's position and the slots.
     PutStatus(Lsn),
     /// Write the timeline history.
@@ -92,6 +97,13 @@ pub enum Task {
     Stop(StopMode),
     /// A checkpoint first, bounded, then a fast stop: for a planned hand-over.
     StopAfterCheckpoint(StopMode),
+    /// The same for a request: until one of these has everything that was written, shutdown checkpoint included.
+    HandOver {
+        /// Who may take over.
+        to: BTreeSet<NodeName>,
+        /// The revision of the request.
+        request: Revision,
+    },
     /// Ask the members for their positions.
     Poll,
     /// Ask every listed node whether it has data.
@@ -110,6 +122,7 @@ impl Task {
             Self::Rewind(_) => Job::Rewind,
             Self::Promote => Job::Promote,
             Self::Stop(_) | Self::StopAfterCheckpoint(_) => Job::Stop,
+            Self::HandOver { .. } => Job::HandOver,
             Self::Poll => Job::Poll,
             Self::Survey => Job::Survey,
             Self::Compare(_) => Job::Compare,
@@ -191,6 +204,16 @@ pub enum Reason {
         /// Who could give one.
         missing: Vec<NodeName>,
     },
+    /// Somebody has asked for another leader: the others are asked how far they are.
+    AskingSuccessors,
+    /// Somebody has asked for another leader, and it is not done.
+    RequestRefused(Refusal),
+    /// Stops so that one of these can lead.
+    HandingOver(Vec<NodeName>),
+    /// This member has everything: the lock is given up for it.
+    HandedOver(NodeName),
+    /// Somebody has asked for this member to lead.
+    LeftTo(NodeName),
     /// A new cluster is made here.
     Bootstrapping,
     /// Everybody listed is asked for data before a new cluster is made.
@@ -282,6 +305,11 @@ impl fmt::Display for Reason {
             Self::VotesMissing { have, need, missing } => {
                 write!(f, "{have} of {need} votes: an acknowledged commit may be on {} only", names(missing))
             }
+            Self::AskingSuccessors => f.write_str("another leader is asked for: asking the others how far they are"),
+            Self::RequestRefused(why) => write!(f, "another leader is asked for, and it is not done: {why}"),
+            Self::HandingOver(who) => write!(f, "another leader is asked for: stopping so that {} can lead", names(who)),
+            Self::HandedOver(name) => write!(f, "{name} has everything: giving the lock up for it"),
+            Self::LeftTo(name) => write!(f, "{name} is asked to lead: not a candidate"),
             Self::Bootstrapping => f.write_str("making a new cluster"),
             Self::Surveying => f.write_str("asking every listed node whether it has data"),
             Self::SurveyIncomplete(who) => {
@@ -325,6 +353,7 @@ impl Job {
             Self::Rewind => "rewinding",
             Self::Promote => "promoting",
             Self::Stop => "stopping PostgreSQL",
+            Self::HandOver => "handing the lead over",
             Self::Poll => "asking for positions",
             Self::Survey => "asking for data",
             Self::Compare => "comparing histories",

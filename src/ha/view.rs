@@ -18,6 +18,7 @@ use crate::types::{Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline
 use super::Phase;
 use super::configure::Configured;
 use super::fitness::Vitals;
+use super::manual::{self, HandOver};
 use super::rules::{Failover, Rules};
 
 /// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
@@ -45,6 +46,8 @@ pub struct View {
     pub me: NodeName,
     /// This volume.
     pub node_id: NodeId,
+    /// The wall clock, for what an operator has scheduled. Nothing else may depend on it.
+    pub wall: jiff::Timestamp,
     /// Working or stopping.
     pub phase: Phase,
     /// The rules in force.
@@ -108,6 +111,8 @@ pub enum Job {
     Promote,
     /// A stop.
     Stop,
+    /// A stop of the leader for a request, until another member has everything.
+    HandOver,
     /// Asking the other members for their positions.
     Poll,
     /// Asking every listed node whether it has data.
@@ -180,6 +185,8 @@ pub struct Memory {
     pub configured: Option<Configured>,
     /// Whether the local server can do a primary's work.
     pub vitals: Vitals,
+    /// The last stop for a request, and how it ended.
+    pub handover: Option<HandOver>,
 }
 
 /// Whether the display name is held by this node: two nodes of one name would take each other's leader key for theirs.
@@ -434,6 +441,7 @@ impl View {
                 | Job::Rewind
                 | Job::Promote
                 | Job::Stop
+                | Job::HandOver
                 | Job::Poll
                 | Job::Survey
                 | Job::Compare => 1,
@@ -451,7 +459,7 @@ impl View {
     /// When the loop must run again whatever else happens: the lease's demotion, or the expiry of another's key.
     pub fn next_deadline(&self) -> Option<Moment> {
         let takeover = self.memory.observed.as_ref().map(|o| o.since + self.takeover_after());
-        [self.demote_at(), takeover].into_iter().flatten().filter(|at| *at > self.now).min()
+        [self.demote_at(), takeover, manual::next_deadline(self)].into_iter().flatten().filter(|at| *at > self.now).min()
     }
 }
 

@@ -345,6 +345,14 @@ impl Postgres {
         probe::check(&self.shared, what, patience).await
     }
 
+    /// What the control file says now, whether a server runs or not; none when it cannot be read.
+    pub async fn control(&self) -> Option<Control> {
+        match control::classify(&self.shared).await {
+            DataDir::Cluster(control) => Some(control),
+            DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. } => None,
+        }
+    }
+
     /// What the process said last: the reason of an early end, most often. "is shut down", which follows it, is none.
     pub fn last_words(&self) -> String {
         let lines = self.shared.unit.last_lines().join("\n");
