@@ -18,7 +18,8 @@ use crate::clock::Moment;
 use crate::types::{LeaseId, NodeName, Revision};
 
 pub use record::{
-    Failover, Failsafe, History, Initialize, Member, MemberState, ReplicationState, Role, Shutdown, Status, Sync,
+    Failover, Failsafe, History, Initialize, Member, MemberState, ReplicationState, Role, Shutdown, Status,
+    Sync,
 };
 
 /// What went wrong, by what the caller can do about it.

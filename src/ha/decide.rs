@@ -413,7 +413,7 @@ fn follow(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
         (Instance::Down, DataDir::Cluster(_)) => rejoin(view, source, member.and_then(|m| m.timeline)),
         (Instance::Standby(answer, position), _) => {
             keep_following(view, snapshot, source, (answer, position))
-        },
+        }
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) | (Instance::Primary(..), _) => idle(Reason::Ending, PROMPTLY),
     }

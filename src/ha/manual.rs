@@ -296,7 +296,8 @@ pub fn inherits(view: &View, snapshot: &Snapshot, claim: Claim, mine: (Timeline,
         return false;
     };
     // A leader that came after it has closed the `sync` key before it could write.
-    let latest = active_sync(view, snapshot).is_none_or(|sync| sync.leader.as_ref() == Some(&shutdown.leader));
+    let latest =
+        active_sync(view, snapshot).is_none_or(|sync| sync.leader.as_ref() == Some(&shutdown.leader));
     let whole = shutdown.timeline == mine.0 && mine.1 >= shutdown.end;
     claim == Claim::Vacant && latest && whole && comes_first(view, snapshot)
 }
@@ -316,7 +317,8 @@ fn comes_first(view: &View, snapshot: &Snapshot) -> bool {
 
 /// Whether a person has named this node for a failover that nobody leads any more: it then leads whatever it lacks.
 pub fn is_forced(view: &View, snapshot: &Snapshot) -> bool {
-    let named = |r: &Versioned<Failover>| r.value.leader.is_none() && r.value.member.as_ref() == Some(&view.me);
+    let named =
+        |r: &Versioned<Failover>| r.value.leader.is_none() && r.value.member.as_ref() == Some(&view.me);
     current(view, snapshot).is_some_and(named)
 }
 

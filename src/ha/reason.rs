@@ -305,9 +305,13 @@ impl fmt::Display for Reason {
             Self::VotesMissing { have, need, missing } => {
                 write!(f, "{have} of {need} votes: an acknowledged commit may be on {} only", names(missing))
             }
-            Self::AskingSuccessors => f.write_str("another leader is asked for: asking the others how far they are"),
+            Self::AskingSuccessors => {
+                f.write_str("another leader is asked for: asking the others how far they are")
+            }
             Self::RequestRefused(why) => write!(f, "another leader is asked for, and it is not done: {why}"),
-            Self::HandingOver(who) => write!(f, "another leader is asked for: stopping so that {} can lead", names(who)),
+            Self::HandingOver(who) => {
+                write!(f, "another leader is asked for: stopping so that {} can lead", names(who))
+            }
             Self::HandedOver(name) => write!(f, "{name} has everything: giving the lock up for it"),
             Self::LeftTo(name) => write!(f, "{name} is asked to lead: not a candidate"),
             Self::Bootstrapping => f.write_str("making a new cluster"),

@@ -459,7 +459,11 @@ impl View {
     /// When the loop must run again whatever else happens: the lease's demotion, or the expiry of another's key.
     pub fn next_deadline(&self) -> Option<Moment> {
         let takeover = self.memory.observed.as_ref().map(|o| o.since + self.takeover_after());
-        [self.demote_at(), takeover, manual::next_deadline(self)].into_iter().flatten().filter(|at| *at > self.now).min()
+        [self.demote_at(), takeover, manual::next_deadline(self)]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > self.now)
+            .min()
     }
 }
 

@@ -13,6 +13,7 @@ mod fitness;
 mod following;
 mod forecasting;
 mod leading;
+mod manual;
 mod racing;
 mod stopping;
 mod trail;

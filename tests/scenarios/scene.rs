@@ -82,6 +82,7 @@ impl Scene {
         };
         let view = View {
             now: NOW,
+            wall: "2026-11-20T12:00:00Z".parse().unwrap(),
             me: NodeName::from("n0"),
             node_id: NodeId("00000000000000a0".into()),
             phase: Phase::Serving,

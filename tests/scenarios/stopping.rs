@@ -2,6 +2,7 @@
 
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::Job;
+use pgherd::postgres::status::ControlState;
 
 use crate::scene::{Scene, nothing_because, only};
 
@@ -14,7 +15,9 @@ fn a_primary_makes_a_checkpoint_and_stops_before_anything_is_released() {
 #[test]
 fn the_key_is_released_only_when_everything_is_down() {
     let down = Scene::new().leads().stopping();
-    assert_eq!(down.decide().actions, [Action::Release, Action::Finish]);
+    assert!(matches!(down.decide().actions[..], [Action::PutShutdown(..), Action::Release, Action::Finish]));
+    let crashed = down.clone().data(ControlState::InProduction);
+    assert_eq!(crashed.decide().actions, [Action::Release, Action::Finish]);
     let ending = down.silent_process().doing(Job::Stop).decide();
     assert_eq!(nothing_because(ending), Reason::Busy(Job::Stop));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgherd::dcs::Precondition;
+use pgherd::dcs::{Failover, Precondition};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
 use pgherd::ha::view::Job;
@@ -104,6 +104,17 @@ impl World {
                 self.send_act(n, put(Document::Sync(sync), when));
             }
             Action::DeleteSync(revision) => self.send_act(n, Request::DeleteSync(revision)),
+            Action::ClearFailover(revision) => {
+                let request = Document::Failover(Failover::default());
+                self.send_act(n, put(request, Precondition::Unchanged(revision)));
+            }
+            Action::PutShutdown(optime, shutdown) => {
+                let Some(acting) = self.acting(n) else { return };
+                let Some(snapshot) = acting.view.snapshot() else { return self.act(n) };
+                let status = publish::status_at_shutdown(snapshot, optime, &shutdown);
+                self.log(n, || format!("leaves everything up to {} behind", shutdown.end));
+                self.send_act(n, put(Document::Status(status), Precondition::None));
+            }
             Action::PutStatus(lsn) => {
                 let Some(acting) = self.acting(n) else { return };
                 let status = publish::status(&acting.view, lsn);

@@ -449,6 +449,7 @@ impl World {
         let agent = &mut self.nodes[n].agent;
         let mut view = View {
             now,
+            wall: jiff::Timestamp::UNIX_EPOCH + now.since(Moment(0)),
             me: name(n),
             node_id,
             phase: agent.phase,

@@ -1,13 +1,14 @@
 //! The simulated agent's long actions, as `ha::jobs` runs them, and what the agent remembers of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use pgherd::ha::manual::{self, HandOver, HandOverEnd};
 use pgherd::ha::reason::Task;
 use pgherd::ha::view::{Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer};
 use pgherd::postgres::{StopMode, Upstream};
 use pgherd::record::Bootstrap;
-use pgherd::types::{SystemId, Timeline};
+use pgherd::types::{NodeName, SystemId, Timeline};
 
 use crate::agent::{Stage, address, index};
 use crate::postgres::State;
@@ -21,7 +22,8 @@ pub(crate) enum Out {
     Cloned,
     Rewound,
     Promoted,
-    Polled(BTreeMap<pgherd::types::NodeName, PollAnswer>),
+    HandedOver(HandOver),
+    Polled(BTreeMap<NodeName, PollAnswer>),
     Surveyed(BTreeMap<IpAddr, SurveyAnswer>),
     Compared(Ancestry),
 }
@@ -56,7 +58,9 @@ impl World {
                 self.at(10_000_000, Ev::Work(n, inc, id, 1));
                 work(self.rng.range(3_000, 30_000), 0)
             }
-            Task::StopAfterCheckpoint(_) => work(self.rng.range(20_000, 2_000_000), 0),
+            Task::StopAfterCheckpoint(_) | Task::HandOver { .. } => {
+                work(self.rng.range(20_000, 2_000_000), 0)
+            }
             Task::Stop(_) => work(0, 0),
             Task::Poll | Task::Survey => {
                 for to in self.nodes[n].agent.asked.clone() {
@@ -103,8 +107,31 @@ impl World {
                 self.log(n, || "stops PostgreSQL".into());
                 self.at(0, Ev::Process(n));
             }
+            Task::HandOver { .. } if step == 0 => {
+                self.pg_stop(n, Some(10_000_000));
+                self.log(n, || "stops PostgreSQL to hand over".into());
+                self.at(0, Ev::Process(n));
+            }
+            Task::HandOver { to, request } => {
+                let end = self.reached(n, &to);
+                self.ends(n, Ok(Out::HandedOver(HandOver { request, end })));
+            }
             Task::Poll | Task::Survey => self.all_said(n),
         }
+    }
+
+    /// Who of these has everything that this node wrote, its shutdown checkpoint included.
+    fn reached(&self, n: usize, to: &BTreeSet<NodeName>) -> HandOverEnd {
+        let Some(mine) = self.files(n).filter(|f| manual::end_of_shutdown(&f.control).is_some()) else {
+            return HandOverEnd::Missed("it was no clean shutdown".into());
+        };
+        let has = |i: &usize| {
+            let whole =
+                |f: &crate::postgres::Files| self.contains((f.branch, f.end), (mine.branch, mine.end));
+            self.both_ways(n, *i) && self.nodes[*i].agent.alive && self.files(*i).is_some_and(whole)
+        };
+        let reached = (0..self.nodes.len()).filter(|i| to.contains(&name(*i))).find(has);
+        reached.map_or(HandOverEnd::Missed("nobody has it".into()), |i| HandOverEnd::Reached(name(i)))
     }
 
     /// Whether the source can be worked with, and is still the process that it was.
@@ -259,6 +286,7 @@ impl World {
                 self.nodes[n].disk.promoted = None;
             }
             Out::Promoted => agent.memory.checkpoint = Checkpoint::Owed,
+            Out::HandedOver(handover) => agent.memory.handover = Some(handover),
             Out::Polled(answers) => agent.memory.poll = Some(Poll { at: now, answers }),
             Out::Surveyed(answers) => agent.memory.survey = Some(Survey { at: now, answers }),
             Out::Compared(ancestry) => agent.memory.ancestry = Some(ancestry),
@@ -277,6 +305,10 @@ impl World {
         let agent = self.agent(n);
         if agent.memory.checkpoint == Checkpoint::Owed && made {
             agent.memory.checkpoint = Checkpoint::Made;
+        }
+        if state == State::Down && agent.doing.is_some_and(|d| d.job == Job::HandOver) {
+            let (inc, job) = (agent.inc, agent.job);
+            return self.at(20_000, Ev::Work(n, inc, job, 1));
         }
         let result = match agent.doing.map(|d| d.job).filter(|_| agent.finished.is_none()) {
             Some(Job::Stop) if state == State::Down => Some(Ok(Out::Stopped)),

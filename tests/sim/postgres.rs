@@ -13,7 +13,7 @@ use pgherd::types::{Lsn, SlotName, SystemId, Timeline, TimelineFork, TimelineHis
 use crate::world::{Ev, World, name};
 
 /// One record: a commit, a checkpoint, the end of a recovery.
-pub(crate) const RECORD: u64 = 104;
+pub(crate) const RECORD: u64 = 120;
 /// Where initdb leaves off.
 const FIRST: u64 = 0x300_0000;
 /// `wal_receiver_timeout` and `wal_sender_timeout`.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use pgherd::clock::Moment;
 use pgherd::dcs::{
-    Claim, History, Initialize, Leader, Member, Precondition, Readiness, Snapshot, Status, Sync, Versioned,
+    Claim, Failover, History, Initialize, Leader, Member, Precondition, Readiness, Snapshot, Status, Sync,
+    Versioned,
 };
 use pgherd::types::{LeaseId, NodeName, Revision, SystemId};
 
@@ -29,6 +30,7 @@ pub(crate) enum Document {
     Config(serde_json::Value),
     Sync(Sync),
     Status(Status),
+    Failover(Failover),
     History(History),
 }
 
@@ -54,6 +56,7 @@ pub(crate) struct Store {
     config: Option<Versioned<serde_json::Value>>,
     sync: Option<Versioned<Sync>>,
     status: Option<Versioned<Status>>,
+    failover: Option<Versioned<Failover>>,
     history: Option<Versioned<History>>,
     /// Moves when somebody who watches should look again.
     pub(crate) hints: u64,
@@ -85,6 +88,7 @@ impl Store {
             config: None,
             sync: None,
             status: None,
+            failover: None,
             history: None,
             hints: 0,
         }
@@ -158,7 +162,7 @@ impl Store {
             status: self.status.clone(),
             history: self.history.clone(),
             sync: self.sync.clone(),
-            failover: None,
+            failover: self.failover.clone(),
             failsafe: None,
         }
     }
@@ -238,6 +242,12 @@ impl Store {
             Document::Sync(value) => {
                 self.hints += 1;
                 put(&mut self.sync, value, when, next)
+            }
+            Document::Failover(value) => {
+                let done = put(&mut self.failover, value, when, next);
+                self.failover = self.failover.take().filter(|f| f.value != Failover::default());
+                self.hints += u64::from(done);
+                done
             }
             Document::Status(value) => put(&mut self.status, value, when, next),
             Document::History(value) => put(&mut self.history, value, when, next),
