@@ -131,7 +131,7 @@ impl World {
             self.both_ways(n, *i) && self.nodes[*i].agent.alive && self.files(*i).is_some_and(whole)
         };
         let reached = (0..self.nodes.len()).filter(|i| to.contains(&name(*i))).find(has);
-        reached.map_or(HandOverEnd::Missed("nobody has it".into()), |i| HandOverEnd::Reached(name(i)))
+        reached.map_or_else(|| HandOverEnd::Missed("nobody has it".into()), |i| HandOverEnd::Reached(name(i)))
     }
 
     /// Whether the source can be worked with, and is still the process that it was.
