@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use pgherd::dcs::{Failover, Precondition};
+use pgherd::dcs::{Failover, Precondition, Shutdown};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
 use pgherd::ha::view::Job;
 use pgherd::postgres::{StartAs, Upstream};
-use pgherd::types::Timeline;
+use pgherd::types::{Lsn, Timeline};
 
 use crate::agent::{Acting, CALL, Ended, LocalOp, RELEASES, Slot, Stage, addresses, index};
 use crate::postgres::State;
@@ -108,22 +108,8 @@ impl World {
                 let request = Document::Failover(Failover::default());
                 self.send_act(n, put(request, Precondition::Unchanged(revision)));
             }
-            Action::PutShutdown(optime, shutdown) => {
-                let Some(acting) = self.acting(n) else { return };
-                let Some(snapshot) = acting.view.snapshot() else { return self.act(n) };
-                let status = publish::status_at_shutdown(snapshot, optime, &shutdown);
-                self.log(n, || format!("leaves everything up to {} behind", shutdown.end));
-                self.send_act(n, put(Document::Status(status), Precondition::None));
-            }
-            Action::PutStatus(lsn) => {
-                let Some(acting) = self.acting(n) else { return };
-                let status = publish::status(&acting.view, lsn);
-                let stored = acting.view.snapshot().and_then(|s| s.status.as_ref());
-                if stored.is_some_and(|s| s.value == status) {
-                    return self.act(n);
-                }
-                self.send_act(n, put(Document::Status(status), Precondition::None));
-            }
+            Action::PutShutdown(optime, shutdown) => self.put_shutdown(n, optime, &shutdown),
+            Action::PutStatus(lsn) => self.put_status(n, lsn),
             Action::PutHistory(timeline) => self.put_history(n, timeline),
             Action::Start(how, names) => {
                 let upstream = match how {
@@ -147,6 +133,24 @@ impl World {
             }
             Action::Finish => self.act(n),
         }
+    }
+
+    fn put_shutdown(&mut self, n: usize, optime: Lsn, shutdown: &Shutdown) {
+        let Some(acting) = self.acting(n) else { return };
+        let Some(snapshot) = acting.view.snapshot() else { return self.act(n) };
+        let status = publish::status_at_shutdown(snapshot, optime, shutdown);
+        self.log(n, || format!("leaves everything up to {} behind", shutdown.end));
+        self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
+    }
+
+    fn put_status(&mut self, n: usize, lsn: Lsn) {
+        let Some(acting) = self.acting(n) else { return };
+        let status = publish::status(&acting.view, lsn);
+        let stored = acting.view.snapshot().and_then(|s| s.status.as_ref());
+        if stored.is_some_and(|s| s.value == status) {
+            return self.act(n);
+        }
+        self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
     }
 
     pub(crate) fn put_history(&mut self, n: usize, timeline: Timeline) {
