@@ -238,7 +238,8 @@ impl World {
     pub(crate) fn frozen(&self, n: usize) -> Option<()> {
         let pg = &self.nodes[n].pg;
         let replayed = self.files(n).map(|f| f.replayed)?;
-        let still = pg.received.is_none_or(|received| replayed >= received);
+        // A standby that has received nothing since its start knows its position only at the end of its own log.
+        let still = pg.received.map_or(pg.local_replay, |received| replayed >= received);
         (pg.state == State::Ready && !pg.primary && still).then_some(())
     }
 

@@ -35,10 +35,18 @@ use world::{Outcome, run};
 const SEEDS: u64 = 300;
 const THREADS: u64 = 2;
 
+/// How long many seeds are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Done,
+    /// `--until-failure`: the first one is named and nothing is made shorter.
+    Failure,
+}
+
 /// What the command line and the environment ask for.
 enum Order {
     One(Box<Schedule>),
-    Many { first: u64, count: u64 },
+    Many { first: u64, count: u64, until: Until },
 }
 
 #[expect(clippy::disallowed_methods, reason = "the simulator's own switches")]
@@ -62,7 +70,8 @@ fn order() -> Result<Order, String> {
     }
     let first = option("first").or_else(|| variable("FIRST")).map_or(Ok(0), number)?;
     let count = option("seeds").or_else(|| variable("SEEDS")).map_or(Ok(SEEDS), number)?;
-    Ok(Order::Many { first, count })
+    let until = if arguments.iter().any(|a| a == "--until-failure") { Until::Failure } else { Until::Done };
+    Ok(Order::Many { first, count, until })
 }
 
 fn main() -> ExitCode {
@@ -72,7 +81,7 @@ fn main() -> ExitCode {
             ExitCode::from(64)
         }
         Ok(Order::One(schedule)) => one(&schedule),
-        Ok(Order::Many { first, count }) => many(first, count),
+        Ok(Order::Many { first, count, until }) => many(first, count, until),
     }
 }
 
@@ -97,7 +106,7 @@ fn verdict(outcome: &Outcome) -> ExitCode {
 }
 
 /// Runs many seeds on two threads; the failing ones are listed, the first is shown in full and made shorter.
-fn many(first: u64, count: u64) -> ExitCode {
+fn many(first: u64, count: u64, until: Until) -> ExitCode {
     let next = AtomicU64::new(first);
     let worker = || {
         let mut failed = Vec::new();
@@ -112,6 +121,9 @@ fn many(first: u64, count: u64) -> ExitCode {
                 *sum += n;
             }
             failed.extend(outcome.violation.map(|v| (seed, v)));
+            if until == Until::Failure && !failed.is_empty() {
+                next.store(first + count, Ordering::Relaxed);
+            }
         }
     };
     let results: Vec<_> = std::thread::scope(|scope| {
@@ -131,6 +143,9 @@ fn many(first: u64, count: u64) -> ExitCode {
     println!("{} of {count} seeds fail:", failed.len());
     for (seed, v) in &failed {
         println!("  SEED={seed} {} at {:.3} s: {}", v.invariant, v.at as f64 / 1e6, v.what);
+    }
+    if until == Until::Failure {
+        return ExitCode::FAILURE;
     }
     let shorter = shrink(&Schedule::of_seed(*seed), violation.invariant);
     println!(

@@ -1,0 +1,121 @@
+#!/bin/bash
+# Removes one guard of `ha::decide` and its rules at a time, in a scratch copy, and asks: does anything notice?
+#
+#   tests/sim/mutate.sh [NAME ...]      all guards, or these; SEEDS=10000, BOTH=1 (seeds also where a scenario has noticed),
+#                                       SCRATCH=target/mutants (the copy; it keeps its own build directory)
+#
+# One line for each guard: its name, what noticed (the first scenario, the first seed and its invariant), or SURVIVED. Exit
+# status 1 when one survived, or when a line of the table below no longer changes anything.
+set -u
+cd "$(dirname "$0")/../.."
+SEEDS=${SEEDS:-10000} BOTH=${BOTH:-0} SCRATCH=${SCRATCH:-target/mutants}
+
+# name | file in src/ha | perl expression
+guards() {
+    cat <<'TABLE'
+fence|decide.rs|s/= fence\(view\) \{/= fence(view).filter(|_| false) {/
+fence-another-leads|decide.rs|s/if let Some\(name\) = other \{/if let Some(name) = other.filter(|_| false) {/
+fence-lease-lost|decide.rs|s/if view.lease == Lease::Lost \{/if false {/
+fence-lease-end|decide.rs|s/if view.leads\(\) \|\| reclaimable\(view\) \{/if true {/
+fence-reclaim-ready|decide.rs|s/s.leader.is_none\(\) && s.readiness == Readiness::Ready/s.leader.is_none()/
+lapsed|decide.rs|s/\(harmless && held && /(false \&\& harmless \&\& held \&\& /
+stop-gives-way|decide.rs|s/\(Phase::Stopping, _\) => stopping\(view\),/(Phase::Stopping, None) => stopping(view), (Phase::Stopping, Some(job)) => idle(Reason::Busy(job), Wake::Loop),/
+compare-gives-way|decide.rs|s/if leaderless\(view\) => serving/if false => serving/
+name-unclaimed|decide.rs|s/if view.memory.name == Name::Unclaimed \{/if false {/
+wrong-data|decide.rs|s/= wrong_data\(view, snapshot\) \{/= wrong_data(view, snapshot).filter(|_| false) {/
+without-store-patience|decide.rs|s/if for_good \{/if true {/
+without-store-names|decide.rs|s/if lead::names_are_known\(view\) =>/if true =>/
+died-before-promotion|decide.rs|s/DataDir::Cluster\(control\)\) if was_standby\(control\) =>/DataDir::Cluster(control)) if false \&\& was_standby(control) =>/
+not-leading-any-more|decide.rs|s/if !view.leads\(\) \{\n        return idle/if false {\n        return idle/
+crash-loop|decide.rs|s/if n >= lead::FAILED_STARTS && /if false \&\& /
+publish-before-write|decide.rs|s/let publish = \(!known\)/let publish = (false \&\& !known)/
+initialised-makes-no-cluster|decide.rs|s/Initialize::Done\(_\) => return act\(vec!\[Action::Release\], Reason::NothingToLead\),/Initialize::Done(_) => None,/
+make-cluster-refused|decide.rs|s/if let Some\(reason\) = fresh_cluster_refused\(view\) \{/if let Some(reason) = fresh_cluster_refused(view).filter(|_| false) {/
+store-not-ready|decide.rs|s/if snapshot.readiness == Readiness::NotReady \{/if false {/
+retake-timeline|decide.rs|s/if answer.timeline < cluster \{/if false {/
+bootstrap-known-cluster|decide.rs|s/if let Some\(Initialize::Done\(_\)\) = snapshot.initialize.as_ref\(\).map\(\|i\| i.value\) \{/if false {/
+bootstrap-nofailover|decide.rs|s/if view.rules.tags.failover == super::rules::Failover::Never \{/if false {/
+survey-record|decide.rs|s/(if let Some\(id\) = view.volume.system_id) \{/$1.filter(|_| false) {/g
+survey-data|decide.rs|s/if let Some\(\(address, _\)\) = with_data \{/if let Some((address, _)) = with_data.filter(|_| false) {/
+survey-silent|decide.rs|s/\(!silent.is_empty\(\)\).then_some/(false \&\& !silent.is_empty()).then_some/
+follow-unreadable|decide.rs|s/if view.volume.system_id != view.cluster_system_id\(\) =>/if false =>/
+follow-serving|decide.rs|s/\(Instance::Down, _\) if !serving =>/(Instance::Down, _) if false \&\& !serving =>/
+follow-checkpoint|decide.rs|s/m.checkpoint_after_promote == Some\(false\)/false \&\& m.checkpoint_after_promote == Some(false)/
+follow-foreign|decide.rs|s/if Some\(control.system_id\) != view.cluster_system_id\(\) =>/if false \&\& Some(control.system_id) != view.cluster_system_id() =>/
+follow-wal-removed|decide.rs|s/DataDir::Cluster\(_\)\) if view.memory.upstream_wal == UpstreamWal::Removed =>/DataDir::Cluster(_)) if false =>/
+ancestry-current|decide.rs|s/known_ancestry\(view, &source\).filter\(current\)/known_ancestry(view, \&source).filter(|a| current(a) || true)/
+ancestry-age|decide.rs|s/view.now.since\(a.at\) < ANCESTRY_AGE/true/
+private-timeline-down|decide.rs|s/if is_private\(view, control.timeline, ancestry\) \{/if false \&\& is_private(view, control.timeline, ancestry) {/
+private-timeline-running|decide.rs|s/Some\(ancestry\) if is_private\(/Some(ancestry) if false \&\& is_private(/
+lineage|decide.rs|s/match lineage::of_stopped\(control, ancestry\) \{/let _ = control; match Lineage::Part {/
+rewind-limit|decide.rs|s/view.n_failures\(Job::Rewind\) >= REWINDS/false/
+stalled|decide.rs|s/if !stalled \{/if true {/
+starved|decide.rs|s/&& starved\(view\) \{/\&\& (true || starved(view)) {/
+names-in-force-at-start|lead.rs|s/if let Some\(names\) = &view.memory.sync_names \{/if let Some(names) = view.memory.sync_names.as_ref().filter(|_| false) {/
+names-implied-at-start|lead.rs|s/if electors.voters.is_empty\(\) \{/if true {/
+promotion-needs-time|lead.rs|s/if left < PROMOTE_NEEDS \{/if false {/
+close-sync-key|lead.rs|s/if view.rules.sync_mode != SyncMode::Off && !mine \{/if false \&\& !mine {/
+names-at-promotion|lead.rs|s/actions.push\(Action::SetSyncNames\(sync::names_at_promotion\(&policy\(view\), expected\(view, snapshot\)\)\)\);//
+starved-patience|lead.rs|s/if confirmers.is_empty\(\) && waits_for_somebody\(view\) \{/if false {/
+confirmer-progress|lead.rs|s/let progress = if caught_up \{/let progress = if caught_up || true {/
+confirmer-streams|lead.rs|s/standby.state == "streaming" && /(true || standby.state == "streaming") \&\& /
+confirmer-member|lead.rs|s/ && snapshot.member\(&standby.name\).is_some\(\)//
+slots-ttl|lead.rs|s/ && view.now.since\(\*\*seen\) < MEMBER_SLOTS_TTL//
+set-is-safe|sync.rs|s/(pub fn safe\([^{]*\{)/$1 if true { return true; }/
+race-nofailover|race.rs|s/if view.rules.tags.failover == Failover::Never \{/if false {/
+race-timeline|race.rs|s/if timeline < cluster \{/if false {/
+race-not-synchronous|race.rs|s/if !entitled_to_run && /if false \&\& /
+race-lag|race.rs|s/\(lag > view.rules.maximum_lag_on_failover\)/(false \&\& lag > view.rules.maximum_lag_on_failover)/
+race-freeze|race.rs|s/let Some\(frozen\) = view.memory.frozen else/let Some(frozen) = view.memory.frozen.or(Some(Default::default())) else/
+race-fresh-poll|race.rs|s/poll.at >= frozen && view.now.since\(poll.at\) < POLL_AGE/poll.at >= frozen || true/
+race-primary-alive|race.rs|s/\(\*a == PollAnswer::Primary\).then_some\(n\)/(false \&\& *a == PollAnswer::Primary).then_some(n)/
+race-last-leader|race.rs|s/if sync.is_some_and\(\|s\| s.leader.as_ref\(\) == Some\(&view.me\)\) \{/if false {/
+race-behind|race.rs|s/&& ahead\(other, mine\) =>/\&\& false \&\& ahead(other, mine) =>/
+race-rivals|race.rs|s/    voter \|\| \(other/    true || voter || (other/
+race-votes|race.rs|s/if have >= need \{/if have >= need || true {/
+race-frozen-votes|race.rs|s/c.motion == Motion::Frozen && //
+race-outsider|race.rs|s/ \+ u32::from\(!electors.voters.contains\(&view.me\)\)//
+race-ancestry|race.rs|s/\(other.timeline, other.position\) > mine/other.position > mine.1/
+takeover-ttl|view.rs|s/stood >= self.takeover_after\(\)/stood >= self.takeover_after() \/ 2/
+takeover-ours-only|view.rs|s/&& holder_is_ours && /\&\& (holder_is_ours || true) \&\& /
+takeover-longer-ttl|view.rs|s/=> ttl.max\(before\)/=> { let _ = before; ttl }/
+start-backoff|view.rs|s/Job::Start => 2,/Job::Start => 2000,/
+unfit-hands-over|decide.rs|s/= fitness::unfit\(view, snapshot\) \{/= fitness::unfit(view, snapshot).filter(|_| false) {/
+unfit-stands-back|decide.rs|s/if fitness::stands_back\(view\) =>/if false =>/
+unfit-roomier|race.rs|s/= fitness::roomier\(view, snapshot, poll, mine\) \{/= fitness::roomier(view, snapshot, poll, mine).filter(|_| false) {/
+unfit-stop-hangs|decide.rs|s/\.or_else\(\|\| fitness::stop_hangs\(view\)\)//
+TABLE
+}
+
+mkdir -p "$SCRATCH"
+refresh() { # only what is newer is copied, so that cargo builds what has changed
+    for part in Cargo.toml Cargo.lock clippy.toml src tests templates benches mock-flux-api README.md; do
+        [ -e "$part" ] && cp -ru "$part" "$SCRATCH/"
+    done
+}
+refresh
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$SCRATCH/target}
+survived=0
+while IFS='|' read -r name file expression; do
+    [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
+    target=$SCRATCH/src/ha/$file
+    cp "src/ha/$file" "$target"
+    perl -0pi -e "$expression" "$target"
+    if cmp -s "src/ha/$file" "$target"; then
+        echo "$name: the guard is not where this script looks for it"; survived=1; continue
+    fi
+    log=$SCRATCH/mutant.log by=
+    if ! (cd "$SCRATCH" && RUSTFLAGS="-A warnings" cargo test --locked --test scenarios --test sim --no-run) >"$log" 2>&1; then
+        echo "$name: does not compile: $(grep -m1 '^error' "$log")"; survived=1; cp "src/ha/$file" "$target"; continue
+    fi
+    (cd "$SCRATCH" && RUSTFLAGS="-A warnings" timeout 300 cargo test --locked --test scenarios) >"$log" 2>&1 \
+        || by="scenario $(grep -m1 -oP '^test \K\S+(?= \.\.\. FAILED)' "$log")"
+    if [ -z "$by" ] || [ "$BOTH" = 1 ]; then
+        (cd "$SCRATCH" && RUSTFLAGS="-A warnings" SEEDS=$SEEDS timeout 1800 cargo test --locked --test sim -- --until-failure) >"$log" 2>&1 \
+            || by="${by:+$by; }seed $(grep -m1 -oP 'SEED=\K.*' "$log" | cut -c1-90)"
+    fi
+    [ -n "$by" ] || { by="SURVIVED $SEEDS seeds"; survived=1; }
+    echo "$name: $by"
+    cp "src/ha/$file" "$target"
+done < <(guards)
+exit $survived
