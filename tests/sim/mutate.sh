@@ -105,13 +105,13 @@ while IFS='|' read -r name file expression; do
         echo "$name: the guard is not where this script looks for it"; survived=1; continue
     fi
     log=$SCRATCH/mutant.log by=
-    if ! (cd "$SCRATCH" && RUSTFLAGS="-A warnings" cargo test --locked --test scenarios --test sim --no-run) >"$log" 2>&1; then
+    if ! (cd "$SCRATCH" && cargo test --locked --test scenarios --test sim --no-run) >"$log" 2>&1; then
         echo "$name: does not compile: $(grep -m1 '^error' "$log")"; survived=1; cp "src/ha/$file" "$target"; continue
     fi
-    (cd "$SCRATCH" && RUSTFLAGS="-A warnings" timeout 300 cargo test --locked --test scenarios) >"$log" 2>&1 \
+    (cd "$SCRATCH" && timeout 300 cargo test --locked --test scenarios) >"$log" 2>&1 \
         || by="scenario $(grep -m1 -oP '^test \K\S+(?= \.\.\. FAILED)' "$log")"
     if [ -z "$by" ] || [ "$BOTH" = 1 ]; then
-        (cd "$SCRATCH" && RUSTFLAGS="-A warnings" SEEDS=$SEEDS timeout 1800 cargo test --locked --test sim -- --until-failure) >"$log" 2>&1 \
+        (cd "$SCRATCH" && SEEDS=$SEEDS timeout 1800 cargo test --locked --test sim -- --until-failure) >"$log" 2>&1 \
             || by="${by:+$by; }seed $(grep -m1 -oP 'SEED=\K.*' "$log" | cut -c1-90)"
     fi
     [ -n "$by" ] || { by="SURVIVED $SEEDS seeds"; survived=1; }
