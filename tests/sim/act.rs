@@ -83,6 +83,9 @@ impl World {
     }
 
     pub(crate) fn perform(&mut self, n: usize, action: Action) {
+        if self.nodes[n].crash_at.is_some() && self.crash_before(n, &word(&action)) {
+            return;
+        }
         let put = |document, when| Request::Put(Box::new(document), when);
         match action {
             Action::Acquire(claim) => self.send_act(n, Request::Acquire(claim)),
@@ -212,7 +215,7 @@ impl World {
                 self.agent(n).memory.following = upstream;
                 Ok(())
             }
-            LocalOp::Names(names) if self.nodes[n].pg.state == State::Ready => {
+            LocalOp::Names(names) if self.nodes[n].pg.state == State::Ready && !self.nodes[n].pg.hung => {
                 self.set_names(n, &names);
                 Ok(())
             }
@@ -240,7 +243,7 @@ impl World {
         let replayed = self.files(n).map(|f| f.replayed)?;
         // A standby that has received nothing since its start knows its position only at the end of its own log.
         let still = pg.received.map_or(pg.local_replay, |received| replayed >= received);
-        (pg.state == State::Ready && !pg.primary && still).then_some(())
+        (pg.state == State::Ready && !pg.hung && !pg.primary && still).then_some(())
     }
 
     /// The upstream as this node was told.
@@ -268,4 +271,15 @@ impl World {
         self.at(1_000, Ev::Process(n));
         Ok(())
     }
+}
+
+/// The name of an action, or of the job that it begins, as schedules write it.
+fn word(action: &Action) -> String {
+    let name = match action {
+        Action::Begin(task) => format!("{task:?}"),
+        other => format!("{other:?}"),
+    };
+    let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
+    let name = name.to_lowercase();
+    if name == "stopaftercheckpoint" { "stop".to_owned() } else { name }
 }

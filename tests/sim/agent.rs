@@ -9,16 +9,17 @@ use pgherd::clock::Moment;
 use pgherd::dcs::Snapshot;
 use pgherd::ha::Phase;
 use pgherd::ha::decide::decide;
+use pgherd::ha::fitness;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
 use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
-    Store, View, Volume, demote_margin,
+    Store, UpstreamWal, View, Volume, demote_margin,
 };
-use pgherd::postgres::Upstream;
 use pgherd::postgres::status::Status;
-use pgherd::types::{NodeId, Revision, SyncMode, SystemId, Timing};
+use pgherd::postgres::{Check, Posture, Pulse, Upstream};
+use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timing};
 
 use crate::faults::{Mode, Schedule};
 use crate::jobs::Out;
@@ -222,6 +223,7 @@ impl World {
         self.nodes[n].agent = agent;
         self.nodes[n].deadman = None;
         self.store.forget_lease(&name(n));
+        self.store.set_ttl(&name(n), self.schedule.ttl * 1_000_000);
         self.log(n, || "starts".into());
         self.observe(n);
     }
@@ -446,6 +448,7 @@ impl World {
         let disk = &self.nodes[n].disk;
         let volume = Volume { system_id: disk.system_id, bootstrap: disk.bootstrap, promoted: disk.promoted };
         let node_id = NodeId(format!("{:016x}", n * 16 + disk.generation as usize));
+        let misses_wal = self.nodes[n].pg.misses_wal;
         let agent = &mut self.nodes[n].agent;
         let mut view = View {
             now,
@@ -468,9 +471,41 @@ impl World {
             }
             Instance::Down | Instance::Silent | Instance::Ending => {}
         }
+        if agent.memory.not_streaming.is_some() && misses_wal {
+            agent.memory.upstream_wal = UpstreamWal::Removed;
+        }
         agent.memory.saw_instance(&view);
         view.memory = agent.memory.clone();
+        let inc = agent.inc;
+        for (check, patience) in fitness::due(&view) {
+            self.agent(n).memory.vitals.ask(check, now);
+            let hung = self.nodes[n].pg.hung && check != Check::Measure;
+            let takes = if hung { patience.as_micros() as u64 } else { 5_000 };
+            self.at(takes, Ev::Sign(n, inc, check));
+        }
         self.decided(n, view);
+    }
+
+    /// A sign of life that was asked for.
+    pub(crate) fn sign(&mut self, n: usize, inc: u64, check: Check) {
+        if !self.current(n, inc) {
+            return;
+        }
+        let now = self.clock(n);
+        let (full, accepts) = (self.nodes[n].full, self.accepts(n));
+        let room = Room { free: if full { 0 } else { 10 << 30 }, total: 20 << 30, access: Access::default() };
+        let pg = &self.nodes[n].pg;
+        let pulse = match (check, pg.state) {
+            (Check::Measure, _) => Pulse::Measured(room),
+            (Check::Knock | Check::Write, State::Down) => Pulse::Gone,
+            (Check::Knock | Check::Write, _) if pg.hung => Pulse::Silent(Posture::Alive),
+            (Check::Knock, State::Ready) => Pulse::Answered,
+            (Check::Write, State::Ready) if accepts => Pulse::Wrote,
+            (Check::Knock | Check::Write, State::Ready | State::Starting | State::Stopping) => {
+                Pulse::Declined("starting or ending".into())
+            }
+        };
+        self.agent(n).memory.vitals.hear(check, &pulse, now);
     }
 
     pub(crate) fn saw_store(&mut self, n: usize, snapshot: Option<Box<Snapshot>>, now: Moment) -> Store {
@@ -482,7 +517,15 @@ impl World {
         agent.memory.saw_store(&name(n), &snapshot, now, None);
         if let Some(config) = snapshot.config.as_ref().filter(|c| Some(c.revision) != agent.config) {
             agent.config = Some(config.revision);
+            let before = agent.rules.timing.ttl;
             agent.rules = agent.environment.with_config(&config.value).0;
+            // Settings of the server are the real server's business.
+            agent.rules.server = None;
+            let ttl = agent.rules.timing.ttl;
+            if ttl != before {
+                agent.memory.ttl_before = Some((before, now));
+                self.store.set_ttl(&name(n), ttl.as_micros() as u64);
+            }
         }
         let number = |m: &pgherd::dcs::Member| m.name.as_str()[1..].parse().expect("n0, n1, ...");
         agent.others = snapshot.members.iter().map(number).filter(|i| *i != n).collect();

@@ -28,6 +28,19 @@ pub(crate) enum Fault {
     StoreUp,
     StoreElection,
     Slow(usize, u64),
+    Write(usize),
+    Read(usize),
+    Set(String, serde_json::Value),
+    CrashAt(usize, String),
+    DiskFull(usize),
+    DiskFree(usize),
+    Hang(usize),
+    Unhang(usize),
+    LoseWal(usize),
+    ApiDown,
+    ApiUp,
+    ApiHide(usize),
+    ApiShow(usize),
 }
 
 /// A whole run: its set-up and its faults.
@@ -43,6 +56,19 @@ pub(crate) struct Schedule {
     pub(crate) deadman: bool,
     /// When everything is mended, in milliseconds.
     pub(crate) calm: u64,
+    /// Whether the store's voters run on the nodes and share their fate.
+    pub(crate) voters: Voters,
+    /// Whether clients write all the time, or only when the schedule says so.
+    pub(crate) clients: bool,
+}
+
+/// Where the store runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Voters {
+    /// Beside the nodes: it fails only by its own faults.
+    Outside,
+    /// On the first three (of five and more: five) nodes: it answers while a majority of them runs and is connected.
+    Nodes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +114,19 @@ impl fmt::Display for Fault {
             Self::StoreUp => write!(f, "store-up"),
             Self::StoreElection => write!(f, "store-election"),
             Self::Slow(n, ms) => write!(f, "slow n{n} {ms}"),
+            Self::Write(n) => write!(f, "write n{n}"),
+            Self::Read(n) => write!(f, "read n{n}"),
+            Self::Set(key, value) => write!(f, "set {key} {}", plain(value)),
+            Self::CrashAt(n, action) => write!(f, "crash-at n{n} {action}"),
+            Self::DiskFull(n) => write!(f, "disk-full n{n}"),
+            Self::DiskFree(n) => write!(f, "disk-free n{n}"),
+            Self::Hang(n) => write!(f, "hang n{n}"),
+            Self::Unhang(n) => write!(f, "unhang n{n}"),
+            Self::LoseWal(n) => write!(f, "lose-wal n{n}"),
+            Self::ApiDown => write!(f, "api-down"),
+            Self::ApiUp => write!(f, "api-up"),
+            Self::ApiHide(n) => write!(f, "api-hide n{n}"),
+            Self::ApiShow(n) => write!(f, "api-show n{n}"),
         }
     }
 }
@@ -95,19 +134,21 @@ impl fmt::Display for Fault {
 impl Fault {
     fn parse(words: &[&str]) -> Result<Self, String> {
         let node = |i: usize| -> Result<usize, String> {
-            let word = words.get(i).ok_or_else(|| format!("{}: a node is missing", words.join(" ")))?;
-            word.trim_start_matches('n').parse().map_err(|_| format!("{word} is no node (n0, n1, ...)"))
+            let word = words.get(i).ok_or("a node is expected after it (n0, n1, ...)")?;
+            let digits = word.strip_prefix(['n', 'N']).unwrap_or(word);
+            digits.parse().map_err(|_| format!("{word} is no node: n0, n1, ... is expected"))
         };
-        Ok(match words.first().copied().unwrap_or("nothing") {
-            "crash-node" => Self::CrashNode(node(1)?),
+        let word = words.first().map(|w| w.to_lowercase().replace('_', "-"));
+        Ok(match word.as_deref().unwrap_or("nothing") {
+            "crash-node" | "kill-node" => Self::CrashNode(node(1)?),
             "start-node" => Self::StartNode(node(1)?),
-            "crash-postgres" => Self::CrashPostgres(node(1)?),
+            "crash-postgres" | "kill-postgres" => Self::CrashPostgres(node(1)?),
             "kill-agent" => Self::KillAgent(node(1)?),
             "freeze" => Self::Freeze(node(1)?),
             "thaw" => Self::Thaw(node(1)?),
             "pause" => Self::Pause(node(1)?),
             "resume" => Self::Resume(node(1)?),
-            "stop" => Self::Stop(node(1)?),
+            "stop" | "sigterm" => Self::Stop(node(1)?),
             "wipe" => Self::Wipe(node(1)?),
             "cut" => Self::Cut(node(1)?, node(2)?),
             "heal" => Self::Heal(node(1)?, node(2)?),
@@ -119,8 +160,21 @@ impl Fault {
             "store-down" => Self::StoreDown,
             "store-up" => Self::StoreUp,
             "store-election" => Self::StoreElection,
-            "slow" => Self::Slow(node(1)?, node(2)? as u64),
-            other => return Err(format!("{other} is no fault")),
+            "slow" => Self::Slow(node(1)?, number(words.get(2))?),
+            "write" => Self::Write(node(1)?),
+            "read" => Self::Read(node(1)?),
+            "set" => setting(words.get(1), words.get(2))?,
+            "crash-at" => Self::CrashAt(node(1)?, action(words.get(2))?),
+            "disk-full" => Self::DiskFull(node(1)?),
+            "disk-free" => Self::DiskFree(node(1)?),
+            "hang" => Self::Hang(node(1)?),
+            "unhang" => Self::Unhang(node(1)?),
+            "lose-wal" => Self::LoseWal(node(1)?),
+            "api-down" => Self::ApiDown,
+            "api-up" => Self::ApiUp,
+            "api-hide" => Self::ApiHide(node(1)?),
+            "api-show" => Self::ApiShow(node(1)?),
+            other => return Err(format!("{other} is no event; README.md beside this file lists them")),
         })
     }
 
@@ -131,7 +185,11 @@ impl Fault {
             Self::Wipe(n) | Self::Isolate(n) | Self::Rejoin(n) | Self::Slow(n, _) => [n, n],
             Self::StoreCut(n) | Self::StoreMute(n) | Self::StoreHeal(n) => [n, n],
             Self::Cut(a, b) | Self::Heal(a, b) => [a, b],
+            Self::Write(n) | Self::Read(n) | Self::CrashAt(n, _) | Self::LoseWal(n) => [n, n],
+            Self::DiskFull(n) | Self::DiskFree(n) | Self::Hang(n) | Self::Unhang(n) => [n, n],
+            Self::ApiHide(n) | Self::ApiShow(n) => [n, n],
             Self::StoreDown | Self::StoreUp | Self::StoreElection => [0, 0],
+            Self::Set(..) | Self::ApiDown | Self::ApiUp => [0, 0],
         }
     }
 }
@@ -145,8 +203,15 @@ impl Schedule {
             *rng.pick(&[Mode::Quorum, Mode::Quorum, Mode::Quorum, Mode::Priority, Mode::Strict, Mode::Off]);
         let ttl = *rng.pick(&[10, 10, 10, 15, 20]);
         let calm = 60_000;
-        let mut schedule =
-            Self { seed, nodes, mode, ttl, faults: Vec::new(), deadman: !rng.chance(250), calm };
+        let mut schedule = Self {
+            faults: Vec::new(),
+            deadman: !rng.chance(250),
+            nodes,
+            mode,
+            ttl,
+            calm,
+            ..Self::plain(seed)
+        };
         let first = if rng.chance(250) { 500 } else { 12_000 };
         let storm = rng.chance(300);
         let count = if storm { rng.range(8, 26) } else { rng.range(1, 9) };
@@ -155,6 +220,9 @@ impl Schedule {
             let lasts = if rng.chance(500) { rng.range(50, 3000) } else { rng.range(1000, 25_000) };
             schedule.one(&mut rng, at, (at + lasts).min(calm));
         }
+        if rng.chance(500) {
+            schedule.voters = Voters::Nodes;
+        }
         schedule.faults.sort_by_key(|(at, _)| *at);
         schedule
     }
@@ -162,7 +230,7 @@ impl Schedule {
     fn one(&mut self, rng: &mut Rng, at: u64, end: u64) {
         let n = rng.range(0, self.nodes as u64) as usize;
         let other = (n + 1 + rng.range(0, self.nodes as u64 - 1) as usize) % self.nodes;
-        let pairs: Vec<(u64, Fault)> = match rng.range(0, 21) {
+        let pairs: Vec<(u64, Fault)> = match rng.range(0, 26) {
             0 | 1 => vec![(at, Fault::CrashNode(n)), (end, Fault::StartNode(n))],
             2..=4 => vec![(at, Fault::CrashPostgres(n))],
             5 => vec![(at, Fault::KillAgent(n))],
@@ -184,46 +252,91 @@ impl Schedule {
             19 => {
                 (0..self.nodes).filter(|_| rng.chance(700)).map(|n| (at, Fault::CrashPostgres(n))).collect()
             }
-            _ => vec![(at, Fault::Slow(n, rng.range(100, 4000))), (end, Fault::Slow(n, 0))],
+            20 => vec![(at, Fault::Slow(n, rng.range(100, 4000))), (end, Fault::Slow(n, 0))],
+            21 => vec![(at, Fault::DiskFull(n)), (end, Fault::DiskFree(n))],
+            22 => vec![(at, Fault::Hang(n)), (end, Fault::Unhang(n))],
+            23 => vec![(at, Fault::LoseWal(n))],
+            24 => {
+                let when = (*rng.pick(ACTIONS)).to_owned();
+                vec![(at, Fault::CrashAt(n, when)), (end, Fault::StartNode(n))]
+            }
+            _ => {
+                let back = timing(self.ttl);
+                let ttl = *rng.pick(&[10_u64, 15, 20]);
+                vec![(at, timing(ttl)), (end, back)]
+            }
         };
         self.faults.extend(pairs);
     }
 
-    /// Reads the text that [`Schedule::to_text`] writes.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let mut schedule = Self {
-            seed: 0,
+    fn plain(seed: u64) -> Self {
+        Self {
+            seed,
             nodes: 3,
             mode: Mode::Quorum,
             ttl: 10,
             faults: Vec::new(),
             deadman: true,
             calm: 60_000,
-        };
-        for line in text.lines().map(|l| l.split('#').next().unwrap_or("").trim()) {
-            let words: Vec<_> = line.split_whitespace().collect();
+            voters: Voters::Outside,
+            clients: true,
+        }
+    }
+
+    /// Reads the text that [`Schedule::to_text`] writes, and what people write; the error names every line that is wrong.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut schedule = Self::plain(0);
+        let mut faults = Vec::new();
+        let mut errors = Vec::new();
+        for (i, line) in text.lines().enumerate() {
+            let words: Vec<_> = line.split('#').next().unwrap_or("").split_whitespace().collect();
             let Some((first, rest)) = words.split_first() else { continue };
-            let number = || rest.first().and_then(|w| w.parse::<u64>().ok());
-            let needed = || number().ok_or_else(|| format!("{line}: a number is needed"));
-            match *first {
-                "seed" => schedule.seed = needed()?,
-                "nodes" => schedule.nodes = needed()?.clamp(1, 7) as usize,
-                "ttl" => schedule.ttl = needed()?,
-                "calm" => schedule.calm = needed()?,
-                "deadman" => schedule.deadman = rest.first() != Some(&"off"),
-                "mode" => schedule.mode = mode(rest.first().copied().unwrap_or(""))?,
-                at => {
-                    let at = at.parse().map_err(|_| format!("{line}: neither a setting nor a time"))?;
-                    schedule.faults.push((at, Fault::parse(rest)?));
-                }
+            let read = match time(first) {
+                Some(at) => Fault::parse(rest).map(|fault| faults.push((i + 1, at, fault))),
+                None => schedule.setting(first, rest.first().copied()),
+            };
+            errors.extend(read.err().map(|why| format!("line {}: {}: {why}", i + 1, words.join(" "))));
+        }
+        for (line, at, fault) in faults {
+            if fault.nodes().iter().any(|n| *n >= schedule.nodes) {
+                errors.push(format!("line {line}: {fault}: n0 to n{} are expected", schedule.nodes - 1));
             }
+            schedule.faults.push((at, fault));
         }
         schedule.faults.sort_by_key(|(at, _)| *at);
-        let known = |f: &Fault| f.nodes().iter().all(|n| *n < schedule.nodes);
-        match schedule.faults.iter().find(|(_, f)| !known(f)) {
-            Some((_, fault)) => Err(format!("{fault}: there are only {} nodes", schedule.nodes)),
-            None => Ok(schedule),
+        if errors.is_empty() { Ok(schedule) } else { Err(errors.join("\n")) }
+    }
+
+    fn setting(&mut self, key: &str, value: Option<&str>) -> Result<(), String> {
+        let switch = |value: Option<&str>| match value {
+            Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(_) | None => Err("on or off is expected".to_owned()),
+        };
+        match key.to_lowercase().as_str() {
+            "seed" => self.seed = number(value.as_ref())?,
+            "nodes" => self.nodes = number(value.as_ref())?.clamp(1, 7) as usize,
+            "ttl" => self.ttl = number(value.as_ref())?.clamp(4, 120),
+            "calm" => self.calm = value.and_then(time).ok_or("a time is expected: 60000, 60000ms or 60s")?,
+            "deadman" => self.deadman = switch(value)?,
+            "clients" => self.clients = switch(value)?,
+            "mode" => self.mode = mode(value.unwrap_or(""))?,
+            "voters" => {
+                self.voters = match value {
+                    Some("nodes") => Voters::Nodes,
+                    Some("outside") => Voters::Outside,
+                    Some(_) | None => return Err("nodes or outside is expected".into()),
+                }
+            }
+            _ => {
+                return Err(
+                    "a time (12000, 12000ms, 12s) or a setting (seed, nodes, mode, ttl, deadman, clients, \
+                            voters, calm) is expected first"
+                        .into(),
+                );
+            }
         }
+        Ok(())
     }
 
     pub(crate) fn to_text(&self) -> String {
@@ -233,6 +346,12 @@ impl Schedule {
             "seed {seed}\nnodes {nodes}\nmode {}\nttl {ttl}\ndeadman {deadman}\ncalm {calm}\n",
             mode.word()
         );
+        if self.voters == Voters::Nodes {
+            text.push_str("voters nodes\n");
+        }
+        if !self.clients {
+            text.push_str("clients off\n");
+        }
         for (at, fault) in &self.faults {
             writeln!(text, "{at} {fault}").expect("a String takes everything");
         }
@@ -242,5 +361,81 @@ impl Schedule {
 
 fn mode(word: &str) -> Result<Mode, String> {
     let all = [Mode::Quorum, Mode::Priority, Mode::Strict, Mode::Off];
-    all.into_iter().find(|m| m.word() == word).ok_or_else(|| format!("{word} is no mode"))
+    let known = all.into_iter().find(|m| m.word() == word);
+    known.ok_or_else(|| "quorum, on, strict or off is expected".to_owned())
+}
+
+/// The actions at which a machine can be made to crash, in the words of `ha::reason`.
+const ACTIONS: &[&str] = &[
+    "acquire",
+    "release",
+    "putsync",
+    "puthistory",
+    "start",
+    "follow",
+    "freeze",
+    "setsyncnames",
+    "setslots",
+    "promote",
+    "stop",
+    "rewind",
+    "clone",
+    "compare",
+    "poll",
+];
+
+fn action(word: Option<&&str>) -> Result<String, String> {
+    let known =
+        word.map(|w| w.to_lowercase().replace(['-', '_'], "")).filter(|w| ACTIONS.contains(&w.as_str()));
+    known.ok_or_else(|| format!("one of {} is expected", ACTIONS.join(", ")))
+}
+
+fn number(word: Option<&&str>) -> Result<u64, String> {
+    word.and_then(|w| w.parse().ok()).ok_or_else(|| "a whole number is expected".to_owned())
+}
+
+/// `12000`, `12000ms`, `12s`, `12.5s`, in milliseconds.
+fn time(word: &str) -> Option<u64> {
+    if let Some(ms) = word.strip_suffix("ms") {
+        return ms.parse().ok();
+    }
+    match word.strip_suffix('s') {
+        Some(seconds) => {
+            seconds.parse::<f64>().ok().filter(|s| *s >= 0.0).map(|s| (s * 1000.0).round() as u64)
+        }
+        None => word.parse().ok(),
+    }
+}
+
+/// A change of the dynamic configuration. Off is no mode to change to or from: what was acknowledged without it is not
+/// promised to anybody, and no invariant could tell the two apart.
+fn setting(key: Option<&&str>, value: Option<&&str>) -> Result<Fault, String> {
+    let value = *value.ok_or("a setting and its value are expected")?;
+    let number = || value.parse::<u64>().map_err(|_| "a whole number is expected".to_owned());
+    let change = match *key.ok_or("a setting and its value are expected")? {
+        "mode" => match mode(value)? {
+            Mode::Quorum | Mode::Strict | Mode::Priority => Fault::Set("mode".into(), value.into()),
+            Mode::Off => return Err("quorum, on or strict is expected".into()),
+        },
+        "ttl" => Fault::Set("ttl".into(), number()?.clamp(10, 120).into()),
+        key @ ("synchronous_node_count" | "maximum_lag_on_failover" | "loop_wait" | "retry_timeout") => {
+            Fault::Set(key.into(), number()?.into())
+        }
+        _ => {
+            return Err(
+                "mode, ttl, synchronous_node_count, maximum_lag_on_failover, loop_wait or retry_timeout is \
+                        expected"
+                    .into(),
+            );
+        }
+    };
+    Ok(change)
+}
+
+fn timing(ttl: u64) -> Fault {
+    Fault::Set("ttl".into(), ttl.into())
+}
+
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

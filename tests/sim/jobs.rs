@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use pgherd::ha::manual::{self, HandOver, HandOverEnd};
 use pgherd::ha::reason::Task;
-use pgherd::ha::view::{Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer};
+use pgherd::ha::view::{
+    Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer, UpstreamWal,
+};
 use pgherd::postgres::{StopMode, Upstream};
 use pgherd::record::Bootstrap;
 use pgherd::types::{NodeName, SystemId, Timeline};
@@ -40,13 +42,21 @@ impl World {
             let present = branch.map(|b| self.branches[b].tli);
             self.nodes[n].disk.promoted = present.map(|timeline| Timeline(timeline + 1));
         }
-        let others = (0..self.nodes.len()).filter(|i| *i != n).collect();
+        let listed: Vec<usize> =
+            (0..self.nodes.len()).filter(|i| *i != n && !self.hidden.contains(i)).collect();
+        let unlisted = task.job() == Job::Survey && !self.api_up;
+        let known = self.nodes[n].agent.others.iter().copied();
+        let others: std::collections::BTreeSet<usize> = listed.into_iter().chain(known).collect();
+        let others = others.into_iter().collect();
         let agent = self.agent(n);
         agent.job += 1;
         (agent.finished, agent.doing) = (None, Some(Doing { job, since: now }));
         (agent.task, agent.source) = (Some(task.clone()), None);
         agent.said.clear();
         agent.asked = if job == Job::Poll { agent.others.clone() } else { others };
+        if unlisted {
+            return self.ends(n, Err("the location list is not known yet".into()));
+        }
         let (inc, id) = (agent.inc, agent.job);
         let work = |takes, step| (takes, Ev::Work(n, inc, id, step));
         let (takes, event) = match task {
@@ -137,7 +147,7 @@ impl World {
     /// Whether the source can be worked with, and is still the process that it was.
     pub(crate) fn source(&mut self, n: usize, from: usize) -> Result<(), String> {
         let up = &self.nodes[from];
-        let there = up.pg.state == State::Ready && !up.paused && up.disk.files.is_some();
+        let there = up.pg.state == State::Ready && !up.paused && !up.pg.hung && up.disk.files.is_some();
         if !there || !self.both_ways(n, from) {
             return Err("the source does not answer".into());
         }
@@ -149,6 +159,9 @@ impl World {
     pub(crate) fn copy(&mut self, n: usize, from: usize, step: u8) {
         if self.nodes[n].pg.state != State::Down {
             return self.ends(n, Err("PostgreSQL still runs".into()));
+        }
+        if self.nodes[n].full {
+            return self.ends(n, Err("no space left on device".into()));
         }
         if let Err(why) = self.source(n, from) {
             return self.ends(n, Err(why));
@@ -167,6 +180,9 @@ impl World {
     pub(crate) fn rewind(&mut self, n: usize, from: usize, step: u8) {
         if self.nodes[n].pg.state != State::Down {
             return self.ends(n, Err("PostgreSQL still runs".into()));
+        }
+        if self.nodes[n].full {
+            return self.ends(n, Err("no space left on device".into()));
         }
         if let Err(why) = self.source(n, from) {
             return self.ends(n, Err(why));
@@ -276,7 +292,7 @@ impl World {
             Out::Stopped | Out::Initialised => {}
             Out::Bootstrapped => self.nodes[n].disk.bootstrap = Bootstrap::Settled,
             Out::Cloned => {
-                agent.memory.ancestry = None;
+                (agent.memory.ancestry, agent.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 agent.memory.succeeded(Job::Rewind);
                 self.nodes[n].disk.bootstrap = Bootstrap::Settled;
                 self.nodes[n].disk.promoted = None;

@@ -34,6 +34,8 @@ use world::{Outcome, run};
 /// Without `SEEDS` so many are run.
 const SEEDS: u64 = 300;
 const THREADS: u64 = 2;
+/// So many seeds for each kept schedule: its own, and others for other latencies.
+const LATENCIES: u64 = 5;
 
 /// How long many seeds are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +83,40 @@ fn main() -> ExitCode {
             ExitCode::from(64)
         }
         Ok(Order::One(schedule)) => one(&schedule),
-        Ok(Order::Many { first, count, until }) => many(first, count, until),
+        Ok(Order::Many { first, count, until }) => match kept() {
+            Ok(()) => many(first, count, until),
+            Err(why) => {
+                println!("{why}");
+                ExitCode::FAILURE
+            }
+        },
     }
+}
+
+/// Every schedule that is kept beside this file, each with a few other latencies too.
+fn kept() -> Result<(), String> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sim/schedules");
+    let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
+    let mut paths: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    paths.sort();
+    for path in &paths {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let written = Schedule::parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        for more in 0..LATENCIES {
+            let schedule = Schedule { seed: written.seed + more * 1_000_000, ..written.clone() };
+            if let Some(v) = run(&schedule, false).violation {
+                let seed = schedule.seed;
+                return Err(format!(
+                    "{} with seed {seed}: VIOLATED {}: {}",
+                    path.display(),
+                    v.invariant,
+                    v.what
+                ));
+            }
+        }
+    }
+    println!("{} kept schedules hold, each with {LATENCIES} seeds", paths.len());
+    Ok(())
 }
 
 fn one(schedule: &Schedule) -> ExitCode {

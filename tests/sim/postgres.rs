@@ -48,6 +48,8 @@ pub(crate) struct Files {
     pub(crate) end: u64,
     pub(crate) replayed: u64,
     pub(crate) min_end: u64,
+    /// What is before has been recycled.
+    pub(crate) wal_from: u64,
     pub(crate) control: Control,
 }
 
@@ -78,6 +80,12 @@ pub(crate) struct Pg {
     pub(crate) checkpoint_owed: bool,
     /// Data directory as read before the start.
     pub(crate) known: Option<Control>,
+    /// Nothing of it moves or answers.
+    pub(crate) hung: bool,
+    /// What a client sees: a commit that waits for standbys is not seen by others, until a restart.
+    pub(crate) visible: u64,
+    /// The upstream has said that what this standby needs is gone.
+    pub(crate) misses_wal: bool,
 }
 
 /// A standby's side of a replication connection.
@@ -118,6 +126,9 @@ impl Default for Pg {
             slots: Vec::new(),
             checkpoint_owed: false,
             known: None,
+            hung: false,
+            visible: 0,
+            misses_wal: false,
         }
     }
 }
@@ -165,7 +176,7 @@ impl World {
     /// Takes writes from clients right now.
     pub(crate) fn accepts(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        node.pg.state == State::Ready && node.pg.primary && !node.paused
+        node.pg.state == State::Ready && node.pg.primary && !node.paused && !node.pg.hung
     }
 
     pub(crate) fn files(&self, n: usize) -> Option<&Files> {
@@ -183,7 +194,7 @@ impl World {
         };
         let known = if pg.state == State::Down { None } else { pg.known.as_ref() };
         let data = self.nodes[n].disk.data(known);
-        let sql = (pg.state == State::Ready).then(|| self.pg_answer(n));
+        let sql = (pg.state == State::Ready && !pg.hung).then(|| self.pg_answer(n));
         Status { at, process, data, sql, silence: None }
     }
 
@@ -242,7 +253,8 @@ impl World {
         };
         let end = FIRST + RECORD;
         let branch = self.branches.len() - 1;
-        self.nodes[n].disk.files = Some(Files { branch, end, replayed: end, min_end: 0, control });
+        self.nodes[n].disk.files =
+            Some(Files { branch, end, replayed: end, min_end: 0, wal_from: 0, control });
     }
 
     pub(crate) fn pg_start(
@@ -256,6 +268,9 @@ impl World {
         let node = &mut self.nodes[n];
         if node.pg.state != State::Down || node.disk.incomplete.is_some() {
             return Err("not down, or not whole".into());
+        }
+        if node.full {
+            return Err("no space left on device".into());
         }
         let Some(files) = node.disk.files.as_mut() else { return Err("no data".into()) };
         let known = files.control.clone();
@@ -326,12 +341,17 @@ impl World {
         let Some(to) = node.pg.upstream.filter(|_| node.pg.conn.is_none() && node.pg.local_replay) else {
             return;
         };
-        if !self.both_ways(n, to) || self.nodes[to].pg.state != State::Ready || self.nodes[to].paused {
+        let there = self.nodes[to].pg.state == State::Ready && !self.nodes[to].pg.hung;
+        if !self.both_ways(n, to) || !there || self.nodes[to].paused || self.nodes[n].pg.hung {
             return;
         }
         let mine = self.nodes[n].disk.files.clone().expect("running");
         let theirs = self.nodes[to].disk.files.clone().expect("running");
         if mine.control.system_id != theirs.control.system_id || !self.may_stream(n, to, &mine, &theirs) {
+            return;
+        }
+        self.nodes[n].pg.misses_wal = mine.end < theirs.wal_from;
+        if self.nodes[n].pg.misses_wal {
             return;
         }
         self.last_conn += 1;
@@ -393,7 +413,7 @@ impl World {
         if (gone && self.both_ways(n, conn.to)) || self.now > conn.heard + SILENT {
             return self.disconnect(n);
         }
-        if !gone && self.reaches(conn.to, n) && !up.paused {
+        if !gone && self.reaches(conn.to, n) && !up.paused && !up.pg.hung {
             let files = up.disk.files.as_ref().expect("running");
             let end = if up.pg.primary { files.end } else { files.replayed };
             let (branch, lat) = (files.branch, self.latency(conn.to, n));
@@ -411,6 +431,12 @@ impl World {
         let now = self.now;
         let lag = if self.rng.chance(30) { self.rng.range(50_000, 900_000) } else { 2_000 };
         let node = &mut self.nodes[n];
+        if node.pg.hung {
+            return;
+        }
+        if node.full && node.disk.files.as_ref().is_some_and(|f| end > f.end) {
+            return self.pg_down(n, self.nodes[n].pg.pid, false);
+        }
         let files = node.disk.files.as_mut().expect("running");
         if end < files.end {
             return;
@@ -446,7 +472,7 @@ impl World {
     pub(crate) fn reply(&mut self, n: usize, pid: u32, from: usize, id: u64, flushed: u64) {
         let now = self.now;
         let node = &mut self.nodes[n];
-        if node.pg.pid != pid || node.pg.state != State::Ready {
+        if node.pg.pid != pid || node.pg.state != State::Ready || node.pg.hung {
             return;
         }
         let end = node.disk.files.as_ref().map_or(0, |f| f.end);
@@ -482,13 +508,16 @@ impl World {
     pub(crate) fn client_write(&mut self, n: usize) {
         let pause = self.rng.range(60_000, 240_000);
         self.at(pause, Ev::Write(n));
-        if self.accepts(n) {
+        if self.accepts(n) && self.clients_write() {
             self.commit(n);
             self.poke(n);
         }
     }
 
-    fn commit(&mut self, n: usize) {
+    pub(crate) fn commit(&mut self, n: usize) {
+        if self.nodes[n].full {
+            return self.pg_down(n, self.nodes[n].pg.pid, false);
+        }
         let files = self.nodes[n].disk.files.as_mut().expect("running");
         files.end += RECORD;
         files.replayed = files.end;
@@ -516,7 +545,7 @@ impl World {
         if node.pg.state == State::Down {
             return;
         }
-        let starting = node.pg.state == State::Starting;
+        let starting = node.pg.state == State::Starting || node.pg.hung;
         node.pg.state = State::Stopping;
         node.pg.waiters.clear();
         let pid = node.pg.pid;
@@ -578,7 +607,7 @@ impl World {
 
     pub(crate) fn pg_promoted(&mut self, n: usize, pid: u32) {
         let node = &self.nodes[n];
-        if node.pg.pid != pid || node.pg.state != State::Ready || node.pg.primary {
+        if node.pg.pid != pid || node.pg.state != State::Ready || node.pg.primary || node.pg.hung {
             return;
         }
         self.disconnect(n);

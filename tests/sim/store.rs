@@ -50,6 +50,8 @@ pub(crate) struct Store {
     last_lease: i64,
     lease_of: BTreeMap<NodeName, i64>,
     ttl: u64,
+    /// What each node asks for, once it has read another.
+    ttl_of: BTreeMap<NodeName, u64>,
     leader: Option<Leader>,
     members: BTreeMap<NodeName, (Member, i64)>,
     initialize: Option<Versioned<Initialize>>,
@@ -82,6 +84,7 @@ impl Store {
             last_lease: 0,
             lease_of: BTreeMap::new(),
             ttl,
+            ttl_of: BTreeMap::new(),
             leader: None,
             members: BTreeMap::new(),
             initialize: None,
@@ -121,7 +124,7 @@ impl Store {
 
     /// The store's own leader changes: every lease starts anew.
     pub(crate) fn restart_leases(&mut self, now: u64) {
-        let ttl = self.ttl;
+        let ttl = self.ttl_of.values().copied().max().unwrap_or(0).max(self.ttl);
         self.leases.values_mut().for_each(|end| *end = now + ttl);
     }
 
@@ -132,7 +135,8 @@ impl Store {
             self.last_lease
         });
         self.lease_of.insert(me.clone(), id);
-        self.leases.insert(id, now + self.ttl);
+        let ttl = self.ttl_of.get(me).copied().unwrap_or(self.ttl);
+        self.leases.insert(id, now + ttl);
         LeaseId(id)
     }
 
@@ -170,6 +174,42 @@ impl Store {
     /// A new process of the node knows nothing of the lease that it had.
     pub(crate) fn forget_lease(&mut self, me: &NodeName) {
         self.lease_of.remove(me);
+    }
+
+    /// The node's leases last so long from now on.
+    pub(crate) fn set_ttl(&mut self, me: &NodeName, ttl: u64) {
+        self.ttl_of.insert(me.clone(), ttl);
+    }
+
+    /// Somebody changes the dynamic configuration.
+    pub(crate) fn configure(&mut self, key: &str, value: &serde_json::Value) {
+        let next = self.next();
+        let Some(config) = self.config.as_mut() else { return };
+        let mut put = |key: &str, value: serde_json::Value| {
+            if let Some(map) = config.value.as_object_mut() {
+                map.insert(key.to_owned(), value);
+            }
+        };
+        match (key, value.as_str()) {
+            ("mode", Some("strict")) => {
+                put("synchronous_mode", "quorum".into());
+                put("synchronous_mode_strict", true.into());
+            }
+            ("mode", word) => {
+                put("synchronous_mode", word.unwrap_or("quorum").into());
+                put("synchronous_mode_strict", false.into());
+            }
+            ("ttl", _) => {
+                let local = value.as_u64().is_some_and(|ttl| ttl < 15);
+                let (loop_wait, retry) = if local { (2, 4) } else { (3, 6) };
+                put("loop_wait", loop_wait.into());
+                put("retry_timeout", retry.into());
+                put("ttl", value.clone());
+            }
+            (key, _) => put(key, value.clone()),
+        }
+        config.revision = next;
+        self.hints += 1;
     }
 
     pub(crate) fn apply(&mut self, me: &NodeName, request: Request, now: u64) -> Answer {

@@ -1,21 +1,24 @@
 //! Virtual time, the network, faults, and what must always hold.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use pgherd::clock::Moment;
 use pgherd::ha::view::PollAnswer;
+use pgherd::postgres::Check;
 use pgherd::types::{Lsn, NodeName, SystemId};
 
 use crate::agent::{Agent, Ended, LocalOp, Slot};
-use crate::faults::{Fault, Mode, Schedule};
+use crate::faults::{Fault, Mode, Schedule, Voters};
 use crate::postgres::{Branch, Disk, Pg, State};
 use crate::rng::Rng;
 use crate::store::{Request, Store};
 
 /// After the faults have ended everything must be well within this time (microseconds).
 const BOUND: u64 = 60_000_000;
+/// A standby whose WAL is gone is given a minute before it is copied anew.
+const BOUND_WITHOUT_WAL: u64 = 150_000_000;
 
 /// Something that happens at a time.
 #[derive(Debug, Clone)]
@@ -36,6 +39,7 @@ pub(crate) enum Ev {
     Ask(usize, u64, u64, usize),
     Said(usize, u64, u64, usize, PollAnswer, Option<SystemId>),
     Process(usize),
+    Sign(usize, u64, Check),
     Deadman(usize, u64),
     // PostgreSQL.
     PgReady(usize, u32),
@@ -62,7 +66,7 @@ impl Ev {
             | Self::Wake(n, ..)
             | Self::Renewal(n, ..) => Some(*n),
             Self::LocalStatus(n, ..) | Self::Local(n, ..) | Self::Work(n, ..) | Self::Said(n, ..) => Some(*n),
-            Self::Process(n) => Some(*n),
+            Self::Process(n) | Self::Sign(n, ..) => Some(*n),
             Self::Ask(_, _, _, to) => Some(*to),
             Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Deadman(..) | Self::PgReady(..) => None,
             Self::PgDown(..) | Self::Promote(..) | Self::Promoted(..) | Self::Checkpoint(..) => None,
@@ -81,7 +85,7 @@ impl Ev {
             Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Write(_) => None,
             Self::Done(..) | Self::Hint(_) | Self::Boot(..) | Self::Wake(..) => self.agent(),
             Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
-            Self::Ask(..) | Self::Said(..) | Self::Process(_) => self.agent(),
+            Self::Ask(..) | Self::Said(..) | Self::Process(_) | Self::Sign(..) => self.agent(),
         }
     }
 }
@@ -104,6 +108,10 @@ pub(crate) struct Node {
     slow: u64,
     /// Until somebody starts it again.
     pub(crate) off: bool,
+    /// Nothing can be written.
+    pub(crate) full: bool,
+    /// The machine crashes when its agent is about to do this.
+    pub(crate) crash_at: Option<String>,
 }
 
 /// What must hold and does not.
@@ -127,7 +135,18 @@ pub(crate) struct World {
     store_up: bool,
     pub(crate) branches: Vec<Branch>,
     acked: BTreeMap<usize, u64>,
+    /// What a client has read, by branch.
+    read: BTreeMap<usize, u64>,
+    /// Commits that the schedule asked for and that are not acknowledged yet.
+    asked_for: BTreeSet<(usize, u64)>,
     last_ack: u64,
+    clients: bool,
+    /// The location list: whether it answers, and whom it leaves out.
+    pub(crate) api_up: bool,
+    pub(crate) hidden: BTreeSet<usize>,
+    /// The voter that leads the store, and from when on it answers.
+    store_leader: Option<usize>,
+    store_elected: u64,
     pub(crate) last_conn: u64,
     cut: Vec<Vec<bool>>,
     pub(crate) cluster_existed: bool,
@@ -182,7 +201,14 @@ impl World {
             store_up: true,
             branches: Vec::new(),
             acked: BTreeMap::new(),
+            read: BTreeMap::new(),
+            asked_for: BTreeSet::new(),
             last_ack: 0,
+            clients: schedule.clients,
+            api_up: true,
+            hidden: BTreeSet::new(),
+            store_leader: None,
+            store_elected: 0,
             last_conn: 0,
             cut: vec![vec![false; schedule.nodes]; schedule.nodes],
             cluster_existed: false,
@@ -209,6 +235,8 @@ impl World {
 
     fn run(&mut self) {
         let calm = self.schedule.calm * 1000;
+        let without_wal = self.schedule.faults.iter().any(|(_, fault)| matches!(fault, Fault::LoseWal(_)));
+        let bound = if without_wal { BOUND_WITHOUT_WAL } else { BOUND };
         while let Some(Reverse((at, _, slot))) = self.queue.pop() {
             let event = self.events[slot].take().expect("each is taken once");
             self.free.push(slot);
@@ -224,7 +252,7 @@ impl World {
             if self.calm && self.unwell().is_none() {
                 return;
             }
-            if at > calm + BOUND {
+            if at > calm + bound {
                 let why = self.unwell().unwrap_or_default();
                 return self.violate("no-progress", why);
             }
@@ -271,6 +299,7 @@ impl World {
                 self.process(n);
                 self.woken(n);
             }
+            Ev::Sign(n, inc, check) => self.sign(n, inc, check),
             Ev::Deadman(n, generation) => self.deadman(n, generation),
             Ev::PgReady(n, pid) => self.pg_ready(n, pid),
             Ev::PgDown(n, pid, clean) => self.pg_down(n, pid, clean),
@@ -344,7 +373,7 @@ impl World {
     }
 
     fn arrive(&mut self, n: usize, inc: u64, (slot, op): (Slot, u64), request: Request) {
-        if !self.store_up {
+        if !self.store_up || !self.quorum_serves(n) {
             return;
         }
         if let Request::Release(lease) = request
@@ -371,6 +400,34 @@ impl World {
             let delay = self.store_delay(n);
             self.at(delay, Ev::Done(n, inc, slot, op, Ended::Answer(Box::new(answer))));
         }
+    }
+
+    /// Whether a majority of the voters runs, is connected, and can be reached from here. A voter keeps what it knows
+    /// through a crash; one whose volume was lost comes back as another one at once (etcd's own rules are simulated in `src/etcd`).
+    fn quorum_serves(&mut self, n: usize) -> bool {
+        if self.schedule.voters == Voters::Outside {
+            return true;
+        }
+        let voters = if self.nodes.len() >= 5 { 5 } else { self.nodes.len().min(3) };
+        let up = |v: usize| !self.nodes[v].off && !self.nodes[v].paused;
+        let joined = |a: usize, b: usize| a == b || (up(a) && up(b) && self.both_ways(a, b));
+        let leads = |v: usize| up(v) && (0..voters).filter(|o| joined(v, *o)).count() > voters / 2;
+        if !self.store_leader.is_some_and(leads) {
+            let next = (0..voters).find(|v| leads(*v));
+            let first = self.store_elected == 0;
+            if next != self.store_leader && next.is_some() && !first {
+                self.store_elected = self.now + 1_200_000;
+                self.store.restart_leases(self.now + 1_200_000);
+            }
+            self.store_elected = self.store_elected.max(1);
+            self.store_leader = next;
+        }
+        let Some(leader) = self.store_leader.filter(|_| self.now >= self.store_elected) else { return false };
+        (0..voters).any(|v| {
+            let near = v == n || self.both_ways(n, v);
+            let up = |v: usize| !self.nodes[v].off && !self.nodes[v].paused;
+            near && up(v) && (v == leader || self.both_ways(v, leader))
+        })
     }
 
     pub(crate) fn is_calm(&self) -> bool {
@@ -409,7 +466,70 @@ impl World {
             Fault::StoreUp => self.store_up = true,
             Fault::StoreElection => self.store.restart_leases(self.now),
             Fault::Slow(n, ms) => self.nodes[n].slow = ms,
+            Fault::Write(n) => self.write_once(n),
+            Fault::Read(n) => self.read_all(n),
+            Fault::Set(ref key, ref value) => self.store.configure(key, value),
+            Fault::CrashAt(n, ref action) => self.nodes[n].crash_at = Some(action.clone()),
+            Fault::DiskFull(n) => self.nodes[n].full = true,
+            Fault::DiskFree(n) => self.nodes[n].full = false,
+            Fault::Hang(n) => self.nodes[n].pg.hung = true,
+            Fault::Unhang(n) => self.unhang(n),
+            Fault::LoseWal(n) => self.lose_wal(n),
+            Fault::ApiDown => self.api_up = false,
+            Fault::ApiUp => self.api_up = true,
+            Fault::ApiHide(n) => drop(self.hidden.insert(n)),
+            Fault::ApiShow(n) => drop(self.hidden.remove(&n)),
         }
+    }
+
+    fn unhang(&mut self, n: usize) {
+        self.nodes[n].pg.hung = false;
+        self.poke(n);
+        self.one_primary();
+    }
+
+    fn lose_wal(&mut self, n: usize) {
+        if let Some(files) = self.nodes[n].disk.files.as_mut() {
+            files.wal_from = files.end;
+        }
+    }
+
+    /// A client commits once.
+    fn write_once(&mut self, n: usize) {
+        if !self.accepts(n) {
+            return self.tell(|| format!("client: n{n} takes no writes"));
+        }
+        self.commit(n);
+        self.poke(n);
+        let Some((branch, end)) = self.files(n).map(|f| (f.branch, f.end)) else { return };
+        if self.acked.get(&branch).is_some_and(|acked| *acked >= end) {
+            return self.tell(|| format!("client: n{n} acknowledged {}", Lsn(end)));
+        }
+        self.asked_for.insert((branch, end));
+        self.tell(|| format!("client: {} is committed on n{n} and waits", Lsn(end)));
+    }
+
+    /// A client reads everything that is visible on a primary.
+    fn read_all(&mut self, n: usize) {
+        if !self.accepts(n) {
+            return self.tell(|| format!("client: n{n} is no primary, the read promises nothing"));
+        }
+        let Some(branch) = self.files(n).map(|f| f.branch) else { return };
+        let seen = self.nodes[n].pg.visible;
+        self.tell(|| format!("client: reads up to {} on n{n}", Lsn(seen)));
+        let known = self.read.entry(branch).or_default();
+        *known = (*known).max(seen);
+    }
+
+    /// The machine crashes in the middle of what its agent does.
+    pub(crate) fn crash_before(&mut self, n: usize, action: &str) -> bool {
+        let due = self.nodes[n].crash_at.as_deref() == Some(action);
+        if due {
+            self.nodes[n].crash_at = None;
+            self.tell(|| format!("--- n{n} crashes at {action}"));
+            self.crash(n);
+        }
+        due
     }
 
     fn isolate(&mut self, n: usize, cut: bool) {
@@ -469,14 +589,17 @@ impl World {
 
     fn mend(&mut self) {
         self.tell(|| "--- calm: every fault is mended".into());
-        self.calm = true;
-        self.store_up = true;
+        (self.calm, self.clients) = (true, true);
+        (self.store_up, self.api_up) = (true, true);
+        self.hidden.clear();
         for n in 0..self.nodes.len() {
             for other in 0..self.nodes.len() {
                 self.cut[n][other] = false;
             }
             let node = &mut self.nodes[n];
             (node.store_out, node.store_in, node.slow) = (true, true, 0);
+            (node.full, node.crash_at) = (false, None);
+            self.unhang(n);
             self.resume(n);
             self.nodes[n].frozen = false;
             self.catch_up(n);
@@ -485,6 +608,10 @@ impl World {
     }
 
     // ---- what must hold
+
+    pub(crate) fn clients_write(&self) -> bool {
+        self.clients
+    }
 
     pub(crate) fn violate(&mut self, invariant: &'static str, what: String) {
         self.tell(|| format!("VIOLATION {invariant}: {what}"));
@@ -504,9 +631,13 @@ impl World {
 
     /// What of the acknowledged commits this node's history lacks.
     fn lacks(&self, n: usize) -> Option<(usize, u64)> {
+        self.lacks_of(n, &self.acked)
+    }
+
+    fn lacks_of(&self, n: usize, promised: &BTreeMap<usize, u64>) -> Option<(usize, u64)> {
         let files = self.files(n)?;
         let here = (files.branch, files.end);
-        self.acked.iter().map(|(b, l)| (*b, *l)).find(|commit| !self.contains(here, *commit))
+        promised.iter().map(|(b, l)| (*b, *l)).find(|commit| !self.contains(here, *commit))
     }
 
     fn holds_everything(&self, n: usize) -> bool {
@@ -517,6 +648,12 @@ impl World {
     pub(crate) fn serves(&mut self, n: usize) {
         self.cluster_existed = true;
         self.n_promotions += 1;
+        self.nodes[n].pg.visible = self.files(n).map_or(0, |f| f.end);
+        if let Some((branch, lsn)) = self.lacks_of(n, &self.read).filter(|_| self.durable()) {
+            let what =
+                format!("n{n} serves without {} on timeline {}, which was read", Lsn(lsn), self.tli(branch));
+            self.violate("lost-read", what);
+        }
         if let Some((branch, lsn)) = self.lacks(n).filter(|_| self.durable()) {
             let tli = self.tli(branch);
             let what = format!("n{n} serves without {} on timeline {tli}, which was acknowledged", Lsn(lsn));
@@ -538,6 +675,10 @@ impl World {
         self.n_acks += 1;
         self.last_ack = self.now;
         self.acked.insert(branch, lsn);
+        self.nodes[n].pg.visible = self.nodes[n].pg.visible.max(lsn);
+        if self.asked_for.remove(&(branch, lsn)) {
+            self.tell(|| format!("client: n{n} acknowledged {}", Lsn(lsn)));
+        }
         if let Some((branch, lost)) = self.lacks(n).filter(|_| self.durable()) {
             let what = format!("n{n} acknowledges without {} of timeline {}", Lsn(lost), self.tli(branch));
             self.violate("lost-commit", what);
@@ -598,6 +739,8 @@ impl Node {
             store_in: true,
             slow: 0,
             off: false,
+            full: false,
+            crash_at: None,
         }
     }
 }
