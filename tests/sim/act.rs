@@ -275,10 +275,7 @@ impl World {
 
 /// The name of an action, or of the job that it begins, as schedules write it.
 fn word(action: &Action) -> String {
-    let name = match action {
-        Action::Begin(task) => format!("{task:?}"),
-        other => format!("{other:?}"),
-    };
+    let name = if let Action::Begin(task) = action { format!("{task:?}") } else { format!("{action:?}") };
     let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
     let name = name.to_lowercase();
     if name == "stopaftercheckpoint" { "stop".to_owned() } else { name }
