@@ -46,7 +46,7 @@ impl World {
             (0..self.nodes.len()).filter(|i| *i != n && !self.hidden.contains(i)).collect();
         let unlisted = task.job() == Job::Survey && !self.api_up;
         let known = self.nodes[n].agent.others.iter().copied();
-        let others: std::collections::BTreeSet<usize> = listed.into_iter().chain(known).collect();
+        let others: BTreeSet<usize> = listed.into_iter().chain(known).collect();
         let others = others.into_iter().collect();
         let agent = self.agent(n);
         agent.job += 1;
