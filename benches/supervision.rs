@@ -361,9 +361,31 @@ fn count(mut out: impl std::io::Read + Send + 'static) -> (Arc<AtomicU64>, Arc<A
     (bytes, hold)
 }
 
+/// What the writer alone can do, with nobody between it and the reader.
+fn ceiling(lines_to_write: u64, write: &str) -> f64 {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("flood");
+    let mut command = Command::new(ourselves());
+    command.args(["flood", &lines_to_write.to_string(), write]).arg(&file).stdout(Stdio::piped());
+    let mut writer = command.spawn().unwrap();
+    let (_bytes, _hold) = count(writer.stdout.take().unwrap());
+    wait_until("the writer", || lines(&file).len() == 1);
+    fs::write(dir.path().join("flood.go"), "").unwrap();
+    let start = clock::now();
+    wait_until("its end", || lines(&file).len() == 2);
+    let took = clock::now().since(start).as_secs_f64();
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    (lines_to_write * 120) as f64 / 1e6 / took
+}
+
 fn log() {
     const LINES: u64 = 8_000_000;
     const LINE_BYTES: u64 = 120;
+    for (form, write) in [("65536 bytes a write", "65536"), ("one line a write", "120")] {
+        let total = if write == "120" { LINES / 8 } else { LINES };
+        println!("log path, {form:<20} nobody between: {:.0} MB/s", ceiling(total, write));
+    }
     for kind in Kind::all().into_iter().filter(|kind| *kind != Kind::S6) {
         for (form, write) in [("65536 bytes a write", "65536"), ("one line a write", "120")] {
             let total = if write == "120" { LINES / 8 } else { LINES };
@@ -471,7 +493,7 @@ impl Server {
 
 /// Transactions with `log_statement=all`, with a reader and with a stalled one.
 fn postgres() {
-    const SECONDS: &str = "5";
+    const SECONDS: &str = "15";
     if !Path::new(POSTGRES).join("pgbench").exists() || !nix::unistd::Uid::effective().is_root() {
         println!("postgres: SKIPPED, it is not installed or we are not root");
         return;

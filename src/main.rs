@@ -54,8 +54,10 @@ fn report(failure: Failure) -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         // `init` stays small: no TLS, no runtime.
-        Command::Init { command } if command.is_empty() => Ok(init::run_node(init_options())),
-        Command::Init { command } => Ok(init::run_foreign(&command)),
+        Command::Init(args) => Ok(match args.foreign() {
+            Some(options) => init::run_foreign(&options),
+            None => init::run_node(init_options()),
+        }),
         Command::Node => {
             let config = configuration()?;
             install_tls();

@@ -9,6 +9,8 @@
 #![expect(clippy::disallowed_methods, reason = "tests start programs and wait for them")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a test harness")]
 
+#[path = "supervision/foreign.rs"]
+mod foreign_command;
 #[path = "supervision/list.rs"]
 mod list;
 #[path = "supervision/probe.rs"]
@@ -67,6 +69,7 @@ const TESTS: &[Test] = &[
     ("t58_the_deadman_kills_a_postgres_that_does_not_quit", deadman_against_a_stopped_postgres),
     ("t58_the_deadman_works_as_pid_1", deadman_as_pid_1),
     ("a_disarmed_deadman_stays_quiet", disarmed_deadman),
+    ("a_deadline_without_postgres_leaves_a_living_node_alone", nothing_to_stop),
     ("a_silent_node_is_replaced", silent_node),
 ];
 
@@ -78,7 +81,12 @@ fn main() -> ExitCode {
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(*filter));
     let mut failed: Vec<&str> = Vec::new();
-    let all = TESTS.iter().chain(terminal::TESTS).chain(server::TESTS).chain(list::TESTS);
+    let all = TESTS
+        .iter()
+        .chain(foreign_command::TESTS)
+        .chain(terminal::TESTS)
+        .chain(server::TESTS)
+        .chain(list::TESTS);
     for (name, test) in all.filter(|(name, _)| wanted(name)) {
         let start = clock::now();
         let outcome = std::panic::catch_unwind(test);
@@ -323,7 +331,7 @@ fn never_stopped() {
     let script = format!("trap 'exit 5' USR1; echo $$ > {}; while :; do sleep 0.02; done", ready.display());
     let mut init = Running::start(foreign_shell(&script));
     pid_in(&ready);
-    for what in [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGPIPE] {
+    for what in [Signal::SIGTTIN, Signal::SIGTTOU] {
         init.signal(what);
     }
     // A stopped or dead init would not pass this on.
@@ -755,6 +763,15 @@ fn disarmed_deadman() {
     let postgres = stage.pid("postgres");
     wait_until("the deadline's passing", || stage.file("passed").exists());
     assert!(is_alive(postgres));
+    assert_eq!(read(&stage.file("lives")).lines().count(), 1);
+    init.signal(Signal::SIGTERM);
+    assert_eq!(init.code(), Some(0));
+}
+
+fn nothing_to_stop() {
+    let stage = Stage::new();
+    let mut init = stage.init("init", "stopped-in-time");
+    wait_until("the deadline's passing", || stage.file("passed").exists());
     assert_eq!(read(&stage.file("lives")).lines().count(), 1);
     init.signal(Signal::SIGTERM);
     assert_eq!(init.code(), Some(0));

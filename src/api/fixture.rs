@@ -107,6 +107,7 @@ pub(crate) fn primary(now: Moment) -> ha::Status {
         n_promotions: 2,
         complaints: Vec::new(),
         lease_margin: Some(Duration::from_millis(16_500)),
+        deadman_margin: Some(Duration::from_millis(18_250)),
         doing: None,
         looks_again: now + Duration::from_secs(3),
         trail: Trail::resumed(&[PROMOTED.to_owned()]),
@@ -135,6 +136,7 @@ pub(crate) fn replica(name: &str, behind: u64, now: Moment) -> ha::Status {
         postgres: instance(now, kind),
         lease_until: None,
         lease_margin: None,
+        deadman_margin: None,
         ..primary(now)
     }
 }

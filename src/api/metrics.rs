@@ -197,6 +197,11 @@ fn pgherd_ha(page: &mut Page, facts: &Facts<'_>) {
         seconds_of(ha.and_then(|ha| ha.lease_margin)),
     );
     page.gauge(
+        "pgherd_deadman_margin_seconds",
+        "The least that was left of a deadline of the deadman when it was moved, since the node's start; NaN before.",
+        seconds_of(ha.and_then(|ha| ha.deadman_margin)),
+    );
+    page.gauge(
         "pgherd_lease_remaining_seconds",
         "How long this node may still call itself the leader; NaN when it does not lead.",
         seconds_of(ha.and_then(|ha| ha.lease_until).map(|until| facts.now.until(until))),
@@ -519,6 +524,7 @@ mod tests {
         assert_eq!(value(&series, "patroni_postmaster_start_time"), "1795190057.002193");
         assert_eq!(value(&series, "patroni_postgres_state"), "5");
         assert_eq!(value(&series, "pgherd_lease_margin_seconds"), "16.5");
+        assert_eq!(value(&series, "pgherd_deadman_margin_seconds"), "18.25");
         assert_eq!(value(&series, "pgherd_lease_remaining_seconds"), "17");
         assert_eq!(value(&series, "pgherd_promotions_total"), "2");
         let series = parse(&page(Some(&replica("n1", 8, NOW))));
@@ -527,6 +533,7 @@ mod tests {
         assert_eq!(value(&series, "patroni_xlog_replayed_location"), "50331968");
         assert_eq!(value(&series, "patroni_quorum_standby"), "1");
         assert_eq!(value(&series, "pgherd_lease_margin_seconds"), "NaN");
+        assert_eq!(value(&series, "pgherd_deadman_margin_seconds"), "NaN");
     }
 
     #[test]

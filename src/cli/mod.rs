@@ -3,12 +3,12 @@
 //! Each command parses its arguments, calls one room and prints. Absent: every command that changes a cluster.
 
 pub mod demo;
+pub mod foreign;
 pub mod list;
 pub mod supervise;
 pub mod table;
 pub mod why;
 
-use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -31,11 +31,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a node: the entrypoint of the container
-    Init {
-        /// Run this command instead, reaping its orphans and passing signals on
-        #[arg(last = true, value_name = "CMD")]
-        command: Vec<OsString>,
-    },
+    Init(foreign::Args),
     /// The node itself, started by `init`
     #[command(hide = true)]
     Node,

@@ -408,6 +408,7 @@ impl<D: Dcs> Agent<D> {
             store_seen: self.last_snapshot.as_ref().map(|(_, at)| *at),
             lease_until: view.demote_at(),
             lease_margin: view.demote_at().map(|at| view.now.until(at)),
+            deadman_margin: self.deps.init.least_margin(),
             ticked: view.now,
             reason,
             state: publish::state(view),

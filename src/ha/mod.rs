@@ -49,6 +49,8 @@ pub struct Status {
     pub lease_until: Option<Moment>,
     /// How much was left of it at that tick, before this node would have had to stop its primary.
     pub lease_margin: Option<std::time::Duration>,
+    /// How close the deadman has come at the least; `None` before the first renewal after its arming.
+    pub deadman_margin: Option<std::time::Duration>,
     /// When the loop last ran.
     pub ticked: Moment,
     /// The last decision's reason, in words.

@@ -89,6 +89,39 @@ pub(super) fn signal_child(pid: u32, signal: Signal) {
     }
 }
 
+/// The same by number, for real-time signals, which have no names; it leads its process group.
+#[expect(unsafe_code, reason = "the safe wrapper knows named signals only")]
+pub(super) fn signal_foreign(pid: u32, number: i32, reach: Reach) {
+    let Ok(pid) = i32::try_from(pid) else { return };
+    let target = match reach {
+        Reach::Child => pid,
+        Reach::Group => -pid,
+    };
+    // SAFETY: a plain system call on integers.
+    unsafe { nix::libc::kill(target, number) };
+}
+
+/// Whom a signal reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    Child,
+    /// Every process of the child's group.
+    Group,
+}
+
+/// SIGTERMs those of our children that are not in `told`, and adds them.
+pub(super) fn terminate_newcomers(told: &mut Vec<u32>) {
+    if is_first() {
+        // Everybody there is was told at once.
+        return;
+    }
+    let strangers: Vec<u32> = children().into_iter().filter(|pid| !told.contains(pid)).collect();
+    for pid in strangers {
+        signal_child(pid, Signal::SIGTERM);
+        told.push(pid);
+    }
+}
+
 /// Signals whatever is left at the very end: everybody, when the whole PID namespace is ours, else our own children.
 pub(super) fn signal_everybody(signal: Signal) {
     if is_first() {

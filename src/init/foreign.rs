@@ -1,14 +1,18 @@
 //! One foreign child with the duties of PID 1: for containers that want another command, and for tests.
+//!
+//! Invariant: the child cannot tell the difference. It has our environment, our descriptors, our terminal if there is one; it
+//! gets every signal that somebody sends us; its exit code is ours.
 
 use std::ffi::OsString;
 use std::io;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
 
-use super::family;
-use super::system::{Ears, Voice, adopt_orphans};
-use super::{NOT_EXECUTABLE, NOT_FOUND};
+use super::family::{self, Reach};
+use super::system::{Ears, Heard, Voice, adopt_orphans};
+use super::{ForeignOptions, NOT_EXECUTABLE, NOT_FOUND};
 use crate::clock::{self, Moment};
 use crate::process::{Plan, Terminal};
 
@@ -19,40 +23,54 @@ const KILL_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the leftovers are looked at: those that we have not adopted yet tell us nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-pub(super) fn run(command: &[OsString], voice: &Voice) -> io::Result<u8> {
-    let ears = Ears::open()?;
+pub(super) fn run(options: &ForeignOptions, voice: &Voice) -> io::Result<u8> {
+    let ears = Ears::open_wide()?;
     adopt_orphans()?;
-    let child = match start(command) {
+    let terminal = match nix::unistd::isatty(io::stdin()) {
+        Ok(true) => Terminal::Foreground,
+        Ok(false) | Err(_) => Terminal::Detached,
+    };
+    // A shell above us wants its terminal back.
+    let foreground = tcgetpgrp(io::stdin()).ok();
+    let child = match start(options, terminal) {
         Ok(pid) => pid,
         Err(error) => {
-            let name = command.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+            let name = options.command.first().map(|name| name.to_string_lossy()).unwrap_or_default();
             voice.say(&format!("could not execute {name:?}: {error}"));
+            give_back(terminal, foreground);
             let missing = error.kind() == io::ErrorKind::NotFound;
             return Ok(if missing { NOT_FOUND } else { NOT_EXECUTABLE });
         }
     };
     // We must not pin a file system that somebody wants to unmount.
     std::env::set_current_dir("/")?;
-    let code = serve(&ears, child)?;
+    let code = serve(options, &ears, (child, terminal))?;
+    give_back(terminal, foreground);
     end_leftovers(&ears)?;
-    Ok(code)
+    Ok(if options.forgiven.contains(&code) { 0 } else { code })
+}
+
+/// SIGTTOU is held back, so this cannot stop us.
+fn give_back(terminal: Terminal, foreground: Option<Pid>) {
+    match (terminal, foreground) {
+        // It may have hung up meanwhile.
+        (Terminal::Foreground, Some(group)) => tcsetpgrp(io::stdin(), group).unwrap_or_default(),
+        (Terminal::Foreground, None) | (Terminal::Detached, _) => {}
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "init is the other module that spawns")]
-fn start(command: &[OsString]) -> io::Result<u32> {
-    let (program, args) = command.split_first().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    let terminal = match nix::unistd::isatty(io::stdin()) {
-        Ok(true) => Terminal::Foreground,
-        Ok(false) | Err(_) => Terminal::Detached,
-    };
-    let mut std_command = std::process::Command::new(program);
+fn start(options: &ForeignOptions, terminal: Terminal) -> io::Result<u32> {
+    let (program, args) =
+        options.command.split_first().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let mut std_command = std::process::Command::new::<&OsString>(program);
     std_command.args(args);
-    Plan::own(Signal::SIGTERM, terminal).install(&mut std_command);
+    Plan::own(Signal::SIGTERM, terminal).keep_others().install(&mut std_command);
     Ok(std_command.spawn()?.id())
 }
 
 /// Passes signals on and reaps, until the child ends.
-fn serve(ears: &Ears, child: u32) -> io::Result<u8> {
+fn serve(options: &ForeignOptions, ears: &Ears, (child, terminal): (u32, Terminal)) -> io::Result<u8> {
     loop {
         let mut code = None;
         while let Some((pid, its_code)) = family::reap_next() {
@@ -64,21 +82,44 @@ fn serve(ears: &Ears, child: u32) -> io::Result<u8> {
             return Ok(code);
         }
         ears.wait(&[], None)?;
-        while let Some(signal) = ears.next_signal() {
-            if is_passed_on(signal) {
-                family::signal_child(child, signal);
+        while let Some(heard) = ears.next_signal() {
+            if let Some(number) = passed_on(heard, terminal) {
+                let rewritten = options.rewrite.iter().find(|(from, _)| *from == number);
+                let number = rewritten.map_or(number, |(_, to)| *to);
+                family::signal_foreign(child, number, options.reach());
             }
         }
     }
 }
 
-/// Not those that are about us: our children's ends, our terminal, our pipes.
-fn is_passed_on(signal: Signal) -> bool {
-    !matches!(signal, Signal::SIGCHLD | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGPIPE)
+/// Not those that are about us: our children's ends, our terminal, a pipe that we wrote to.
+fn passed_on(heard: Heard, terminal: Terminal) -> Option<i32> {
+    let number = heard.number;
+    let Some(signal) = heard.signal() else { return Some(number) };
+    if matches!(signal, Signal::SIGCHLD | Signal::SIGTTIN | Signal::SIGTTOU) {
+        return None;
+    }
+    match (signal, terminal) {
+        (Signal::SIGPIPE, _) if heard.sender == std::process::id() => None,
+        // Somebody wants the command to pause; SIGCONT, passed on like any other, lets it go on. A session without a
+        // terminal ignores the polite form. We ourselves never stop.
+        (Signal::SIGTSTP, Terminal::Detached) => Some(crate::process::signal_number(Signal::SIGSTOP)),
+        _ => Some(number),
+    }
 }
 
-/// SIGTERM, patience, SIGKILL for everything that is left.
+impl ForeignOptions {
+    fn reach(&self) -> Reach {
+        match self.audience {
+            super::Audience::Child => Reach::Child,
+            super::Audience::Group => Reach::Group,
+        }
+    }
+}
+
+/// SIGTERM for each that is left or comes to be ours, patience, SIGKILL.
 pub(super) fn end_leftovers(ears: &Ears) -> io::Result<()> {
+    let mut told = family::children();
     for (signal, patience) in [(Signal::SIGTERM, LEFTOVER_PATIENCE), (Signal::SIGKILL, KILL_PATIENCE)] {
         let until = clock::now() + patience;
         family::signal_everybody(signal);
@@ -87,6 +128,8 @@ pub(super) fn end_leftovers(ears: &Ears) -> io::Result<()> {
             while ears.next_signal().is_some() {}
             if signal == Signal::SIGKILL {
                 family::signal_everybody(signal);
+            } else {
+                family::terminate_newcomers(&mut told);
             }
         }
     }

@@ -10,7 +10,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -18,11 +18,12 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::family;
 use super::foreign::end_leftovers;
-use super::system::{Ears, Voice, adopt_orphans, reserve_link_number};
+use super::system::{Ears, Voice, adopt_orphans, reserve_link_numbers};
 use super::{CONFIGURATION_ERROR, InitOptions, RestartNode};
 use crate::clock::{self, Backoff, Moment};
 use crate::process::{
-    InitLink, LINK_FD, MESSAGE_BYTES, Message, PidHandle, Plan, Terminal, hide_memory, take_environment,
+    InitEnd, InitLink, MESSAGE_BYTES, Message, PidHandle, Plan, Setting, Terminal, hide_memory,
+    take_environment,
 };
 
 /// PostgreSQL dies of SIGQUIT in less than 100 ms, unless one of its processes is stopped: then nothing but SIGKILL helps.
@@ -37,6 +38,9 @@ const LAST_PATIENCE: Duration = Duration::from_secs(10);
 const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(30) };
 /// A `node` that has lived this long was healthy: the delay starts afresh.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+/// A word that came so soon after the deadline was armed may be the arming itself: moments read back from a shared alarm
+/// are not exact.
+const SAME_WORD: Duration = Duration::from_millis(50);
 /// Services that are told when `node` dies: it has three.
 const WATCHED_MAX: usize = 16;
 
@@ -46,7 +50,7 @@ pub(super) fn run(options: InitOptions, voice: &Voice) -> io::Result<u8> {
     hide_memory();
     // We must not pin a file system that somebody wants to unmount.
     std::env::set_current_dir("/")?;
-    let _reserved = reserve_link_number()?;
+    let _reserved = reserve_link_numbers()?;
     let mut keeper = Keeper::new(options, voice);
     keeper.start_node(clock::now());
     let code = loop {
@@ -54,8 +58,11 @@ pub(super) fn run(options: InitOptions, voice: &Voice) -> io::Result<u8> {
             break code;
         }
         ears.wait(&keeper.watched_fds(), keeper.alarm())?;
-        while let Some(signal) = ears.next_signal() {
-            keeper.hear(signal);
+        while let Some(heard) = ears.next_signal() {
+            // A real-time signal has no name; nobody here has a use for one.
+            if let Some(signal) = heard.signal() {
+                keeper.hear(signal);
+            }
         }
     };
     end_leftovers(&ears)?;
@@ -84,9 +91,16 @@ enum Wish {
 struct Node {
     pid: u32,
     since: Moment,
-    /// `None` once `node` has closed its end: it is about to die.
-    link: Option<OwnedFd>,
-    last_word: Moment,
+    link: InitEnd,
+    hearing: Hearing,
+}
+
+/// Whether more may come from `node`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    Open,
+    /// It has closed its end: it is about to die.
+    Closed,
 }
 
 /// A service of `node`, and what it gets when `node` dies.
@@ -94,14 +108,6 @@ struct Node {
 struct Watched {
     process: PidHandle,
     signal: Signal,
-}
-
-/// What must be dead, and when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Deadline {
-    pid: u32,
-    at: Moment,
-    armed: Moment,
 }
 
 #[derive(Debug)]
@@ -114,7 +120,6 @@ struct Keeper<'a> {
     wish: Wish,
     node: Option<Node>,
     watched: Vec<Watched>,
-    deadline: Option<Deadline>,
     failures: u32,
     /// How the last `node` ended.
     code: u8,
@@ -130,7 +135,6 @@ impl<'a> Keeper<'a> {
             wish: Wish::Live,
             node: None,
             watched: Vec::new(),
-            deadline: None,
             failures: 0,
             code: 0,
         }
@@ -138,7 +142,7 @@ impl<'a> Keeper<'a> {
 
     /// One turn of the loop: reap, read, act. Returns the exit code when this is the end.
     fn turn(&mut self, now: Moment) -> Option<u8> {
-        self.read_link(now);
+        self.read_link();
         self.reap(now);
         match self.phase {
             Phase::Serving => self.guard(now),
@@ -152,42 +156,36 @@ impl<'a> Keeper<'a> {
         None
     }
 
-    /// When the next turn is due even if nothing happens.
+    /// When the next turn is due even if nothing happens. While `node` serves nothing is: the alarms that it moves wake us.
     fn alarm(&self) -> Option<Moment> {
         match self.phase {
-            Phase::Serving => {
-                let silence = self.node.as_ref().map(|node| node.last_word + self.options.silence_limit);
-                self.deadline.map(|deadline| deadline.at).into_iter().chain(silence).min()
-            }
+            Phase::Serving => None,
             Phase::Fencing { until } | Phase::Waiting { until } => Some(until),
             Phase::Quenching { until } => Some(until),
             Phase::Clearing { next, .. } => Some(next),
         }
     }
 
-    /// The link, and while PostgreSQL is being fenced its end.
+    /// The link and its alarms, and while PostgreSQL is being fenced its end.
     fn watched_fds(&self) -> Vec<BorrowedFd<'_>> {
-        let link = self.node.iter().filter_map(|node| node.link.as_ref()).map(AsFd::as_fd);
-        match self.phase {
-            Phase::Fencing { .. } => link.chain(self.postgres().map(AsFd::as_fd)).collect(),
-            Phase::Serving | Phase::Quenching { .. } | Phase::Clearing { .. } | Phase::Waiting { .. } => {
-                link.collect()
-            }
+        let mut fds = Vec::new();
+        let Some(node) = &self.node else { return fds };
+        match node.hearing {
+            Hearing::Open => fds.push(node.link.socket.as_fd()),
+            Hearing::Closed => {}
         }
+        match self.phase {
+            Phase::Serving => fds.extend([node.link.lease.as_fd(), node.link.silence.as_fd()]),
+            Phase::Fencing { .. } => fds.extend(self.postgres().map(AsFd::as_fd)),
+            Phase::Quenching { .. } | Phase::Clearing { .. } | Phase::Waiting { .. } => {}
+        }
+        fds
     }
 
-    /// What must not outlive the deadline: the armed process, and any other that is PostgreSQL by its death signal. (`node`
-    /// may have been frozen between the start of a new one and its arming.)
+    /// What must not outlive the deadline: whatever is PostgreSQL by its death signal.
     fn postgres(&self) -> impl Iterator<Item = &PidHandle> {
-        let armed = self.deadline.map(|deadline| deadline.pid);
-        let is_postgres = move |watched: &&Watched| {
-            watched.signal == Signal::SIGQUIT || Some(watched.process.pid()) == armed
-        };
-        self.watched
-            .iter()
-            .filter(is_postgres)
-            .map(|watched| &watched.process)
-            .filter(|process| !process.has_ended())
+        let all = self.watched.iter().filter(|watched| watched.signal == Signal::SIGQUIT);
+        all.map(|watched| &watched.process).filter(|process| !process.has_ended())
     }
 
     /// A signal to us: `node` decides what it means, as long as there is one.
@@ -210,12 +208,11 @@ impl<'a> Keeper<'a> {
 
     fn start_node(&mut self, now: Moment) {
         self.watched.clear();
-        self.deadline = None;
         self.phase = Phase::Serving;
         match spawn_node(&self.options, &self.environment) {
             Ok((pid, link)) => {
                 self.voice.say(&format!("started node, pid {pid}"));
-                self.node = Some(Node { pid, since: now, link: Some(link), last_word: now });
+                self.node = Some(Node { pid, since: now, link, hearing: Hearing::Open });
             }
             Err(error) => {
                 self.voice.say(&format!("could not start node: {error}"));
@@ -226,36 +223,28 @@ impl<'a> Keeper<'a> {
     }
 
     /// Reads what `node` says. Messages of a `node` that is to die are read too, but not believed.
-    fn read_link(&mut self, now: Moment) {
+    fn read_link(&mut self) {
         let mut bytes = [0; MESSAGE_BYTES];
-        while let Some(node) = &mut self.node {
-            let Some(link) = &node.link else { return };
-            let n = match recv(link.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+        while let Some(node) = self.node.as_mut().filter(|node| node.hearing == Hearing::Open) {
+            let n = match recv(node.link.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => {
-                    node.link = None;
+                    node.hearing = Hearing::Closed;
                     return;
                 }
                 Ok(n) => n,
                 Err(_nothing_yet) => return,
             };
-            node.last_word = now;
             let pid = node.pid;
             if self.phase == Phase::Serving
                 && let Some(message) = bytes.get(..n).and_then(Message::from_bytes)
             {
-                self.obey(message, pid, now);
+                self.obey(message, pid);
             }
         }
     }
 
-    fn obey(&mut self, message: Message, node: u32, now: Moment) {
+    fn obey(&mut self, message: Message, node: u32) {
         match message {
-            Message::Beat => {}
-            Message::Arm { pid, deadline } => {
-                self.watch(pid, Signal::SIGQUIT, node);
-                self.deadline = Some(Deadline { pid, at: deadline, armed: now });
-            }
-            Message::Disarm => self.deadline = None,
             Message::Watch { pid, signal } => {
                 self.watch(pid, Signal::try_from(signal).unwrap_or(Signal::SIGKILL), node);
             }
@@ -310,21 +299,28 @@ impl<'a> Keeper<'a> {
     /// Looks whether the lease's deadline has come, or `node` has been silent for too long.
     fn guard(&mut self, now: Moment) {
         let Some(node) = &self.node else { return };
-        let (pid, last_word) = (node.pid, node.last_word);
-        if let Some(deadline) = self.deadline.filter(|deadline| now >= deadline.at) {
-            let late = now.since(deadline.at);
-            if self.postgres().next().is_none() && last_word > deadline.armed {
-                // It has died, and a living node knows: nothing to stop but what it may have left.
-                self.deadline = None;
-                family::sweep(Some(pid));
-                return;
-            }
-            self.start_fencing(now);
-            self.voice.say(&format!("the lease's deadline has passed: stopping postgres ({late:?} late)"));
-        } else if now.since(last_word) >= self.options.silence_limit {
+        if let Some(deadline) = node.link.lease.take_due() {
+            self.deadline_came(deadline, now);
+        } else if node.link.silence.take_due().is_some() {
             self.start_fencing(now);
             self.voice.say("node is silent: stopping everything");
         }
+    }
+
+    fn deadline_came(&mut self, deadline: Setting, now: Moment) {
+        let Some(node) = &self.node else { return };
+        let spoken = node.link.silence.setting().is_some_and(|word| word.made > deadline.made + SAME_WORD);
+        if self.postgres().next().is_none() && spoken {
+            // It has died, and a living node knows: nothing to stop but what it may have left.
+            let pid = node.pid;
+            // Otherwise it would come again.
+            node.link.lease.unset().ok();
+            family::sweep(Some(pid));
+            return;
+        }
+        self.start_fencing(now);
+        let late = clock::now().since(deadline.at);
+        self.voice.say(&format!("the lease's deadline has passed: stopping postgres ({late:?} late)"));
     }
 
     fn start_fencing(&mut self, now: Moment) {
@@ -391,11 +387,12 @@ fn clearing(now: Moment) -> Phase {
 }
 
 #[expect(clippy::disallowed_methods, reason = "init is the other module that spawns")]
-fn spawn_node(options: &InitOptions, environment: &[(OsString, OsString)]) -> io::Result<(u32, OwnedFd)> {
-    let (theirs, ours) = InitLink::pair()?;
-    let fd = theirs.raw_fd().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+fn spawn_node(options: &InitOptions, environment: &[(OsString, OsString)]) -> io::Result<(u32, InitEnd)> {
+    let (theirs, ours) = InitLink::pair(options.silence_limit)?;
     let mut command = std::process::Command::new(&options.program);
     command.args(&options.args).env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
-    Plan::own(Signal::SIGKILL, Terminal::Detached).keep(fd, LINK_FD).install(&mut command);
+    let plan = Plan::own(Signal::SIGKILL, Terminal::Detached);
+    let plan = theirs.handed_down().into_iter().fold(plan, |plan, (fd, number)| plan.keep(fd, number));
+    plan.install(&mut command);
     Ok((command.spawn()?.id(), ours))
 }

@@ -55,6 +55,26 @@ impl Default for InitOptions {
     }
 }
 
+/// A foreign command, and what is special about it.
+#[derive(Debug, Clone, Default)]
+pub struct ForeignOptions {
+    pub command: Vec<OsString>,
+    pub audience: Audience,
+    /// Signals that become others on their way, by number.
+    pub rewrite: Vec<(i32, i32)>,
+    /// Exit codes that count as 0: what a Java machine ends with after SIGTERM is 143.
+    pub forgiven: Vec<u8>,
+}
+
+/// Who hears the signals that are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Audience {
+    #[default]
+    Child,
+    /// The child's whole process group.
+    Group,
+}
+
 /// Holds back every signal until it can be dealt with. The first thing that `pgherd init` should do: a signal that
 /// arrives at PID 1 before that is lost. [`run_node`] and [`run_foreign`] do it too.
 pub fn block_signals() {
@@ -75,9 +95,9 @@ pub fn run_node(options: InitOptions) -> ExitCode {
 
 /// Runs a foreign command with the duties of PID 1; its exit code becomes ours (128 + n for a signal, 127 and 126 when
 /// it is missing or cannot be executed).
-pub fn run_foreign(command: &[OsString]) -> ExitCode {
+pub fn run_foreign(options: &ForeignOptions) -> ExitCode {
     let voice = Voice::new(log::Format::Text);
-    match foreign::run(command, &voice) {
+    match foreign::run(options, &voice) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             voice.say(&format!("init cannot work: {error}"));

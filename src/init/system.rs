@@ -15,6 +15,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
 
 use crate::clock::Moment;
 use crate::log;
+use crate::process::LINK_FDS;
 
 /// Every signal but those that report our own faults: those must kill.
 fn held_back() -> SigSet {
@@ -47,6 +48,19 @@ pub(super) fn block_signals() {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held_back()), None).ok();
 }
 
+/// A signal that has arrived. A real-time signal has a number only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Heard {
+    pub(super) number: i32,
+    pub(super) sender: u32,
+}
+
+impl Heard {
+    pub(super) fn signal(self) -> Option<Signal> {
+        Signal::try_from(self.number).ok()
+    }
+}
+
 /// Where signals, and alarms, arrive.
 #[derive(Debug)]
 pub(super) struct Ears {
@@ -57,6 +71,7 @@ pub(super) struct Ears {
 impl Ears {
     pub(super) fn open() -> io::Result<Self> {
         block_signals();
+        hear_of_children()?;
         let signals = SignalFd::with_flags(&held_back(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         Ok(Self { signals, timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)? })
@@ -83,15 +98,27 @@ impl Ears {
     }
 
     /// The next signal that has arrived, if any.
-    pub(super) fn next_signal(&self) -> Option<Signal> {
-        loop {
-            let info = self.signals.read_signal().ok().flatten()?;
-            // A real-time signal has no name; nobody here has a use for one.
-            if let Ok(signal) = i32::try_from(info.ssi_signo).unwrap_or(0).try_into() {
-                return Some(signal);
-            }
-        }
+    pub(super) fn next_signal(&self) -> Option<Heard> {
+        let info = self.signals.read_signal().ok().flatten()?;
+        Some(Heard { number: i32::try_from(info.ssi_signo).unwrap_or(0), sender: info.ssi_pid })
     }
+
+    /// The same ears for every signal there is. Our own faults kill nevertheless: the kernel sees to that.
+    pub(super) fn open_wide() -> io::Result<Self> {
+        let all = SigSet::all();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None)?;
+        let ears = Self::open()?;
+        let signals = SignalFd::with_flags(&all, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { signals, ..ears })
+    }
+}
+
+/// A parent that ignores SIGCHLD hands that down, and the kernel then reaps children before anybody learns of their end.
+#[expect(unsafe_code, reason = "a disposition can only be set by an unsafe call")]
+fn hear_of_children() -> io::Result<()> {
+    // SAFETY: the default disposition runs no code.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
+    Ok(())
 }
 
 /// Makes us the adoptive parent of every orphan below us. PID 1 is that already.
@@ -112,10 +139,10 @@ pub(super) fn is_first() -> bool {
     std::process::id() == 1
 }
 
-/// Holds the descriptor under whose number `node` will find its link: nobody else may get it, above all not the standard
-/// library, which reports a failing exec through a descriptor of its own.
-pub(super) fn reserve_link_number() -> io::Result<File> {
-    File::open("/dev/null")
+/// Holds the descriptors under whose numbers `node` will find its link: nobody else may get them, above all not the
+/// standard library, which reports a failing exec through a descriptor of its own.
+pub(super) fn reserve_link_numbers() -> io::Result<Vec<File>> {
+    LINK_FDS.iter().map(|_number| File::open("/dev/null")).collect()
 }
 
 /// `init`'s own lines, on standard error. A full pipe costs a line, never a wait.

@@ -68,9 +68,18 @@ fn append_text(out: &mut Vec<u8>, stamp: &str, from: &Origin<'_>, bytes: &[u8]) 
     }
 }
 
-/// Printable ASCII, which is nearly every line. Without a branch in the loop, so that it is done many bytes at a time.
+/// Printable ASCII, which is nearly every line; eight bytes at a time.
 fn is_plain(bytes: &[u8]) -> bool {
-    bytes.iter().fold(true, |plain, byte| plain & ((*byte >= 0x20) & (*byte < 0x7f) | (*byte == b'\t')))
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let (words, rest) = bytes.as_chunks::<8>();
+    // The highest bit of a byte of `low` or `high` says that this byte, or one beneath it, is not.
+    let plain = |word: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*word);
+        let low = word.wrapping_sub(0x20 * ONES) & !word;
+        let high = word | word.wrapping_add(ONES);
+        (low | high) & (0x80 * ONES) == 0
+    };
+    words.iter().all(plain) && rest.iter().all(|byte| (0x20..0x7f).contains(byte))
 }
 
 /// Control characters would let a line pretend to be another one, or command a terminal.
@@ -243,6 +252,17 @@ mod tests {
         assert!(lines.iter().all(|(line, _)| line.len() <= LONGEST_LINE));
         assert_eq!(lines.iter().map(|(line, _)| line.len()).sum::<usize>(), huge.len());
         assert_eq!(lines.iter().filter(|(_, whole)| *whole == Wholeness::Whole).count(), 1);
+    }
+
+    #[test]
+    fn plain_is_what_is_printable() {
+        for byte in 0..=255_u8 {
+            for at in 0..9 {
+                let mut line = *b"plain ~ l";
+                line[at] = byte;
+                assert_eq!(is_plain(&line), (0x20..0x7f).contains(&byte), "{byte} at {at}");
+            }
+        }
     }
 
     #[test]

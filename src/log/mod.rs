@@ -247,7 +247,7 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Events {
             }
             spans.push(span.name());
         }
-        self.ring.push(Chunk::line(match self.format {
+        self.ring.push_ours(Chunk::line(match self.format {
             Format::Text => event_text(event.metadata(), &spans, &fields),
             Format::Json => event_json(event.metadata(), &spans, fields),
         }));

@@ -18,6 +18,9 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// A chunk of this size is written as it is; smaller ones are gathered.
 const WRITTEN_ALONE: usize = 16 * 1024;
 
+/// What is kept free for our own lines: thousands of decisions.
+const RESERVE: usize = 256 * 1024;
+
 /// Whole lines.
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
@@ -81,15 +84,25 @@ impl Ring {
     /// Once lines have been dropped, more are dropped until half of the ring is free: one long gap says more than many
     /// short ones.
     pub(super) fn push(&self, chunk: Chunk) {
+        self.push_within(0, chunk);
+    }
+
+    /// A line of our own: what a service prints does not crowd it out.
+    pub(super) fn push_ours(&self, chunk: Chunk) {
+        self.push_within(RESERVE, chunk);
+    }
+
+    fn push_within(&self, reserve: usize, chunk: Chunk) {
         let mut queue = self.lock();
         let dropping = queue.dropped != Dropped::default();
-        let limit = if dropping { self.capacity / 2 } else { self.capacity };
-        if queue.bytes + chunk.bytes.len() > limit {
+        let size = queue.bytes + chunk.bytes.len();
+        let limit = if dropping && reserve == 0 { self.capacity / 2 } else { self.capacity + reserve };
+        if size > limit {
             queue.dropped.lines += chunk.lines;
             queue.dropped.bytes += chunk.bytes.len() as u64;
             return;
         }
-        if dropping {
+        if dropping && size <= self.capacity / 2 {
             self.report_gap(&mut queue);
         }
         queue.put(chunk);
@@ -193,6 +206,24 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn our_own_lines_are_kept_when_a_service_has_filled_the_ring() {
+        let ring = Ring::new(10_000, Format::Text);
+        for _ in 0..200 {
+            ring.push(Chunk::line(vec![b'x'; 100]));
+        }
+        ring.push_ours(Chunk::line(b"promoted\n".to_vec()));
+        ring.push(Chunk::line(b"crowded out\n".to_vec()));
+        let mut batch = Vec::new();
+        ring.take(&mut batch);
+        let text = String::from_utf8(batch).unwrap();
+        assert!(text.ends_with("promoted\n"), "{text}");
+        let mut rest = Vec::new();
+        ring.take(&mut rest);
+        let report = String::from_utf8(rest).unwrap();
+        assert!(report.contains("dropped=101 lines, 10012 bytes"), "{report}");
+    }
 
     #[test]
     fn a_stalled_reader_costs_lines_but_never_blocks_and_the_count_is_exact() {

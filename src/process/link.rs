@@ -1,35 +1,32 @@
-//! The link between `node` and `init`: small datagrams of fixed size, in one direction.
+//! The link between `node` and `init`: small datagrams of fixed size in one direction, and two alarms that `node` moves.
 //!
-//! Invariant: sending never blocks and never fails loudly. A lost `Disarm` costs a restart of PostgreSQL, a lost `Arm`
-//! leaves an earlier deadline standing: both err on the side of safety.
+//! Invariant: telling never blocks and never fails loudly, and what is told again and again (that `node` lives, that the
+//! lease was renewed) wakes nobody: it only moves an alarm that `init` sleeps on. A lift of the deadline that is lost costs a
+//! restart of PostgreSQL, a move that is lost leaves an earlier deadline standing: both err on the side of safety.
 
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, send, socketpair, sockopt};
 
+use super::alarm::{Alarm, Setting};
 use super::signal_number;
 use crate::clock::{self, Moment};
 
-/// The number under which `node` finds its end.
-pub const LINK_FD: i32 = 3;
+/// The numbers under which `node` finds its end: the socket, the lease's alarm, the alarm of silence.
+pub const LINK_FDS: [RawFd; 3] = [3, 4, 5];
 /// The size of every message.
 pub const MESSAGE_BYTES: usize = 16;
 
 /// What `node` tells `init`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
-    /// `node` is alive (every other message says so too).
-    Beat,
-    /// Stop this process at the deadline unless told otherwise before.
-    Arm { pid: u32, deadline: Moment },
-    /// There is no deadline any more.
-    Disarm,
-    /// If `node` dies, send this signal to this process.
+    /// If `node` dies, send this signal to this process. SIGQUIT means PostgreSQL: it must not outlive the lease either.
     Watch { pid: u32, signal: i32 },
     /// SIGKILL every child of `init` that is not `node`.
     Sweep,
@@ -39,10 +36,7 @@ impl Message {
     /// The message as bytes: what it is, a pid, a number.
     pub fn to_bytes(self) -> [u8; MESSAGE_BYTES] {
         let (tag, pid, number) = match self {
-            Self::Beat => (1_u32, 0, 0),
-            Self::Arm { pid, deadline } => (2, pid, deadline.0),
-            Self::Disarm => (3, 0, 0),
-            Self::Watch { pid, signal } => (4, pid, u64::from(signal.unsigned_abs())),
+            Self::Watch { pid, signal } => (4_u32, pid, u64::from(signal.unsigned_abs())),
             Self::Sweep => (5, 0, 0),
         };
         let mut bytes = [0; MESSAGE_BYTES];
@@ -58,9 +52,6 @@ impl Message {
         let number = u64::from_le_bytes(rest.try_into().ok()?);
         let pid = u32::from_le_bytes(*pid);
         match u32::from_le_bytes(*tag) {
-            1 => Some(Self::Beat),
-            2 => Some(Self::Arm { pid, deadline: Moment(number) }),
-            3 => Some(Self::Disarm),
             4 => Some(Self::Watch { pid, signal: i32::try_from(number).ok()? }),
             5 => Some(Self::Sweep),
             _ => None,
@@ -68,11 +59,34 @@ impl Message {
     }
 }
 
-/// `node`'s end of the link to `init`. Cloneable; every message is one write that never blocks.
+/// `node`'s end of the link to `init`. Cloneable; nothing that is said through it ever blocks.
 #[derive(Debug, Clone)]
 pub struct InitLink {
-    socket: Option<Arc<OwnedFd>>,
+    line: Option<Arc<Line>>,
     margin: Arc<Margin>,
+}
+
+/// `init`'s end.
+#[derive(Debug)]
+pub struct InitEnd {
+    /// Where messages arrive.
+    pub socket: OwnedFd,
+    /// Comes when the lease's deadline does; unset while there is none.
+    pub lease: Alarm,
+    /// Comes when `node` has been silent for too long.
+    pub silence: Alarm,
+}
+
+/// What leads to `init`.
+#[derive(Debug)]
+struct Line {
+    socket: OwnedFd,
+    lease: Alarm,
+    silence: Alarm,
+    /// How long `node` may be silent.
+    patience: Duration,
+    /// The process that `init` knows to be the postmaster.
+    armed_for: AtomicU32,
 }
 
 /// How close the deadman has come, in nanoseconds of `CLOCK_BOOTTIME`; `u64::MAX` stands for "never".
@@ -101,10 +115,10 @@ impl Margin {
 impl InitLink {
     /// The link that `init` left for us; without one (a unit test, `pgherd node` by hand) a link to nobody: a sweep then
     /// does nothing and a warning says that the deadman is absent. Call it once, early: before anything else may have
-    /// taken the descriptor's number.
+    /// taken the descriptors' numbers.
     pub fn inherit() -> Self {
-        if let Some(socket) = inherited() {
-            return Self { socket: Some(Arc::new(socket)), margin: Margin::unarmed() };
+        if let Some(line) = inherited() {
+            return Self { line: Some(Arc::new(line)), margin: Margin::unarmed() };
         }
         tracing::warn!("not started by `pgherd init`: no deadman, and orphans are nobody's");
         Self::dead()
@@ -112,32 +126,53 @@ impl InitLink {
 
     /// A link to nobody.
     pub fn dead() -> Self {
-        Self { socket: None, margin: Margin::unarmed() }
+        Self { line: None, margin: Margin::unarmed() }
     }
 
-    /// Both ends: ours, and `init`'s (for `init`, and for tests which play it).
+    /// Both ends. `init` will think that `node` is dead when it is silent for longer than `patience`, from now on.
     ///
     /// # Errors
     /// The process has no descriptors left.
-    pub fn pair() -> std::io::Result<(Self, OwnedFd)> {
+    pub fn pair(patience: Duration) -> io::Result<(Self, InitEnd)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        Ok((Self { socket: Some(Arc::new(ours)), margin: Margin::unarmed() }, theirs))
+        let (node, init) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let end = InitEnd { socket: init, lease: Alarm::new()?, silence: Alarm::new()? };
+        let line = Line {
+            socket: node,
+            lease: Alarm::of(end.lease.as_fd().try_clone_to_owned()?)?,
+            silence: Alarm::of(end.silence.as_fd().try_clone_to_owned()?)?,
+            patience,
+            armed_for: AtomicU32::new(0),
+        };
+        line.silence.set(line.heard_now())?;
+        Ok((Self { line: Some(Arc::new(line)), margin: Margin::unarmed() }, end))
     }
 
-    /// The number of our end, for handing it down at a fork.
-    pub fn raw_fd(&self) -> Option<i32> {
-        self.socket.as_ref().map(|socket| socket.as_raw_fd())
+    /// Our descriptors and the numbers that `node` must find them under.
+    pub fn handed_down(&self) -> Vec<(RawFd, RawFd)> {
+        let fds = self.line.iter().flat_map(|line| {
+            [line.socket.as_raw_fd(), line.lease.as_fd().as_raw_fd(), line.silence.as_fd().as_raw_fd()]
+        });
+        fds.zip(LINK_FDS).collect()
     }
 
-    /// Tells that `node` is alive.
+    /// Tells that `node` is alive. It wakes nobody.
     pub fn beat(&self) {
-        self.tell(Message::Beat);
+        let Some(line) = &self.line else { return };
+        complain_of(line.silence.set(line.heard_now()), "the alarm of silence was not moved");
     }
 
-    /// Arms (or moves) the deadman: at `deadline`, `init` stops this postmaster unless told otherwise before.
+    /// Arms (or moves) the deadman: at `deadline`, `init` stops this postmaster unless the deadline has been moved or lifted.
     pub fn arm(&self, postmaster: u32, deadline: Moment) {
-        self.tell(Message::Arm { pid: postmaster, deadline });
+        if let Some(line) = &self.line {
+            if line.armed_for.load(Ordering::Relaxed) != postmaster {
+                let watch = Message::Watch { pid: postmaster, signal: signal_number(Signal::SIGQUIT) };
+                let told = if line.tell(watch) { postmaster } else { 0 };
+                line.armed_for.store(told, Ordering::Relaxed);
+            }
+            let setting = Setting { made: clock::now(), at: deadline };
+            complain_of(line.lease.set(setting), "the deadman was not armed");
+        }
         self.margin.replace(deadline.0);
     }
 
@@ -150,7 +185,9 @@ impl InitLink {
 
     /// Not primary any more: nothing to stop.
     pub fn disarm(&self) {
-        self.tell(Message::Disarm);
+        if let Some(line) = &self.line {
+            complain_of(line.lease.unset(), "the deadman was not disarmed");
+        }
         self.margin.replace(Margin::NEVER);
     }
 
@@ -164,35 +201,68 @@ impl InitLink {
         self.tell(Message::Sweep);
     }
 
+    /// Whatever is said says also that `node` is alive.
     fn tell(&self, message: Message) {
-        let Some(socket) = &self.socket else { return };
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        if let Err(error) = send(socket.as_raw_fd(), &message.to_bytes(), flags) {
-            tracing::warn!(%error, ?message, "init could not be told");
+        if let Some(line) = &self.line {
+            line.tell(message);
+            self.beat();
         }
     }
 }
 
-/// The descriptor is ours only if it is such a socket and our parent made it.
-#[expect(unsafe_code, reason = "the descriptor's number is the contract between init and node")]
-fn inherited() -> Option<OwnedFd> {
-    // SAFETY: fcntl on a number that may be closed fails and nothing else. Nobody else owns it: `init` reserved it.
-    let copy = unsafe { nix::libc::fcntl(LINK_FD, nix::libc::F_DUPFD_CLOEXEC, LINK_FD) };
-    if copy < 0 {
-        return None;
+impl Line {
+    fn tell(&self, message: Message) -> bool {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let sent = send(self.socket.as_raw_fd(), &message.to_bytes(), flags);
+        if let Err(error) = sent {
+            tracing::warn!(%error, ?message, "init could not be told");
+        }
+        sent.is_ok()
     }
-    // SAFETY: the call above has just made this descriptor, for us alone.
-    let socket = unsafe { OwnedFd::from_raw_fd(copy) };
+
+    fn heard_now(&self) -> Setting {
+        let now = clock::now();
+        Setting { made: now, at: now + self.patience }
+    }
+}
+
+/// Not known to happen; the deadline or the alarm that stands is then the earlier one.
+fn complain_of(moved: io::Result<()>, what: &str) {
+    if let Err(error) = moved {
+        tracing::error!(%error, what, "a shared alarm failed");
+    }
+}
+
+/// The descriptors are ours only if the first is such a socket and our parent made it.
+fn inherited() -> Option<Line> {
+    let [socket, lease, silence] = LINK_FDS;
+    let socket = taken_over(socket)?;
     let made_by = getsockopt(&socket.as_fd(), sockopt::PeerCredentials).ok()?.pid();
     let kind = getsockopt(&socket.as_fd(), sockopt::SockType).ok()?;
     if kind != SockType::SeqPacket || made_by != nix::unistd::getppid().as_raw() {
         return None;
     }
-    // The original stays open, but no child may have it. It was just copied, so this cannot fail.
-    // SAFETY: as above.
-    let original = unsafe { std::os::fd::BorrowedFd::borrow_raw(LINK_FD) };
+    let (lease, silence) = (Alarm::of(taken_over(lease)?).ok()?, Alarm::of(taken_over(silence)?).ok()?);
+    // `init` has set it before our first instruction.
+    let setting = silence.setting()?;
+    let patience = setting.made.until(setting.at);
+    Some(Line { socket, lease, silence, patience, armed_for: AtomicU32::new(0) })
+}
+
+/// A copy of a descriptor that we were born with. The original stays open, but no child may have it.
+#[expect(unsafe_code, reason = "the descriptors' numbers are the contract between init and node")]
+fn taken_over(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: fcntl on a number that may be closed fails and nothing else. Nobody else owns it: `init` reserved it.
+    let copy = unsafe { nix::libc::fcntl(number, nix::libc::F_DUPFD_CLOEXEC, number) };
+    if copy < 0 {
+        return None;
+    }
+    // SAFETY: the call above has just made this descriptor, for us alone.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    // SAFETY: it was just copied, so it is open.
+    let original = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
     fcntl(original, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    Some(socket)
+    Some(copy)
 }
 
 #[cfg(test)]
@@ -201,16 +271,11 @@ mod tests {
 
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     #[test]
     fn messages_survive_the_wire_and_garbage_does_not() {
-        let messages = [
-            Message::Beat,
-            Message::Arm { pid: 7, deadline: Moment(u64::MAX - 1) },
-            Message::Disarm,
-            Message::Watch { pid: 9, signal: 3 },
-            Message::Sweep,
-        ];
-        for message in messages {
+        for message in [Message::Watch { pid: 9, signal: 3 }, Message::Sweep] {
             assert_eq!(Message::from_bytes(&message.to_bytes()), Some(message));
         }
         assert_eq!(Message::from_bytes(&[9; MESSAGE_BYTES]), None);
@@ -221,11 +286,10 @@ mod tests {
     fn the_least_margin_is_kept() {
         let link = InitLink::dead();
         assert_eq!(link.least_margin(), None);
-        let minute = Duration::from_secs(60);
-        link.arm(5, clock::now() + minute);
+        link.arm(5, clock::now() + MINUTE);
         assert_eq!(link.least_margin(), None);
-        link.arm(5, clock::now() + minute * 2);
-        assert!(link.least_margin().is_some_and(|left| left <= minute && left > minute / 2));
+        link.arm(5, clock::now() + MINUTE * 2);
+        assert!(link.least_margin().is_some_and(|left| left <= MINUTE && left > MINUTE / 2));
         link.disarm();
         link.arm(5, Moment(1));
         link.disarm();
@@ -234,16 +298,38 @@ mod tests {
 
     #[test]
     fn a_link_never_blocks_when_init_does_not_read() {
-        let (link, init) = InitLink::pair().unwrap();
-        link.arm(5, Moment(6));
+        let (link, init) = InitLink::pair(MINUTE).unwrap();
         for _ in 0..100_000 {
-            link.beat();
+            link.sweep();
         }
         let mut bytes = [0; 64];
-        let n = recv(init.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
-        assert_eq!(Message::from_bytes(&bytes[..n]), Some(Message::Arm { pid: 5, deadline: Moment(6) }));
+        let n = recv(init.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
+        assert_eq!(Message::from_bytes(&bytes[..n]), Some(Message::Sweep));
         drop(init);
         link.beat();
         InitLink::dead().sweep();
+    }
+
+    #[test]
+    fn a_renewal_moves_the_alarm_and_says_nothing() {
+        let (link, init) = InitLink::pair(MINUTE).unwrap();
+        let read = || {
+            let mut bytes = [0; 64];
+            let n = recv(init.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).ok()?;
+            Message::from_bytes(&bytes[..n])
+        };
+        assert_eq!(init.lease.setting(), None);
+        link.arm(7, clock::now() + MINUTE);
+        assert_eq!(read(), Some(Message::Watch { pid: 7, signal: 3 }), "the postmaster is named");
+        for _ in 0..10 {
+            link.arm(7, clock::now() + 2 * MINUTE);
+            link.beat();
+        }
+        assert_eq!(read(), None);
+        let left = |setting: Option<Setting>| clock::now().until(setting.unwrap().at);
+        assert!(left(init.lease.setting()) > MINUTE);
+        assert!(left(init.silence.setting()) > MINUTE / 2);
+        link.disarm();
+        assert_eq!(init.lease.setting(), None);
     }
 }

@@ -9,6 +9,7 @@
 //! when the *thread* that forked ends.
 
 mod account;
+mod alarm;
 mod child;
 mod command;
 mod environment;
@@ -17,6 +18,7 @@ mod lines;
 mod link;
 mod lock;
 mod plan;
+mod reader;
 mod run;
 
 use std::io;
@@ -25,14 +27,16 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 pub use account::{Account, RunAs, account_has_a_name, account_lines, name_library};
+pub use alarm::{Alarm, Setting};
 pub use child::{Child, End, Feed, News, PidHandle, Streams, Waiting, pump, read_out, spawn};
 pub use command::{Command, LogLines};
 pub use environment::take_environment;
 pub use file::{Mode, make_private_dir, make_shared_dir, write_atomic};
 pub use lines::Lines;
-pub use link::{InitLink, LINK_FD, MESSAGE_BYTES, Message};
+pub use link::{InitEnd, InitLink, LINK_FDS, MESSAGE_BYTES, Message};
 pub use lock::VolumeLock;
 pub use plan::{Plan, Terminal, hide_memory, signal_number};
+pub use reader::{Look, read_aside};
 pub use run::{Output, run};
 
 /// How a process ended.

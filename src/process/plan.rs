@@ -37,7 +37,16 @@ pub struct Plan {
     terminal: Terminal,
     /// Descriptors that the child keeps, and the numbers that they get there.
     keep: Vec<(RawFd, RawFd)>,
+    others: Others,
     limits: Limits,
+}
+
+/// What becomes of descriptors that we were born with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    Closed,
+    /// A foreign command's: a pipe of its shell's, a socket that it was promised.
+    Inherited,
 }
 
 /// Whose limits a child has.
@@ -66,8 +75,15 @@ impl Plan {
             parent: nix::unistd::getpid().as_raw(),
             terminal,
             keep: Vec::new(),
+            others: Others::Closed,
             limits: Limits::Inherited,
         }
+    }
+
+    /// Lets the child have every descriptor that is not marked for closing.
+    #[must_use]
+    pub fn keep_others(self) -> Self {
+        Self { others: Others::Inherited, ..self }
     }
 
     /// Lets the child keep a descriptor, under this number.
@@ -95,7 +111,10 @@ impl Plan {
             Limits::Service => set_limits(),
             Limits::Inherited => {}
         }
-        close_on_exec_from(3);
+        match self.others {
+            Others::Closed => close_on_exec_from(3),
+            Others::Inherited => {}
+        }
         for (fd, number) in &self.keep {
             keep_open(*fd, *number)?;
         }

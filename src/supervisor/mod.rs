@@ -166,6 +166,15 @@ impl Unit {
         }
     }
 
+    /// Waits until all that a stopped service has printed is in the log: the process may end.
+    pub async fn settle(&self) {
+        let (reply, answer) = oneshot::channel();
+        // When the task has ended there is nobody left to wait for.
+        if self.requests.send(Request::Settle(reply)).await.is_ok() {
+            answer.await.unwrap_or_default();
+        }
+    }
+
     /// What it is doing, now and from now on.
     pub fn state(&self) -> watch::Receiver<UnitState> {
         self.state.clone()

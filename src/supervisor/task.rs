@@ -2,6 +2,7 @@
 //!
 //! Invariant: no action waits. Everything that takes time comes back as an event.
 
+use std::io;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -12,11 +13,16 @@ use tokio::task::JoinSet;
 use super::unit::{Action, At, Event, Generation, Machine};
 use super::{CrashLoop, Error, LastLines, Rung, UnitSpec, UnitState};
 use crate::clock::{self, Moment};
-use crate::log::{self, Stream};
-use crate::process::{self, Child, Command, End, Exit, InitLink, News, Streams, VolumeLock, Waiting};
+use crate::log;
+use crate::process::{
+    self, Child, Command, End, Exit, Feed, InitLink, Look, News, Streams, VolumeLock, Waiting,
+};
 
 /// How long the last lines of a service that is gone may take: its pipes are closed, so they are only read out.
 const LAST_LINES_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long they may take when nobody waits for a restart: a full pipe on a busy machine.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is shown of a crash loop.
 const LINES_REPEATED: usize = 10;
@@ -27,6 +33,7 @@ pub(super) enum Request {
     Start(Box<Command>, oneshot::Sender<Result<u32, Error>>),
     Stop(Option<Vec<Rung>>, oneshot::Sender<Option<Exit>>),
     Signal(nix::sys::signal::Signal),
+    Settle(oneshot::Sender<()>),
 }
 
 /// What woke the task.
@@ -83,7 +90,7 @@ impl Task {
         loop {
             match self.wait(&mut inbox).await {
                 Woken::Event(event) => self.apply_event(event).await,
-                Woken::Request(request) => self.apply_request(request),
+                Woken::Request(request) => self.apply_request(request).await,
                 Woken::Closed => return,
             }
         }
@@ -133,7 +140,19 @@ impl Task {
         }
     }
 
-    fn apply_request(&mut self, request: Request) {
+    async fn settle(&mut self, reply: oneshot::Sender<()>) {
+        let all = async { while self.pumps.join_next().await.is_some() {} };
+        if tokio::time::timeout(SETTLE_PATIENCE, all).await.is_err() {
+            tracing::warn!(
+                unit = self.spec.name,
+                "somebody holds its output: its last lines are not waited for"
+            );
+        }
+        // A caller that no longer waits has its own reasons.
+        reply.send(()).ok();
+    }
+
+    async fn apply_request(&mut self, request: Request) {
         match request {
             Request::Start(command, reply) => {
                 // A caller that no longer waits sees the state instead.
@@ -150,6 +169,7 @@ impl Task {
                 self.step_quietly(Event::StopAsked { ladder });
             }
             Request::Signal(signal) => self.signal(signal),
+            Request::Settle(reply) => self.settle(reply).await,
         }
     }
 
@@ -211,18 +231,25 @@ impl Task {
         let (child, streams) = process::spawn(command)?;
         let pid = child.pid();
         self.init.watch(pid, command.death_signal);
+        let failed = |source| process::Error::Start { program: command.program.clone(), source };
+        // Nobody could read what it prints: it is dropped, and killed.
+        let (read, fed) = self.read(streams).map_err(failed)?;
+        self.pumps.spawn(async move { read.await.unwrap_or_default() });
+        if let Some(feed) = fed {
+            self.pumps.spawn(feed.write());
+        }
         self.child = Some(child);
-        self.pump(streams);
         tracing::info!(unit = self.spec.name, pid, "started");
         Ok(pid)
     }
 
-    fn pump(&mut self, streams: Streams) {
+    /// Has a thread read what it prints; gives back the end of that, and what it is to be fed.
+    fn read(&self, streams: Streams) -> io::Result<(oneshot::Receiver<()>, Option<Feed>)> {
         let name = self.spec.name;
-        for (stream, kind) in [(streams.stdout, Stream::Stdout), (streams.stderr, Stream::Stderr)] {
+        let look = |kind| -> Look {
             let kept = self.lines.clone();
             let mut lines = log::Lines::new(name, kind);
-            self.pumps.spawn(process::read_out(stream, move |news| {
+            Box::new(move |news| {
                 match news {
                     News::Bytes(bytes) => {
                         kept.keep(kind, bytes);
@@ -231,11 +258,10 @@ impl Task {
                     News::Quiet => lines.flush(),
                 }
                 if lines.is_waiting() { Waiting::ForAnEnd } else { Waiting::ForBytes }
-            }));
-        }
-        if let Some(feed) = streams.stdin {
-            self.pumps.spawn(feed.write());
-        }
+            })
+        };
+        let both = (streams.stdout.into_nonblocking_fd()?, streams.stderr.into_nonblocking_fd()?);
+        Ok((process::read_aside(name, both, look)?, streams.stdin))
     }
 
     /// All of it stands in the log already, but perhaps hours ago or between the lines of others.

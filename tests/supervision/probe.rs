@@ -64,6 +64,7 @@ fn node(role: &str, dir: &Path) -> ExitCode {
             "crash" => crash(link, dir).await,
             "real-crash" => real::crash(link, dir).await,
             "real-stops" => real::stops(link, dir).await,
+            "stopped-in-time" => stopped_in_time(link, dir).await,
             "disarmed" => disarmed(link, dir).await,
             "frozen" if first => frozen(link, dir).await,
             "silent" if first => serve(link, dir, Duration::from_secs(3600)).await,
@@ -142,6 +143,21 @@ async fn frozen(link: InitLink, dir: &Path) -> ExitCode {
     link.arm(pid, deadline);
     raise(Signal::SIGSTOP).unwrap();
     ExitCode::FAILURE
+}
+
+/// PostgreSQL has been stopped when the deadline comes, as on a primary that lost the store.
+async fn stopped_in_time(link: InitLink, dir: &Path) -> ExitCode {
+    let mut term = signal(SignalKind::terminate()).unwrap();
+    let mut tasks = JoinSet::new();
+    let postgres = unit(link.clone(), &mut tasks);
+    let pid = start(&postgres, dir).await;
+    link.arm(pid, clock::now() + Duration::from_millis(800));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    postgres.stop(None).await;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    put(dir, "passed", "");
+    term.recv().await;
+    ExitCode::SUCCESS
 }
 
 async fn disarmed(link: InitLink, dir: &Path) -> ExitCode {

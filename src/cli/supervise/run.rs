@@ -209,6 +209,9 @@ impl Life {
                 }
             }
         }
+        for unit in self.units() {
+            unit.settle().await;
+        }
         tracing::info!("stopped");
         Ok(match code {
             Code::Given(code) => code,
