@@ -75,10 +75,11 @@ fn read_all(mut sources: Vec<Source>) {
         let mut emptied = true;
         // From the back, so that one that has ended can be taken out.
         for (place, is_ready) in ready.into_iter().enumerate().rev() {
-            match sources.get_mut(place).map(|source| source.take(is_ready, &mut buffer)) {
-                Some(Progress::Ended) => drop(sources.swap_remove(place)),
-                Some(Progress::More) => emptied = false,
-                Some(Progress::Emptied) | None => {}
+            let Some(source) = sources.get_mut(place) else { continue };
+            match if is_ready { source.take(&mut buffer) } else { source.rest() } {
+                Progress::Ended => drop(sources.swap_remove(place)),
+                Progress::More => emptied = false,
+                Progress::Emptied => {}
             }
         }
         let now = clock::now();
@@ -110,13 +111,16 @@ enum Progress {
 }
 
 impl Source {
-    fn take(&mut self, is_ready: bool, buffer: &mut [u8]) -> Progress {
-        if !is_ready {
-            if self.waiting == Waiting::ForAnEnd {
-                self.waiting = (self.look)(News::Quiet);
-            }
-            return Progress::Emptied;
+    /// Nothing has come.
+    fn rest(&mut self) -> Progress {
+        if self.waiting == Waiting::ForAnEnd {
+            self.waiting = (self.look)(News::Quiet);
         }
+        Progress::Emptied
+    }
+
+    /// Something has come.
+    fn take(&mut self, buffer: &mut [u8]) -> Progress {
         match nix::unistd::read(&self.pipe, buffer) {
             Ok(0) => {
                 (self.look)(News::Quiet);
