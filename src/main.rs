@@ -78,6 +78,17 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Check) => check_config(),
+        Command::Drill(cli::drill::Drill::Failover(args)) => {
+            install_tls();
+            let (config, _warnings) = Config::from_env().map_err(Failure::Configuration)?;
+            print(&block_on(cli::drill::failover(&args, &api_url(&args.api)?, &config))?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::RestoreVolume => {
+            let (config, _warnings) = Config::from_env().map_err(Failure::Configuration)?;
+            print(&cli::restore_volume(&config)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Health(api) => {
             install_tls();
             let healthy = block_on(cli::is_healthy(&api_url(&api)?))?;

@@ -86,6 +86,24 @@ pub struct Voter {
     pub address: IpAddr,
 }
 
+/// Data from before pgherd, which lies aside until a cluster begins with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Which database cluster it is.
+    pub system_id: SystemId,
+    /// The timeline of its last checkpoint.
+    pub timeline: Timeline,
+    /// Where that was.
+    pub lsn: Lsn,
+}
+
+impl Adopted {
+    /// How far it goes: the later timeline first.
+    pub fn reach(self) -> (Timeline, Lsn) {
+        (self.timeline, self.lsn)
+    }
+}
+
 /// A node's data directory in a few words.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DataFacts {
@@ -98,6 +116,9 @@ pub struct DataFacts {
     /// Why the data directory cannot be read; it may hold anything then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
+    /// Data from before pgherd; not data of a member, so a ballot does not mind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 /// A promise: from this epoch on, only this seed may found a store with this electorate.

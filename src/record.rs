@@ -14,7 +14,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
 
-use crate::peer::{Promise, Voter};
+use crate::peer::{Adopted, Promise, Voter};
 use crate::process::{self, Lines, Mode, RunAs};
 use crate::types::{Epoch, NodeId, NodeName, SystemId, Timeline};
 
@@ -32,6 +32,9 @@ pub struct Record {
     /// Whether a new cluster that was begun on this volume still lacks its roles, database and scripts.
     #[serde(default)]
     pub bootstrap: Bootstrap,
+    /// Data from before pgherd that lies aside on this volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
     /// The timeline that this node was last promoted to, until its data is replaced or rewound. Two nodes can give their
     /// timelines the same number; this tells a private one from the cluster's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -215,6 +218,7 @@ impl Record {
             node_name: None,
             system_id: None,
             bootstrap: Bootstrap::Settled,
+            adopted: None,
             promoted: None,
             timeline: None,
             epoch: Epoch::default(),

@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "ha/configure.rs",
     "ha/forecast.rs",
     "ha/fitness.rs",
+    "ha/adoption.rs",
     "ha/lead.rs",
     "ha/lineage.rs",
     "ha/manual.rs",

@@ -3,6 +3,7 @@
 //! Each command parses its arguments, calls one room and prints. Absent: every command that changes a cluster.
 
 pub mod demo;
+pub mod drill;
 pub mod foreign;
 pub mod list;
 pub mod supervise;
@@ -13,6 +14,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use crate::postgres;
+use crate::process::{RunAs, VolumeLock};
 use serde_json::Value;
 
 /// What any call of the own node's API may take: it answers from memory, over loopback as a rule.
@@ -49,6 +54,11 @@ pub enum Command {
     Config(ConfigCommand),
     /// Exit with 0 when PostgreSQL runs on this node, with 1 otherwise (for HEALTHCHECK)
     Health(Api),
+    /// Try something on the running cluster, and measure it
+    #[command(subcommand)]
+    Drill(drill::Drill),
+    /// Put data from before pgherd back where it was; no node may run on the volume
+    RestoreVolume,
     /// Print the version
     Version,
     /// Run a whole cluster on this machine
@@ -97,4 +107,15 @@ async fn fetch(client: &reqwest::Client, url: &str, page: &str) -> anyhow::Resul
 pub async fn is_healthy(url: &str) -> anyhow::Result<bool> {
     let answer = client()?.get(format!("{}/health", url.trim_end_matches('/'))).send().await?;
     Ok(answer.status().is_success())
+}
+
+/// Puts what was adopted back to the root of the volume, for the program that made it.
+///
+/// # Errors
+/// A node runs on the volume, nothing was adopted there, or something is in the way.
+pub fn restore_volume(config: &Config) -> anyhow::Result<String> {
+    let state_dir = config.state_dir();
+    let _alone = VolumeLock::take(&state_dir.join(".lock"), &RunAs::Same)?;
+    let n = postgres::restore(&state_dir, &config.database.data_dir)?;
+    Ok(format!("{n} entries are back on the root of {}\n", config.data_volume))
 }

@@ -293,6 +293,7 @@ impl<D: Dcs> Agent<D> {
                 system_id: record.system_id,
                 bootstrap: record.bootstrap,
                 promoted: record.promoted,
+                adopted: record.adopted,
             },
             memory: self.memory.clone(),
         };
@@ -430,7 +431,7 @@ impl<D: Dcs> Agent<D> {
     fn tell_data(&self, view: &View) {
         self.note_cluster(view);
         self.forget_promotion(view);
-        let facts = publish::data_facts(&view.local, view.volume.system_id);
+        let facts = publish::data_facts(&view.local, view.volume.system_id, view.volume.adopted);
         self.outlets.data.send_if_modified(|known| std::mem::replace(known, facts.clone()) != facts);
     }
 

@@ -15,6 +15,7 @@ use crate::record::Bootstrap;
 use crate::types::{Lsn, Timeline};
 
 use super::Phase;
+use super::adoption;
 use super::fitness;
 use super::lead;
 use super::lead::{NOW, PROMPTLY};
@@ -373,6 +374,9 @@ fn fresh_cluster_refused(view: &View) -> Option<Reason> {
     let with_data = survey.answers.iter().find(|(_, a)| matches!(a, SurveyAnswer::Data(_)));
     if let Some((address, _)) = with_data {
         return Some(Reason::DataElsewhere(*address));
+    }
+    if let Some(reason) = adoption::refused(view.volume.adopted, &survey.answers) {
+        return Some(reason);
     }
     let unsure = |a: &SurveyAnswer| matches!(a, SurveyAnswer::Silent | SurveyAnswer::Unreadable);
     let silent: Vec<_> = survey.answers.iter().filter(|(_, a)| unsure(a)).map(|(ip, _)| *ip).collect();

@@ -134,7 +134,11 @@ async fn survey(context: Context) -> Result<BTreeMap<IpAddr, SurveyAnswer>, Erro
         async move {
             let answer = match client.status(address).await {
                 Ok(status) if status.data.unreadable.is_some() => SurveyAnswer::Unreadable,
-                Ok(status) => status.data.system_id.map_or(SurveyAnswer::NoData, SurveyAnswer::Data),
+                Ok(status) => match (status.data.system_id, status.data.adopted) {
+                    (Some(id), _) => SurveyAnswer::Data(id),
+                    (None, Some(adopted)) => SurveyAnswer::Adopted(adopted),
+                    (None, None) => SurveyAnswer::NoData,
+                },
                 Err(error) => {
                     tracing::debug!(%address, %error, "no answer to the survey");
                     SurveyAnswer::Silent

@@ -1,6 +1,7 @@
 //! High availability: observe ([`view`]), decide ([`decide`]), act (`agent`).
 
 mod act;
+mod adoption;
 pub mod agent;
 pub mod configure;
 pub mod decide;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::clock::Moment;
 use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Shutdown, Snapshot, Status};
-use crate::peer::DataFacts;
+use crate::peer::{Adopted, DataFacts};
 use crate::postgres;
 use crate::postgres::status::{Answer, DataDir, Kind};
 use crate::record::Bootstrap;
@@ -119,7 +119,11 @@ pub fn pending_restart_reason(answer: &Answer) -> Option<Value> {
 }
 
 /// What this node tells the others of its data. A volume that remembers a cluster never says "no data".
-pub fn data_facts(local: &postgres::Status, remembered: Option<SystemId>) -> DataFacts {
+pub fn data_facts(
+    local: &postgres::Status,
+    remembered: Option<SystemId>,
+    adopted: Option<Adopted>,
+) -> DataFacts {
     let control = match &local.data {
         DataDir::Cluster(control) => Some(control),
         DataDir::Empty | DataDir::Incomplete { .. } | DataDir::Unreadable { .. } => None,
@@ -134,6 +138,7 @@ pub fn data_facts(local: &postgres::Status, remembered: Option<SystemId>) -> Dat
     };
     DataFacts {
         unreadable,
+        adopted: adopted.filter(|_aside| local.data == DataDir::Empty),
         system_id: control.map(|c| c.system_id).or(remembered),
         timeline: local.sql.as_ref().map(|a| a.timeline).or_else(|| control.map(|c| c.timeline)),
         lsn: answered.or_else(|| control.map(|c| c.checkpoint)),

@@ -218,6 +218,10 @@ pub enum Reason {
     Bootstrapping,
     /// Everybody listed is asked for data before a new cluster is made.
     Surveying,
+    /// This node holds data from before pgherd that goes further, or holds it alone: the cluster begins there.
+    AdoptedElsewhere(IpAddr),
+    /// This node holds another database from before pgherd than we do.
+    AdoptedTwo(IpAddr),
     /// These listed nodes have not said that they have no data: no new cluster is made.
     SurveyIncomplete(Vec<IpAddr>),
     /// A listed node has data: it shall lead.
@@ -315,6 +319,15 @@ impl fmt::Display for Reason {
             Self::HandedOver(name) => write!(f, "{name} has everything: giving the lock up for it"),
             Self::LeftTo(name) => write!(f, "{name} is asked to lead: not a candidate"),
             Self::Bootstrapping => f.write_str("making a new cluster"),
+            Self::AdoptedElsewhere(who) => {
+                write!(f, "the cluster begins with the data that {who} has from before")
+            }
+            Self::AdoptedTwo(who) => {
+                write!(
+                    f,
+                    "{who} has another database from before than this node: one of the two volumes is a mistake"
+                )
+            }
             Self::Surveying => f.write_str("asking every listed node whether it has data"),
             Self::SurveyIncomplete(who) => {
                 let list: Vec<_> = who.iter().map(ToString::to_string).collect();

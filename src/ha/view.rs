@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::clock::{Backoff, Moment};
 use crate::dcs::{Initialize, Leader, Member, Snapshot};
+use crate::peer::Adopted;
 use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::postgres::{self, Upstream};
 use crate::record::Bootstrap;
@@ -141,6 +142,8 @@ pub struct Volume {
     pub bootstrap: Bootstrap,
     /// The timeline that this node was last promoted to.
     pub promoted: Option<Timeline>,
+    /// Data from before pgherd that lies aside.
+    pub adopted: Option<Adopted>,
 }
 
 /// What this process remembers from tick to tick.
@@ -323,6 +326,8 @@ pub enum SurveyAnswer {
     NoData,
     /// Data of this cluster.
     Data(SystemId),
+    /// No member's data, but data from before pgherd.
+    Adopted(Adopted),
 }
 
 /// A leader's timeline and where it came from.

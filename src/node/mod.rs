@@ -3,6 +3,7 @@
 //! Start-up: identity, peers, own address, keys, the coordination store, PostgreSQL's agent, the API. Shutdown is
 //! [`shut_down`], a list in order: what is released late here is what others rely on longest.
 
+mod adoption;
 mod certificates;
 mod proxy;
 
@@ -183,7 +184,8 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let lock = Some(ground.place.lock.clone());
     let unit = Unit::spawn_holding(lock, postgres_unit(), init.clone(), background);
     let postgres = Postgres::new(ground.config.postgres(ground.place.identity(&ground.name)), unit.clone());
-    let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id);
+    let adopted = adoption::adopt(&postgres, &ground.place.record).await?;
+    let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id, adopted);
     let channels = Channels {
         status: watch::channel(None).0,
         data: watch::channel(facts).0,

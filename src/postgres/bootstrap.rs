@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::clone::{beside_data_dir, make_dir, put_in_place, remove_leftovers, require_down};
 use super::sql::Session;
 use super::status::DataDir;
-use super::{Config, Error, Shared, conf, control};
+use super::{Config, Error, Shared, adopt, conf, control};
 use crate::process::{self, Command, Mode, RunAs};
 use crate::types::SystemId;
 
@@ -28,6 +28,8 @@ const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
 const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
 /// Where init scripts find programs, after those of the server's version.
 const SCRIPT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The line of the progress file that says that the data is older than pgherd: init scripts are for new clusters.
+const ADOPTED: &str = "adopted";
 /// The line of the progress file that says that everything is done.
 const DONE: &str = "done";
 
@@ -62,6 +64,9 @@ pub(super) async fn initdb(shared: &Shared) -> Result<SystemId, Error> {
         }
     }
     remove_leftovers(shared).await?;
+    if let Some(adopted) = adopt::found(shared).await? {
+        return Ok(adopted);
+    }
     let fresh = beside_data_dir(shared, "new");
     make_dir(shared, &fresh)?;
     run_initdb(shared, &fresh).await?;
@@ -119,7 +124,8 @@ pub(super) async fn finish(shared: &Shared) -> Result<(), Error> {
     }
     make_replication_role(config, &session).await?;
     make_database(config, &session).await?;
-    for script in scripts(&config.init_scripts)? {
+    let new = if progress.done.contains(ADOPTED) { Vec::new() } else { scripts(&config.init_scripts)? };
+    for script in new {
         let name = script.file_name().unwrap_or_default().to_owned();
         if !progress.done.contains(&name) {
             run_script(config, &script).await?;
@@ -140,6 +146,10 @@ impl Progress {
     async fn load(config: &Config, session: &Session) -> Result<Self, Error> {
         let sql = "SELECT system_identifier::text FROM pg_control_system()";
         let system_id: String = session.value("read the system identifier", sql).await?;
+        Self::of(config, &system_id)
+    }
+
+    fn of(config: &Config, system_id: &str) -> Result<Self, Error> {
         let path = config.state_dir.join(format!("bootstrap-{system_id}"));
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Self { path, done: text.lines().map(str::to_owned).collect() }),
@@ -157,6 +167,11 @@ impl Progress {
             .map(|_written| ())
             .map_err(|source| Error::Write { path: self.path.clone(), source })
     }
+}
+
+/// Notes that a cluster begins with data from before pgherd.
+pub(super) fn note_adopted(config: &Config, system_id: SystemId) -> Result<(), Error> {
+    Progress::of(config, &system_id.to_string())?.add(ADOPTED)
 }
 
 /// The role that standbys stream and pg_rewind reads as. The server sees a verifier, never the password.

@@ -108,11 +108,14 @@ async fn check_version(shared: &Shared) -> Result<(), String> {
     if of_data == of_binaries {
         return Ok(());
     }
-    Err(format!("the data is of PostgreSQL {of_data}, the programs are of PostgreSQL {of_binaries}"))
+    Err(format!(
+        "the data is of PostgreSQL {of_data}, the programs are of PostgreSQL {of_binaries}: \
+         use the image with the tag :{of_data}"
+    ))
 }
 
 /// The major version of the programs.
-async fn major(shared: &Shared) -> Result<u32, Error> {
+pub(super) async fn major(shared: &Shared) -> Result<u32, Error> {
     if let Some(major) = lock(&shared.control).major {
         return Ok(major);
     }

@@ -11,6 +11,7 @@
 //! The bootstrap superuser is `POSTGRES_USER`, as in the official image; a role `postgres` exists only when that is its
 //! name. The database `postgres` always exists (initdb makes it) and is the one we connect to.
 
+mod adopt;
 mod bootstrap;
 mod clone;
 mod conf;
@@ -34,10 +35,12 @@ use nix::sys::signal::Signal;
 use secrecy::SecretString;
 use tokio::sync::watch;
 
+use crate::peer::Adopted;
 use crate::process::{Exit, RunAs};
 use crate::supervisor::{Rung, Unit, UnitState};
 use crate::types::{Lsn, NodeId, NodeName, SlotName, SystemId, Timeline, TimelineHistory};
 
+pub use adopt::{Memory, restore};
 pub use probe::{Check, Posture, Pulse};
 pub use settings::{Part, Stored};
 pub use status::{Answer, Control, ControlState, DataDir, Kind, PendingSetting, Slot, Standby, Status};
@@ -202,6 +205,14 @@ impl Postgres {
     /// status.
     pub async fn status(&self, patience: Duration) -> Status {
         status::observe(&self.shared, patience).await
+    }
+
+    /// Moves data from before pgherd aside, and tells what there is of it.
+    ///
+    /// # Errors
+    /// It is of another major version, or cannot be moved.
+    pub async fn adopt(&self, memory: Memory) -> Result<Option<Adopted>, Error> {
+        adopt::take(&self.shared, memory).await
     }
 
     /// initdb into a temporary directory beside PGDATA, then rename: PGDATA is complete or absent. The replication
@@ -388,6 +399,12 @@ impl Postgres {
 /// An operation that failed, and on what.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Data from before pgherd that cannot be used.
+    #[error("{why}")]
+    NotAdopted {
+        /// Why.
+        why: String,
+    },
     /// initdb over something.
     #[error("{path} is not empty: initdb refuses")]
     NotEmpty {

@@ -113,6 +113,29 @@ pub fn make_private_dir(path: &Utf8Path, owner: &RunAs) -> Result<(), Error> {
     dir.set_permissions(Permissions::from_mode(0o700)).map_err(failed)
 }
 
+/// Gives a directory and all that is beneath it to an account, unless it is the account's already. Links are not followed.
+///
+/// # Errors
+/// Something could not be read or given.
+pub fn give_tree(path: &Utf8Path, owner: &RunAs) -> Result<(), Error> {
+    let RunAs::Account(account) = owner else { return Ok(()) };
+    let mut waiting = vec![path.to_owned()];
+    while let Some(path) = waiting.pop() {
+        let failed = |source| Error::MakeDir { path: path.clone(), source };
+        let about = std::fs::symlink_metadata(&path).map_err(failed)?;
+        if about.uid() != account.uid {
+            std::os::unix::fs::lchown(&path, Some(account.uid), Some(account.gid)).map_err(failed)?;
+        }
+        if about.is_dir() {
+            let entries = path.read_dir_utf8().map_err(failed)?;
+            for entry in entries {
+                waiting.push(entry.map_err(failed)?.path().to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes a directory (and its parents) that everybody may enter and its owner may write to. The mode of one that exists
 /// stays as it is: it is somebody's mount.
 ///

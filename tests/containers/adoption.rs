@@ -20,7 +20,7 @@ fn predecessor() {
         "data=/var/lib/postgresql/data; chown postgres $data; chmod 700 $data; cd /
          setpriv --reuid=postgres --regid=postgres --clear-groups sh -ec '
            echo old > /tmp/pw
-           initdb -D /var/lib/postgresql/data --username=postgres --pwfile=/tmp/pw -A scram-sha-256 >/dev/null
+           initdb -D /var/lib/postgresql/data --username=postgres --pwfile=/tmp/pw -A scram-sha-256 --locale=en_US.UTF-8 >/dev/null
            pg_ctl -D /var/lib/postgresql/data -o \"-k /tmp -c listen_addresses=\" -w start >/dev/null
            export PGPASSWORD=old PGHOST=/tmp PGUSER=postgres
            psql -qc \"CREATE ROLE app LOGIN\" -c \"CREATE TABLE kept AS SELECT 42 AS n\"
@@ -49,12 +49,18 @@ async fn a_volume_of_the_predecessor_is_adopted_and_given_back() {
         "cd /var/lib/postgresql/data; mkdir -p pgherd/adopted; chown -R postgres pgherd; mv base global pgherd/adopted/",
     );
     adopts().await;
-    assert_eq!(on_volume("cd /var/lib/postgresql/data; ls pgdata/PG_VERSION; ls PG_VERSION || true"), "pgdata/PG_VERSION");
+    assert_eq!(
+        on_volume("cd /var/lib/postgresql/data; ls pgdata/PG_VERSION; ls PG_VERSION || true"),
+        "pgdata/PG_VERSION"
+    );
 
-    let environment = ["-e", "POSTGRES_SUPERUSER_PASSWORD=super", "-e", "POSTGRES_REPLICATION_PASSWORD=replica"];
+    let environment =
+        ["-e", "POSTGRES_SUPERUSER_PASSWORD=super", "-e", "POSTGRES_REPLICATION_PASSWORD=replica"];
     let back = [["run", "--rm"].as_slice(), &environment, &OPTIONS, &[IMAGE, "restore-volume"]].concat();
     docker(&back);
-    on_volume("cd /var/lib/postgresql/data; test -f PG_VERSION -a -d base -a -d global -a ! -e pgdata/PG_VERSION");
+    on_volume(
+        "cd /var/lib/postgresql/data; test -f PG_VERSION -a -d base -a -d global -a ! -e pgdata/PG_VERSION",
+    );
     docker(&["volume", "rm", "-f", VOLUME]);
 }
 

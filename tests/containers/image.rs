@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::client::Target;
 use super::engine::{IMAGE, docker, try_docker};
 use super::{engine, eventually};
 
@@ -12,16 +13,16 @@ use super::{engine, eventually};
 const LARGEST: u64 = 480_000_000;
 /// What a release build takes at most.
 const RELEASE: u64 = 20_000_000;
-const STARTED: Duration = Duration::from_secs(60);
+pub(crate) const STARTED: Duration = Duration::from_secs(60);
 
 /// Containers of one case; removed when dropped.
-struct Lonely {
+pub(crate) struct Lonely {
     name: &'static str,
 }
 
 impl Lonely {
     /// A cluster of one, on the default network.
-    fn run(name: &'static str, options: &[&str]) -> Self {
+    pub(crate) fn run(name: &'static str, options: &[&str]) -> Self {
         try_docker(&["rm", "-f", "-v", name]).ok();
         let environment = [
             "APP_NAME=lonely",
@@ -41,13 +42,28 @@ impl Lonely {
         Self { name }
     }
 
-    async fn serves(&self) {
+    pub(crate) async fn serves(&self) {
         let query = ["exec", self.name, "pgherd", "health"];
         let up = eventually(STARTED, async || try_docker(&query).ok()).await;
         assert!(up.is_some(), "{} does not serve: {}", self.name, self.logs());
     }
 
-    fn logs(&self) -> String {
+    /// How a client of this machine reaches it.
+    pub(crate) fn target(&self) -> Target {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        Target {
+            host: docker(&["inspect", "-f", format, self.name]),
+            at: None,
+            port: 5432,
+            user: "postgres".to_owned(),
+            password: "super".to_owned(),
+            database: "postgres".to_owned(),
+            ca: None,
+        }
+    }
+
+    /// What it said last.
+    pub(crate) fn logs(&self) -> String {
         let output =
             std::process::Command::new("docker").args(["logs", "--tail", "40", self.name]).output().unwrap();
         String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)

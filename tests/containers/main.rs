@@ -11,6 +11,7 @@
     reason = "test code: a panic is how a case fails"
 )]
 
+mod adoption;
 #[expect(dead_code, reason = "what only the clusters without containers ask")]
 #[path = "../support/client.rs"]
 mod client;

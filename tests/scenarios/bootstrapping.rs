@@ -3,8 +3,9 @@
 use pgherd::dcs::{Claim, Initialize, Precondition, Readiness};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::SurveyAnswer;
+use pgherd::peer::Adopted;
 use pgherd::postgres::StartAs;
-use pgherd::types::Revision;
+use pgherd::types::{Lsn, Revision, SystemId, Timeline};
 
 use crate::scene::{CLUSTER, Scene, nothing_because, only};
 
@@ -98,4 +99,32 @@ fn a_new_primary_gets_its_roles_before_anything_else() {
 fn a_bootstrap_that_was_interrupted_goes_on_where_its_data_is() {
     let scene = Scene::new().no_leader().initialize(Some(Initialize::InProgress)).pending_bootstrap();
     assert_eq!(only(scene.decide()), Action::Acquire(Claim::Vacant));
+}
+
+/// Data from before pgherd, of a database and up to a position.
+fn adopted(id: u64, lsn: u64) -> Adopted {
+    Adopted { system_id: SystemId(id), timeline: Timeline(1), lsn: Lsn(lsn) }
+}
+
+#[test]
+fn no_empty_cluster_is_made_beside_data_from_before() {
+    let answers = [NO_DATA[0], ("192.0.2.2", SurveyAnswer::Adopted(adopted(7, 100)))];
+    let decision = first_start().surveyed(&answers).decide();
+    assert_eq!(nothing_because(decision), Reason::AdoptedElsewhere("192.0.2.2".parse().unwrap()));
+}
+
+#[test]
+fn the_data_from_before_that_goes_furthest_begins_the_cluster() {
+    let with = |mine: u64, theirs: Adopted| {
+        let mut scene = first_start().surveyed(&[NO_DATA[0], ("192.0.2.2", SurveyAnswer::Adopted(theirs))]);
+        scene.0.volume.adopted = Some(adopted(7, mine));
+        scene.decide()
+    };
+    let there = "192.0.2.2".parse().unwrap();
+    assert_eq!(only(with(100, adopted(7, 99))), Action::Acquire(Claim::Vacant));
+    assert_eq!(only(with(100, adopted(7, 100))), Action::Acquire(Claim::Vacant));
+    assert_eq!(nothing_because(with(100, adopted(7, 101))), Reason::AdoptedElsewhere(there));
+    let later = Adopted { timeline: Timeline(2), ..adopted(7, 1) };
+    assert_eq!(nothing_because(with(100, later)), Reason::AdoptedElsewhere(there));
+    assert_eq!(nothing_because(with(100, adopted(8, 1))), Reason::AdoptedTwo(there));
 }

@@ -91,7 +91,12 @@ impl Scene {
             lease: Lease::None,
             local: local(UnitState::Down { last: None }, cluster_data(ControlState::ShutDown), None),
             doing: None,
-            volume: Volume { system_id: Some(CLUSTER), bootstrap: Bootstrap::Settled, promoted: None },
+            volume: Volume {
+                system_id: Some(CLUSTER),
+                bootstrap: Bootstrap::Settled,
+                promoted: None,
+                adopted: None,
+            },
             memory: Memory { name: Name::Claimed, ..Memory::default() },
         };
         Self(view)

@@ -446,7 +446,12 @@ impl World {
         let Stage::Observing { snapshot: Some(snapshot), local: Some(local), .. } = stage else { return };
         let store = self.saw_store(n, snapshot, now);
         let disk = &self.nodes[n].disk;
-        let volume = Volume { system_id: disk.system_id, bootstrap: disk.bootstrap, promoted: disk.promoted };
+        let volume = Volume {
+            system_id: disk.system_id,
+            bootstrap: disk.bootstrap,
+            promoted: disk.promoted,
+            adopted: None,
+        };
         let node_id = NodeId(format!("{:016x}", n * 16 + disk.generation as usize));
         let misses_wal = self.nodes[n].pg.misses_wal;
         let agent = &mut self.nodes[n].agent;
@@ -576,7 +581,7 @@ impl World {
         if local.is_some() && local == view.cluster_system_id() {
             self.nodes[n].disk.system_id = local;
         }
-        let facts = publish::data_facts(&view.local, view.volume.system_id);
+        let facts = publish::data_facts(&view.local, view.volume.system_id, None);
         let agent = self.agent(n);
         (agent.page, agent.data_page) = (Some(page), facts.system_id);
     }

@@ -1,0 +1,20 @@
+//! Data from before pgherd: taken at the start, before anybody is told what this node has.
+
+use anyhow::Context as _;
+
+use crate::peer::Adopted;
+use crate::postgres::{Memory, Postgres};
+use crate::record::{Bootstrap, Keeper};
+
+/// Moves it aside, and remembers what there is.
+pub(super) async fn adopt(postgres: &Postgres, record: &Keeper) -> anyhow::Result<Option<Adopted>> {
+    let known = record.read();
+    let fresh =
+        known.system_id.is_none() && known.cluster_uuid.is_none() && known.bootstrap == Bootstrap::Settled;
+    let memory = if fresh { Memory::OfNoCluster } else { Memory::OfACluster };
+    let adopted = postgres.adopt(memory).await.context("the data on this volume cannot be used")?;
+    if known.adopted != adopted {
+        record.update(|record| record.adopted = adopted)?;
+    }
+    Ok(adopted)
+}
