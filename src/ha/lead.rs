@@ -160,11 +160,12 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
         return Decision { actions: vec![], reason: Reason::RetryLater(Job::Promote, why), wake: PROMPTLY };
     }
     let mut actions = Vec::new();
-    let mine = snapshot.sync.as_ref().is_some_and(|s| s.value.leader.as_ref() == Some(&view.me));
-    if view.rules.sync_mode != SyncMode::Off && !mine {
+    // Also when it is this node's own, of a term before: the names of this term are other names.
+    let closed = sync::closed(&view.me);
+    if view.rules.sync_mode != SyncMode::Off && snapshot.sync.as_ref().map(|s| &s.value) != Some(&closed) {
         let when =
             snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
-        actions.push(Action::PutSync(sync::closed(&view.me), when));
+        actions.push(Action::PutSync(closed, when));
     }
     if let (true, Instance::Standby(_, position)) = (outlives_shutdown(snapshot), view.instance()) {
         actions.push(Action::PutStatus(position));
