@@ -41,6 +41,8 @@ enum Fault {
     KillNode,
     /// SIGTERM of `init`.
     StopNode,
+    /// `POST /switchover` at the leader.
+    Switchover,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -51,6 +53,7 @@ async fn main() {
         ("kill_postgres", Fault::KillPostgres),
         ("kill_node", Fault::KillNode),
         ("stop_node", Fault::StopNode),
+        ("switchover", Fault::Switchover),
     ] {
         let mut outages = Vec::new();
         let mut lost = 0;
@@ -85,6 +88,10 @@ async fn measure(fault: Fault) -> (Duration, usize) {
             cluster.node(leader).reap();
             cluster.writable(Some(leader), REPAIR).await
         }
+        Fault::Switchover => {
+            switch_over(&cluster, leader).await;
+            cluster.writable(Some(leader), REPAIR).await
+        }
         Fault::StopNode => {
             cluster.node(leader).terminate();
             let new = cluster.writable(Some(leader), REPAIR).await;
@@ -95,6 +102,17 @@ async fn measure(fault: Fault) -> (Duration, usize) {
     rows(&cluster, new, 50).await;
     let report = writer.finish(cluster.target(new)).await;
     (report.outage_at(at), report.lost.len())
+}
+
+/// Asks the leader to hand over to anybody, and waits for its answer.
+async fn switch_over(cluster: &Cluster, leader: u8) {
+    let url = format!("http://{}:8008", cluster.address(leader));
+    let client = reqwest::Client::builder().no_proxy().timeout(REPAIR).build().unwrap();
+    let page = client.get(format!("{url}/patroni")).send().await.unwrap().text().await.unwrap();
+    let page: Value = serde_json::from_str(&page).unwrap();
+    let body = json!({ "leader": page["patroni"]["name"] }).to_string();
+    let answer = client.post(format!("{url}/switchover")).body(body).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
 }
 
 /// Waits until the writer has got so many more rows into the table.

@@ -134,7 +134,21 @@ impl World {
                 self.begin(n, task);
                 self.act(n);
             }
-            Action::Finish => self.act(n),
+            Action::Settle(order, _) => {
+                self.agent(n).memory.orders.settle(order);
+                self.act(n);
+            }
+            Action::GiveAway => {
+                self.agent(n).memory.give_away = Some(self.clock(n));
+                self.act(n);
+            }
+            // Nobody gives orders here.
+            Action::Reload
+            | Action::TakeUpSchedule
+            | Action::DropSchedule
+            | Action::RestartStopped
+            | Action::AcceptReinitialize
+            | Action::Finish => self.act(n),
         }
     }
 
