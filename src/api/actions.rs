@@ -41,7 +41,15 @@ const OUTCOME_PATIENCE: Duration = Duration::from_secs(20);
 const STOP_ALLOWANCE: Duration = Duration::from_secs(70);
 
 /// An answer other than the expected one.
-type Answered<T> = Result<T, Response>;
+type Answered<T> = Result<T, Box<Response>>;
+
+fn deny(code: StatusCode, sentence: impl Into<String>) -> Box<Response> {
+    Box::new(text(code, sentence))
+}
+
+fn deny_page(code: StatusCode) -> Box<Response> {
+    Box::new(error_page(code))
+}
 
 /// Whether this call is one of this file's.
 pub(super) fn is_action(method: &Method, path: &str) -> bool {
@@ -65,7 +73,7 @@ pub(super) async fn act(
     if let Err(denied) = admit(&state, caller, request.headers()) {
         return turned_away(denied);
     }
-    perform(&state, request).await.unwrap_or_else(|answer| answer)
+    perform(&state, request).await.unwrap_or_else(|answer| *answer)
 }
 
 async fn perform(state: &State, request: Request) -> Answered<Response> {
@@ -85,7 +93,12 @@ async fn perform(state: &State, request: Request) -> Answered<Response> {
             Reply::Settled(_) | Reply::Already | Reply::Done(_) => {
                 text(StatusCode::ACCEPTED, "reload scheduled")
             }
-            other => unavailable(&other),
+            other @ (Reply::Config(_)
+            | Reply::Nothing
+            | Reply::Conflict
+            | Reply::Invalid(_)
+            | Reply::Store(_)
+            | Reply::Unavailable) => unavailable(&other),
         }),
         (_, "sigterm") => Ok(text(StatusCode::ACCEPTED, "shutdown scheduled")),
         (_, "reinitialize") => {
@@ -133,11 +146,16 @@ fn turned_away(denied: Denied) -> Response {
 async fn required(request: Request) -> Answered<Value> {
     let headers = request.headers();
     if !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(error_page(StatusCode::LENGTH_REQUIRED));
+        return Err(deny_page(StatusCode::LENGTH_REQUIRED));
     }
     match read(request).await? {
         Value::Object(body) if !body.is_empty() => Ok(Value::Object(body)),
-        _ => Err(error_page(StatusCode::BAD_REQUEST)),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => Err(deny_page(StatusCode::BAD_REQUEST)),
     }
 }
 
@@ -146,18 +164,20 @@ async fn optional(request: Request) -> Answered<Map<String, Value>> {
     match read(request).await? {
         Value::Object(body) => Ok(body),
         Value::Null => Ok(Map::new()),
-        _ => Err(error_page(StatusCode::BAD_REQUEST)),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Err(deny_page(StatusCode::BAD_REQUEST))
+        }
     }
 }
 
 async fn read(request: Request) -> Answered<Value> {
     let body = timeout(BODY_PATIENCE, to_bytes(request.into_body(), MAX_BODY)).await;
-    let body = body.map_err(|_elapsed| error_page(StatusCode::REQUEST_TIMEOUT))?;
-    let bytes = body.map_err(|_too_long| error_page(StatusCode::PAYLOAD_TOO_LARGE))?;
+    let body = body.map_err(|_elapsed| deny_page(StatusCode::REQUEST_TIMEOUT))?;
+    let bytes = body.map_err(|_too_long| deny_page(StatusCode::PAYLOAD_TOO_LARGE))?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
-    serde_json::from_slice(&bytes).map_err(|_no_json| error_page(StatusCode::BAD_REQUEST))
+    serde_json::from_slice(&bytes).map_err(|_no_json| deny_page(StatusCode::BAD_REQUEST))
 }
 
 fn unavailable(reply: &Reply) -> Response {
@@ -251,14 +271,13 @@ async fn another_leader(state: &State, asked: Action, body: &Value) -> Answered<
     let action = if leader.is_some() { Action::Switchover } else { asked };
     let scheduled = body.get("scheduled_at").and_then(Value::as_str).filter(|at| !at.is_empty());
     let known = state.ha.borrow().clone();
-    let paused = known.as_ref().is_some_and(status::is_paused);
     let request = Failover { leader, member, scheduled_at: scheduled.map(str::to_owned) };
-    check(action, &request, paused)?;
-    let Some(known) = known else { return Err(unavailable(&Reply::Unavailable)) };
+    check(action, &request, known.as_ref())?;
+    let Some(known) = known else { return Err(Box::new(unavailable(&Reply::Unavailable))) };
     if scheduled.is_none()
         && let Some(why) = impossible(action, &request, &known)
     {
-        return Err(text(StatusCode::PRECONDITION_FAILED, why));
+        return Err(deny(StatusCode::PRECONDITION_FAILED, why));
     }
     let before = known.snapshot.as_ref().and_then(Snapshot::leader_name).cloned();
     match state.ask(Ask::Failover(request.clone()), ANSWER_PATIENCE).await {
@@ -274,14 +293,15 @@ async fn another_leader(state: &State, asked: Action, body: &Value) -> Answered<
         | Reply::Invalid(_)
         | Reply::Settled(_)
         | Reply::Unavailable => {
-            Err(text(StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS"))
+            Err(deny(StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS"))
         }
     }
 }
 
 /// What is wrong with the request itself.
-fn check(action: Action, request: &Failover, paused: bool) -> Answered<()> {
-    let wrong = |sentence: &'static str| Err(text(StatusCode::BAD_REQUEST, sentence));
+fn check(action: Action, request: &Failover, known: Option<&ha::Status>) -> Answered<()> {
+    let paused = known.is_some_and(status::is_paused);
+    let wrong = |sentence: &'static str| Err(deny(StatusCode::BAD_REQUEST, sentence));
     match (action, &request.leader, &request.member, &request.scheduled_at) {
         (Action::Failover, _, None, _) => {
             return wrong("Failover could be performed only to a specific candidate");
@@ -307,14 +327,14 @@ fn check(action: Action, request: &Failover, paused: bool) -> Answered<()> {
 fn schedule(at: &str, what: &str) -> Answered<()> {
     match at.parse::<Timestamp>() {
         Ok(time) if time < clock::wall() => {
-            Err(text(StatusCode::UNPROCESSABLE_ENTITY, format!("Cannot schedule {what} in the past")))
+            Err(deny(StatusCode::UNPROCESSABLE_ENTITY, format!("Cannot schedule {what} in the past")))
         }
         Ok(_) => Ok(()),
         Err(_) if at.parse::<jiff::civil::DateTime>().is_ok() => {
             let sentence = format!("Timezone information is mandatory for the scheduled {what}");
-            Err(text(StatusCode::BAD_REQUEST, sentence))
+            Err(deny(StatusCode::BAD_REQUEST, sentence))
         }
-        Err(_) => Err(text(
+        Err(_) => Err(deny(
             StatusCode::UNPROCESSABLE_ENTITY,
             "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601",
         )),
@@ -452,14 +472,20 @@ async fn restart(state: &State, body: &Map<String, Value>) -> Answered<Response>
         schedule(&at, "restart")?;
         if known.as_ref().is_some_and(status::is_paused) {
             let sentence = "Can't schedule restart in the paused state";
-            return Err(text(StatusCode::INTERNAL_SERVER_ERROR, sentence));
+            return Err(deny(StatusCode::INTERNAL_SERVER_ERROR, sentence));
         }
         let (conditions, timeout) = (asked.conditions, asked.timeout);
         let order = Scheduled { at, conditions, timeout, postmaster_started: None };
         return Ok(match state.ask(Ask::Schedule(order), ANSWER_PATIENCE).await {
             Reply::Done(_) => text(StatusCode::ACCEPTED, "Restart scheduled"),
             Reply::Already => text(StatusCode::CONFLICT, "Another restart is already scheduled"),
-            other => unavailable(&other),
+            other @ (Reply::Config(_)
+            | Reply::Nothing
+            | Reply::Conflict
+            | Reply::Invalid(_)
+            | Reply::Store(_)
+            | Reply::Settled(_)
+            | Reply::Unavailable) => unavailable(&other),
         });
     }
     let starts_within = known.map_or(Duration::from_secs(300), |ha| ha.primary_start_timeout);
@@ -474,7 +500,13 @@ async fn restart(state: &State, body: &Map<String, Value>) -> Answered<Response>
         Reply::Settled(Settled::Done) => text(StatusCode::OK, "restarted successfully"),
         Reply::Settled(how) => text(StatusCode::SERVICE_UNAVAILABLE, settled(&how, "restart")),
         Reply::Already => text(StatusCode::SERVICE_UNAVAILABLE, "restart already in progress"),
-        other => unavailable(&other),
+        other @ (Reply::Done(_)
+        | Reply::Config(_)
+        | Reply::Nothing
+        | Reply::Conflict
+        | Reply::Invalid(_)
+        | Reply::Store(_)
+        | Reply::Unavailable) => unavailable(&other),
     })
 }
 
@@ -487,7 +519,7 @@ struct RestartRequest {
 }
 
 fn restart_request(body: &Map<String, Value>) -> Answered<RestartRequest> {
-    let wrong = |sentence: String| text(StatusCode::BAD_REQUEST, sentence);
+    let wrong = |sentence: String| deny(StatusCode::BAD_REQUEST, sentence);
     let mut asked = RestartRequest::default();
     for (key, value) in body {
         match key.as_str() {
