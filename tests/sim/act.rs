@@ -134,16 +134,13 @@ impl World {
                 self.begin(n, task);
                 self.act(n);
             }
-            Action::Settle(order, _) => {
-                self.agent(n).memory.orders.settle(order);
-                self.act(n);
-            }
             Action::GiveAway => {
                 self.agent(n).memory.give_away = Some(self.clock(n));
                 self.act(n);
             }
             // Nobody gives orders here.
             Action::Reload
+            | Action::Settle(..)
             | Action::TakeUpSchedule
             | Action::DropSchedule
             | Action::RestartStopped
