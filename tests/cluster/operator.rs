@@ -61,9 +61,9 @@ async fn a_restart_keeps_the_lead_and_a_reinitialized_replica_comes_back() {
     assert_ne!(cluster.node(leader).postmaster().unwrap(), old);
     assert_eq!(cluster.all_stream(FORMED).await, leader, "a planned restart is no failure");
 
-    let pending =
-        sends(&cluster, leader, reqwest::Method::POST, "/restart", &json!({"restart_pending": true}));
-    assert_eq!(pending.await, (503, "restart conditions are not satisfied".to_owned()));
+    let pending = json!({ "restart_pending": true });
+    let answer = sends(&cluster, leader, reqwest::Method::POST, "/restart", &pending).await;
+    assert_eq!(answer, (503, "restart conditions are not satisfied".to_owned()));
     let replica = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
     let before = cluster.node(replica).data_dir_identity();
     let refused = sends(&cluster, leader, reqwest::Method::POST, "/reinitialize", &json!({})).await;

@@ -134,10 +134,7 @@ impl World {
                 self.begin(n, task);
                 self.act(n);
             }
-            Action::GiveAway => {
-                self.agent(n).memory.give_away = Some(self.clock(n));
-                self.act(n);
-            }
+            Action::GiveAway => self.give_away(n),
             // Nobody gives orders here.
             Action::Reload
             | Action::Settle(..)
@@ -165,6 +162,11 @@ impl World {
             return self.act(n);
         }
         self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
+    }
+
+    fn give_away(&mut self, n: usize) {
+        self.agent(n).memory.give_away = Some(self.clock(n));
+        self.act(n);
     }
 
     pub(crate) fn put_history(&mut self, n: usize, timeline: Timeline) {
