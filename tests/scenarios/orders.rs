@@ -21,7 +21,7 @@ fn restart(mut scene: Scene, stage: Stage, conditions: Conditions) -> Scene {
 
 fn announced(scene: Scene) -> Scene {
     scene.snapshot(|s| {
-        let mut own = s.members[0].clone();
+        let mut own = s.members.first().unwrap().clone();
         (own.name, own.state) = (name("n0"), MemberState::Restarting);
         s.members.insert(0, own);
     })
