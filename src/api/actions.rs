@@ -19,13 +19,12 @@ use super::routes::{error_page, json, text};
 use super::{State, status};
 use crate::clock::{self, Moment};
 use crate::dcs::{Failover, Role, Snapshot};
-use crate::ha::desk::{Ask, Reply};
 use crate::ha::manual::priority;
 use crate::ha::orders::{
     Accepted, Conditions, Insistence, Pending, Reinitialize, Restart, Scheduled, Settled, Stage,
 };
 use crate::ha::settings::Change;
-use crate::ha::{self};
+use crate::ha::{self, desk::Ask, desk::Reply};
 use crate::types::{NodeName, SyncMode};
 
 /// A dynamic configuration with hundreds of parameters is a tenth of this.

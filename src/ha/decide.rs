@@ -55,8 +55,7 @@ pub fn decide(view: &View) -> Decision {
 
 fn ungated(view: &View) -> Decision {
     let first = fence(view).filter(|_| !pause::is_on(view)).or_else(|| lapsed(view));
-    let asked = || orders::decide(view).filter(|_| view.phase == Phase::Serving);
-    if let Some(decision) = first.or_else(|| fitness::stop_hangs(view)).or_else(asked) {
+    if let Some(decision) = first.or_else(|| fitness::stop_hangs(view)).or_else(|| orders::decide(view)) {
         return decision;
     }
     match (view.phase, view.doing.map(|d| d.job)) {
@@ -125,7 +124,6 @@ fn stopping(view: &View) -> Decision {
         Instance::Ending => idle(Reason::Ending, PROMPTLY),
         Instance::Down => {
             // PostgreSQL and every descendant are gone: only now may another node lead.
-            // In maintenance mode nobody else is to lead meanwhile: the lock stays until it ends with its lease.
             let gives_up = view.lease != Lease::None && !pause::is_on(view);
             let release = gives_up.then_some(Action::Release);
             let end = view

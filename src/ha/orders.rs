@@ -15,6 +15,7 @@ use crate::dcs::{Member, MemberState, ReplicationState, Role};
 use crate::postgres::StopMode;
 use crate::postgres::status::Answer;
 
+use super::Phase;
 use super::lead::{NOW, PROMPTLY};
 use super::manual::{self, Due};
 use super::publish::streams;
@@ -228,6 +229,9 @@ pub fn next_deadline(view: &View) -> Option<Moment> {
 /// What the orders ask for now; none when everything else goes on as it would.
 pub fn decide(view: &View) -> Option<Decision> {
     let orders = &view.memory.orders;
+    if view.phase == Phase::Stopping {
+        return None;
+    }
     if orders.reload.is_some() {
         let actions = vec![Action::Reload, Action::Settle(Order::Reload, Settled::Done)];
         return Some(Decision { actions, reason: Reason::Reloading, wake: NOW });
