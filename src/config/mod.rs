@@ -21,6 +21,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use secrecy::{SecretSlice, SecretString};
 
+use crate::api::access::Access;
 use crate::ha::rules::{Strictness, Tags};
 use crate::postgres::ClientTls;
 use crate::tls::REPLICATION_ROLE;
@@ -62,6 +63,8 @@ pub struct Config {
     pub database: Database,
     /// `PROXY_*`; `None`: no proxy.
     pub proxy: Option<Proxy>,
+    /// `RESTAPI_USERNAME` and `RESTAPI_PASSWORD`.
+    pub rest: Access,
     /// Log output.
     pub log: Log,
     /// `SHUTDOWN_TIMEOUT`: all that an orderly stop may take.

@@ -5,6 +5,7 @@ mod adoption;
 pub mod agent;
 pub mod configure;
 pub mod decide;
+pub mod desk;
 pub mod fitness;
 pub mod forecast;
 mod handover;
@@ -14,10 +15,13 @@ mod lease;
 pub mod lineage;
 pub mod manual;
 mod memory;
+pub mod orders;
+pub mod pause;
 pub mod publish;
 pub mod race;
 pub mod reason;
 pub mod rules;
+pub mod settings;
 pub mod sync;
 pub mod trail;
 pub mod view;
@@ -84,6 +88,10 @@ pub struct Status {
     pub trail: Trail,
     /// What would happen if the primary died now.
     pub forecast: Forecast,
+    /// How long a start of the primary may take.
+    pub primary_start_timeout: std::time::Duration,
+    /// The restart that is scheduled, as in the member key.
+    pub scheduled_restart: Option<serde_json::Value>,
     /// What in the stored configuration is not used, and why.
     pub complaints: Vec<String>,
 }

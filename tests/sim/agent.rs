@@ -133,6 +133,9 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         strictness,
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
+        pause: pgherd::ha::rules::Pause::Off,
+        primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
+        primary_stop_timeout: Duration::ZERO,
         tags: Tags { failover: Failover::Allowed },
         server: None,
     }
