@@ -93,7 +93,6 @@ struct Table {
 }
 
 /// A table for each result, or the number of rows that a statement touched.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library's type is open")]
 fn shown(messages: &[SimpleQueryMessage], json: Json) -> String {
     let mut results: Vec<Table> = Vec::new();
     let mut text = String::new();
@@ -113,7 +112,7 @@ fn shown(messages: &[SimpleQueryMessage], json: Json) -> String {
                 text.push_str(&format!("{n} rows\n"));
             }
             SimpleQueryMessage::CommandComplete(_) => {}
-            // The type is open: what a later version adds is nothing that this one shows.
+            // The library's type is open: what a later version adds is nothing that this one shows.
             _ => {}
         }
     }
