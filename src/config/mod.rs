@@ -262,6 +262,12 @@ impl Config {
     }
 }
 
+/// The person's editor: the system's variables, hence not in the table.
+pub fn editor() -> String {
+    let named = ["VISUAL", "EDITOR"].iter().filter_map(|name| std::env::var_os(name)?.into_string().ok());
+    named.into_iter().find(|editor| !editor.trim().is_empty()).unwrap_or_else(|| "vi".to_owned())
+}
+
 /// Something odd that does not stop the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning(pub String);
