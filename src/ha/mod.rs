@@ -19,7 +19,9 @@ pub mod race;
 pub mod reason;
 pub mod rules;
 pub mod sync;
+pub mod tags;
 pub mod trail;
+pub mod upstreams;
 pub mod view;
 
 use crate::clock::Moment;

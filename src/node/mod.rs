@@ -438,7 +438,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         strictness: ha.strictness,
         sync_node_count: ha.sync_node_count,
         maximum_lag_on_failover: ha.maximum_lag_on_failover,
-        tags: ha.tags,
+        tags: ha.tags.clone(),
         server: Some(Stored::initial(&config.database.parameters)),
     }
 }

@@ -15,6 +15,7 @@ mod forecasting;
 mod leading;
 mod manual;
 mod racing;
+mod replication;
 mod stopping;
 mod trail;
 

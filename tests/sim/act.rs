@@ -121,7 +121,9 @@ impl World {
                 };
                 self.local(n, LocalOp::Start(upstream, names), 10_000, 80_000);
             }
-            Action::Follow(upstream) => self.local(n, LocalOp::Follow(index(&upstream)), 3_000, 30_000),
+            Action::Follow(upstream) => {
+                self.local(n, LocalOp::Follow(upstream.as_ref().map(index)), 3_000, 30_000)
+            }
             Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
             Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
             Action::SetSlots(wanted) => {
@@ -205,13 +207,13 @@ impl World {
             LocalOp::Slots => Ok(()),
             LocalOp::Start(upstream, names) => self.start_postgres(n, upstream, &names),
             LocalOp::Follow(to) => {
-                if self.nodes[n].pg.conn.is_some_and(|c| c.to != to) {
+                if self.nodes[n].pg.conn.is_some_and(|c| Some(c.to) != to) {
                     self.disconnect(n);
                 }
-                self.nodes[n].pg.upstream = Some(to);
+                self.nodes[n].pg.upstream = to;
                 let memory = &mut self.agent(n).memory;
                 memory.frozen = None;
-                let upstream = self.upstream(n, to);
+                let upstream = to.and_then(|to| self.upstream(n, to));
                 self.agent(n).memory.following = upstream;
                 Ok(())
             }

@@ -12,7 +12,7 @@ use pgherd::ha::decide::decide;
 use pgherd::ha::fitness;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
-use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
+use pgherd::ha::rules::{Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
     Store, UpstreamWal, View, Volume, demote_margin,
@@ -53,7 +53,7 @@ pub(crate) enum Ended {
 #[derive(Debug, Clone)]
 pub(crate) enum LocalOp {
     Start(Option<Option<usize>>, String),
-    Follow(usize),
+    Follow(Option<usize>),
     Freeze,
     Frozen(u64),
     Names(String),
@@ -133,7 +133,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         strictness,
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
-        tags: Tags { failover: Failover::Allowed },
+        tags: Tags::default(),
         server: None,
     }
 }
@@ -573,6 +573,7 @@ impl World {
                 position,
                 motion: if view.memory.frozen.is_some() { Motion::Frozen } else { Motion::Streaming },
                 eligibility: Eligibility::Eligible,
+                priority: view.rules.tags.failover_priority,
             }),
             Instance::Primary(..) | Instance::Standby(..) => PollAnswer::Down,
             Instance::Down | Instance::Silent | Instance::Ending => PollAnswer::Down,
