@@ -19,10 +19,12 @@ use super::adoption;
 use super::fitness;
 use super::lead;
 use super::lead::{NOW, PROMPTLY};
+use super::leaving::awaits_dismissal;
 use super::lineage::{self, Lineage};
 use super::manual;
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::slots;
 use super::upstreams::{clone_source, feeder};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, UpstreamWal, View, upstream};
 
@@ -114,6 +116,7 @@ fn stopping(view: &View) -> Decision {
     let patient = StopMode::Fast { patience: STOP_PATIENCE };
     match view.instance() {
         Instance::Primary(..) => begin(Task::StopAfterCheckpoint(patient), Reason::Stopping),
+        Instance::Standby(..) if awaits_dismissal(view) => idle(Reason::AwaitingDismissal, PROMPTLY),
         Instance::Standby(..) | Instance::Silent => begin(Task::Stop(patient), Reason::Stopping),
         Instance::Ending => idle(Reason::Ending, PROMPTLY),
         Instance::Down => {
@@ -504,7 +507,7 @@ fn keep_following(
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
     if !stalled {
-        return idle(reason, manual::alertness(view, snapshot));
+        return keep_slots(view, snapshot, (answer, position), reason);
     }
     if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
         return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
@@ -518,6 +521,13 @@ fn keep_following(
         }
         Some(Lineage::Part | Lineage::Unknown) => idle(reason, manual::alertness(view, snapshot)),
     }
+}
+
+/// A standby has the slots that it would need as the leader.
+fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), reason: Reason) -> Decision {
+    let plan = slots::of_follower(view, snapshot, answer, at);
+    let actions = plan.map(Action::ChangeSlots).into_iter().collect();
+    Decision { actions, reason, wake: manual::alertness(view, snapshot) }
 }
 
 /// Whether the local timeline is one that this node began for itself: it was promoted to it, and the leader is on another of

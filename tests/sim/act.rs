@@ -126,8 +126,10 @@ impl World {
             }
             Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
             Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
-            Action::SetSlots(wanted) => {
-                self.nodes[n].pg.slots = wanted.into_iter().collect();
+            Action::ChangeSlots(plan) => {
+                let slots = &mut self.nodes[n].pg.slots;
+                slots.retain(|slot| !plan.drop.contains(slot));
+                slots.extend(plan.create.into_keys());
                 self.local(n, LocalOp::Slots, 1_000, 10_000);
             }
             // Settings are the real server's business.

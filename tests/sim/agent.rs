@@ -12,6 +12,7 @@ use pgherd::ha::decide::decide;
 use pgherd::ha::fitness;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
+use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
@@ -134,6 +135,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
         tags: Tags::default(),
+        replication: Replication::default(),
         server: None,
     }
 }
