@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::health::{self, Check, Filters};
 use super::listener::{Caller, Trust};
-use super::{State, cluster, metrics, status, why};
+use super::{State, actions, cluster, metrics, status, why};
 use crate::clock::{self, Moment};
 use crate::ha;
 use crate::peer::{NodeStatus, PromiseRequest};
@@ -39,7 +39,16 @@ pub(super) fn router(state: State) -> Router {
 }
 
 /// Everything that Patroni's clients ask for.
-async fn patroni(Shared(state): Shared<State>, method: Method, uri: Uri) -> Response {
+async fn patroni(
+    Shared(state): Shared<State>,
+    caller: Extension<Caller>,
+    method: Method,
+    uri: Uri,
+    request: Request,
+) -> Response {
+    if actions::is_action(&method, uri.path()) {
+        return actions::act(Shared(state), caller, request).await;
+    }
     match method {
         Method::GET => answer(&state, &uri, clock::now()),
         Method::HEAD | Method::OPTIONS => bodiless(answer(&state, &uri, clock::now())),
@@ -113,7 +122,7 @@ fn document(value: Option<Value>) -> Response {
     value.map_or_else(|| error_page(StatusCode::BAD_GATEWAY), |value| json(StatusCode::OK, &value))
 }
 
-fn json(code: StatusCode, value: &Value) -> Response {
+pub(super) fn json(code: StatusCode, value: &Value) -> Response {
     (code, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
@@ -131,7 +140,7 @@ async fn unsupported() -> Response {
 }
 
 /// An error as Patroni's server words it: patronictl looks for the phrase of a 501.
-fn error_page(code: StatusCode) -> Response {
+pub(super) fn error_page(code: StatusCode) -> Response {
     let explanation = match code {
         StatusCode::NOT_IMPLEMENTED => "Server does not support this operation",
         StatusCode::BAD_GATEWAY => "Invalid responses from another server/proxy",
@@ -147,8 +156,8 @@ fn error_page(code: StatusCode) -> Response {
 }
 
 /// A sentence for a caller that must be told why.
-fn text(code: StatusCode, sentence: &'static str) -> Response {
-    (code, [(header::CONTENT_TYPE, "text/html")], sentence).into_response()
+pub(super) fn text(code: StatusCode, sentence: impl Into<String>) -> Response {
+    (code, [(header::CONTENT_TYPE, "text/html")], sentence.into()).into_response()
 }
 
 /// `GET /v1/status`: what this node knows, for a peer.

@@ -126,6 +126,12 @@ pub const VARIABLES: &[Variable] = &[
         "1MB",
         "A replica further behind does not take over (asynchronous mode).",
     ),
+    plain(
+        "RESTAPI_USERNAME",
+        "none",
+        "User of the REST calls that change something; without one they are taken from members and from this machine only.",
+    ),
+    secret("RESTAPI_PASSWORD", "none", "Password of `RESTAPI_USERNAME`."),
     plain("TAG_NOFAILOVER", "false", "`true`: this node never becomes the leader."),
     plain(
         "TAG_FAILOVER_PRIORITY",

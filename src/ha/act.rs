@@ -121,6 +121,7 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one line or two for each action")]
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
         let store = Arc::clone(&self.deps.store);
         match action {
@@ -175,6 +176,13 @@ impl<D: Dcs> Agent<D> {
             }
             Action::ChangeSlots(plan) => self.deps.postgres.change_slots(&plan).await?,
             Action::Begin(task) => self.begin(view, task)?,
+            Action::Reload => self.memory.configured = None,
+            Action::TakeUpSchedule => self.memory.orders.take_up_schedule(view.now),
+            Action::DropSchedule => self.memory.orders.scheduled = None,
+            Action::RestartStopped => self.memory.orders.stopped(view.now),
+            Action::AcceptReinitialize => self.accept_reinitialize(),
+            Action::Settle(order, how) => self.settle(order, how),
+            Action::GiveAway => self.memory.give_away = Some(view.now),
             Action::Finish => {}
         }
         Ok(())

@@ -23,14 +23,16 @@ use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::configure::with_settings;
 use super::decide::decide;
+use super::desk::{Inbox, Waiting};
 use super::fitness;
 use super::forecast::forecast;
 use super::jobs::{Done, Outcome};
 use super::lease;
 use super::memory;
+use super::orders::{Order, Scheduled};
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
-use super::rules::Rules;
+use super::rules::{Pause, Rules};
 use super::trail::{self, Step, Trail};
 use super::view::{Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume};
 use super::{Error, Phase, Position, Status};
@@ -81,6 +83,8 @@ pub struct Deps<D> {
     pub client: PeerClient,
     /// Who may exist.
     pub peers: watch::Receiver<Peers>,
+    /// What operators ask for.
+    pub inbox: Inbox,
 }
 
 /// What others see of the agent.
@@ -101,6 +105,7 @@ pub fn spawn<D: Dcs>(
     stop: CancellationToken,
 ) {
     let (timing, timing_seen) = watch::channel(config.rules.timing);
+    let (pause, pause_seen) = watch::channel(Pause::Off);
     let mut lease_tasks = JoinSet::new();
     let lease = lease::spawn(
         lease::Deps {
@@ -109,6 +114,7 @@ pub fn spawn<D: Dcs>(
             init: deps.init.clone(),
             process: deps.postgres.process(),
             timing: timing_seen,
+            pause: pause_seen,
         },
         &mut lease_tasks,
     );
@@ -127,6 +133,10 @@ pub fn spawn<D: Dcs>(
         doing: None,
         jobs: JoinSet::new(),
         checkpoint: JoinSet::new(),
+        errands: JoinSet::new(),
+        waiting: Waiting::new(),
+        last_started: None,
+        pause,
         signs: JoinSet::new(),
         young: Youth::Over,
         last_failure: String::new(),
@@ -168,6 +178,14 @@ pub(super) struct Agent<D> {
     pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
     /// Signs of life that were asked for: nothing waits for them, the next look takes in what has come.
     signs: JoinSet<(Check, Pulse)>,
+    /// Writes to the store that an operator has asked for.
+    pub(super) errands: JoinSet<()>,
+    /// Who waits for which order.
+    pub(super) waiting: Waiting,
+    /// When the postmaster that last answered was started.
+    pub(super) last_started: Option<i64>,
+    /// Maintenance mode, for the lease task.
+    pause: watch::Sender<Pause>,
     pub(super) young: Youth,
     pub(super) last_failure: String,
     /// What in the stored configuration cannot be used, as last said.
@@ -250,6 +268,8 @@ impl<D: Dcs> Agent<D> {
                 () = self.lease.changed() => {}
                 Some(done) = self.jobs.join_next() => self.take_in(done),
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
+                letter = self.deps.inbox.next() => self.receive(letter),
+                Some(_ended) = self.errands.join_next() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -297,6 +317,8 @@ impl<D: Dcs> Agent<D> {
             },
             memory: self.memory.clone(),
         };
+        self.last_started =
+            view.local.sql.as_ref().map(|answer| answer.started_at_micros).or(self.last_started);
         self.watch_start(&view);
         self.memory.saw_instance(&view);
         view.memory = self.memory.clone();
@@ -341,6 +363,11 @@ impl<D: Dcs> Agent<D> {
         }
         self.deps.store.set_ttl(rules.timing.ttl);
         self.timing.send_replace(rules.timing);
+        if rules.pause != self.rules.pause {
+            self.pause.send_replace(rules.pause);
+            // What was found out before an operator worked on the cluster is found out again.
+            self.memory.ancestry = None;
+        }
         if let Some(stored) = &rules.server {
             self.deps.postgres.intend(stored.clone());
         }
@@ -386,7 +413,10 @@ impl<D: Dcs> Agent<D> {
 
     /// Publishes the status and logs what has changed.
     fn tell(&mut self, view: &View, decision: &Decision) {
-        let reason = decision.reason.to_string();
+        let reason = match view.rules.pause {
+            Pause::On => format!("PAUSE: {}", decision.reason),
+            Pause::Off => decision.reason.to_string(),
+        };
         if reason != self.last_reason {
             info!(member = %self.config.me, %reason, "decided");
             self.last_reason.clone_from(&reason);
@@ -422,6 +452,8 @@ impl<D: Dcs> Agent<D> {
             vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,
+            primary_start_timeout: self.rules.primary_start_timeout,
+            scheduled_restart: view.memory.orders.scheduled.as_ref().map(Scheduled::to_json),
             complaints: self.complaints.iter().cloned().chain(self.deps.postgres.complaints()).collect(),
         };
         self.outlets.status.send_replace(Some(status));
@@ -491,11 +523,13 @@ impl<D: Dcs> Agent<D> {
 
     fn remember(&mut self, outcome: Outcome, now: Moment) -> Result<(), record::Error> {
         match outcome {
-            Outcome::Stopped | Outcome::Initialised => {}
+            Outcome::Stopped => self.memory.orders.stopped(now),
+            Outcome::Initialised => {}
             Outcome::Bootstrapped => {
                 self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled)?;
             }
             Outcome::Cloned => {
+                self.memory.orders.settle(Order::Reinitialize);
                 (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 self.memory.succeeded(Job::Rewind);
                 self.deps.record.update(|record| {

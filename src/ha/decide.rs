@@ -22,11 +22,13 @@ use super::lead::{NOW, PROMPTLY};
 use super::leaving::awaits_dismissal;
 use super::lineage::{self, Lineage};
 use super::manual;
+use super::orders;
+use super::pause;
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::slots;
 use super::upstreams::{clone_source, feeder};
-use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, UpstreamWal, View, upstream};
+use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
 /// deadman's moment with the immediate one that follows.
@@ -48,10 +50,15 @@ const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 
 /// The decision for this view.
 pub fn decide(view: &View) -> Decision {
-    if let Some(decision) = fence(view) {
-        return decision;
+    match view.phase {
+        Phase::Serving => pause::gate(view, ungated(view)),
+        Phase::Stopping => ungated(view),
     }
-    if let Some(decision) = lapsed(view).or_else(|| fitness::stop_hangs(view)) {
+}
+
+fn ungated(view: &View) -> Decision {
+    let first = fence(view).filter(|_| !pause::is_on(view)).or_else(|| lapsed(view));
+    if let Some(decision) = first.or_else(|| fitness::stop_hangs(view)).or_else(|| orders::decide(view)) {
         return decision;
     }
     match (view.phase, view.doing.map(|d| d.job)) {
@@ -121,8 +128,12 @@ fn stopping(view: &View) -> Decision {
         Instance::Ending => idle(Reason::Ending, PROMPTLY),
         Instance::Down => {
             // PostgreSQL and every descendant are gone: only now may another node lead.
-            let release = (view.lease != Lease::None).then_some(Action::Release);
-            let end = view.snapshot().and_then(|_fresh| manual::left_behind(view, view.control()?));
+            let gives_up = view.lease != Lease::None && !pause::is_on(view);
+            let release = gives_up.then_some(Action::Release);
+            let end = view
+                .snapshot()
+                .filter(|_| gives_up)
+                .and_then(|_fresh| manual::left_behind(view, view.control()?));
             let actions = end.into_iter().chain(release).chain([Action::Finish]).collect();
             Decision { actions, reason: Reason::Stopped, wake: PROMPTLY }
         }
@@ -232,8 +243,11 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         (Instance::Primary(answer, lsn), _) => manual::at_leader(view, snapshot, answer)
             .unwrap_or_else(|| fitness::told(view, lead::duties(view, snapshot, answer, lsn))),
         (Instance::Standby(..), _) => lead::promote(view, snapshot),
-        (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
+        (Instance::Silent, _) => lead::starting(view, snapshot),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
+        (Instance::Down, _) if lead::gives_away(view, snapshot) => {
+            act(vec![Action::Release], Reason::StartTooSlow)
+        }
         // A standby that died between the lock and its promotion: started as a primary it would go on writing the timeline
         // that it was to end.
         (Instance::Down, DataDir::Cluster(control)) if was_standby(control) => {
@@ -296,7 +310,7 @@ fn make_cluster(view: &View, snapshot: &Snapshot) -> Decision {
             Initialize::Done(_) => return act(vec![Action::Release], Reason::NothingToLead),
         },
     };
-    if let Some(reason) = fresh_cluster_refused(view) {
+    if let Some(reason) = adoption::fresh_cluster_refused(view) {
         return act(vec![Action::Release], reason);
     }
     if !view.may_try(Job::Initdb) {
@@ -318,6 +332,9 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
         (Instance::Primary(answer, _), _) => retake(snapshot, answer),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
+        (Instance::Down, DataDir::Cluster(control)) if pause::was_the_primary(view, snapshot, control) => {
+            take(claim)
+        }
         (Instance::Down, DataDir::Cluster(_)) => match view.volume.bootstrap {
             // initdb was finished here and nobody has used it: take the lock and go on.
             Bootstrap::Pending => take(claim),
@@ -361,30 +378,10 @@ fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
             retry_later(view, Job::Survey)
         };
     }
-    match fresh_cluster_refused(view) {
+    match adoption::fresh_cluster_refused(view) {
         Some(reason) => idle(reason, Wake::Soon(HALF_A_SECOND)),
         None => take(claim),
     }
-}
-
-/// Why no new cluster may be made: initdb happens only when every listed node has said that it has no data.
-fn fresh_cluster_refused(view: &View) -> Option<Reason> {
-    if let Some(id) = view.volume.system_id {
-        return Some(Reason::DataLost(id));
-    }
-    let Some(survey) = view.memory.survey.as_ref() else {
-        return Some(Reason::Surveying);
-    };
-    let with_data = survey.answers.iter().find(|(_, a)| matches!(a, SurveyAnswer::Data(_)));
-    if let Some((address, _)) = with_data {
-        return Some(Reason::DataElsewhere(*address));
-    }
-    if let Some(reason) = adoption::refused(view.volume.adopted, &survey.answers) {
-        return Some(reason);
-    }
-    let unsure = |a: &SurveyAnswer| matches!(a, SurveyAnswer::Silent | SurveyAnswer::Unreadable);
-    let silent: Vec<_> = survey.answers.iter().filter(|(_, a)| unsure(a)).map(|(ip, _)| *ip).collect();
-    (!silent.is_empty()).then_some(Reason::SurveyIncomplete(silent))
 }
 
 /// Another node leads.

@@ -19,7 +19,9 @@ use crate::types::{Lsn, NodeName, Revision, SyncMode, Timeline};
 use super::lead::NOW;
 use super::race::{active_sync, ahead};
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::rules::Pause;
 use super::sync::Electors;
+use super::tags::Tags;
 use super::view::{Candidate, Eligibility, Job, POLL_AGE, Poll, PollAnswer, View};
 
 /// A standby that may have to take over looks so often: its position is what the leader that stops waits for.
@@ -161,6 +163,9 @@ fn judged(view: &View, snapshot: &Snapshot, answer: &Answer, request: &Versioned
     if value.member.as_ref() == Some(&view.me) {
         return Verdict::Refused(Refusal::AlreadyLeads);
     }
+    if value.member.is_none() && view.rules.pause == Pause::On {
+        return Verdict::Refused(Refusal::NobodyNamed);
+    }
     match view.memory.handover.as_ref().filter(|tried| tried.request == *revision) {
         Some(HandOver { end: HandOverEnd::Missed(why), .. }) => {
             return Verdict::Refused(Refusal::Missed(why.clone()));
@@ -211,7 +216,7 @@ fn fitness(
     answer: &Answer,
     (request, poll, member): (&Failover, &Poll, &Member),
 ) -> Result<(), Unfit> {
-    if priority(member) <= 0 {
+    if priority(member) == 0 {
         return Err(Unfit::NoFailover);
     }
     // In quorum mode anybody may be elected, and a failover (by its nature) may go to anybody who has everything.
@@ -245,13 +250,8 @@ fn lag(answer: &Answer, member: &Member, candidate: &Candidate) -> u64 {
 }
 
 /// A member's effective `failover_priority`: 0 when it must not lead.
-pub fn priority(member: &Member) -> i64 {
-    let tag = |name: &str| member.tags.get(name);
-    if tag("nofailover").is_some_and(|value| *value == true) {
-        return 0;
-    }
-    let number = tag("failover_priority").and_then(|v| v.as_i64().or_else(|| v.as_str()?.parse().ok()));
-    number.unwrap_or(1)
+pub fn priority(member: &Member) -> u32 {
+    Tags::from_json(&member.tags).failover_priority
 }
 
 /// Down, with the lock, after a stop for a request: give the lock up if somebody has everything and the request still stands.
@@ -320,6 +320,11 @@ pub fn is_forced(view: &View, snapshot: &Snapshot) -> bool {
     let named =
         |r: &Versioned<Failover>| r.value.leader.is_none() && r.value.member.as_ref() == Some(&view.me);
     current(view, snapshot).is_some_and(named)
+}
+
+/// Whether a request that is to be carried out names this node.
+pub fn names(view: &View, snapshot: &Snapshot) -> bool {
+    current(view, snapshot).is_some_and(|r| r.value.member.as_ref() == Some(&view.me))
 }
 
 /// Whether somebody has asked for another leader: lag then is no reason to stay behind.

@@ -12,7 +12,7 @@ use crate::types::{Lsn, NodeName, Revision};
 use super::Phase;
 use super::publish::streams;
 use super::sync::Names;
-use super::view::{Failures, Instance, Job, Memory, Observed, UpstreamWal, View};
+use super::view::{Failures, Instance, Job, Lease, Life, Memory, Observed, UpstreamWal, View};
 
 /// A start that has held for this long was a good one.
 pub(super) const HEALTHY: Duration = Duration::from_secs(10);
@@ -55,6 +55,12 @@ impl Memory {
         self.leaving = (view.phase == Phase::Stopping).then(|| self.leaving.unwrap_or(view.now));
         self.saw_slots(view);
         self.vitals.saw(view);
+        if matches!(view.instance(), Instance::Primary(..) | Instance::Standby(..)) {
+            self.life = Life::HasRun;
+        }
+        if view.lease == Lease::None {
+            self.give_away = None;
+        }
         match view.instance() {
             Instance::Primary(answer, lsn) => {
                 let in_force = Names::parse(&answer.sync_names);

@@ -7,6 +7,7 @@ pub mod callbacks;
 pub mod candidates;
 pub mod configure;
 pub mod decide;
+pub mod desk;
 pub mod fitness;
 pub mod forecast;
 mod handover;
@@ -17,11 +18,14 @@ pub mod leaving;
 pub mod lineage;
 pub mod manual;
 mod memory;
+pub mod orders;
+pub mod pause;
 pub mod publish;
 pub mod race;
 pub mod reason;
 pub mod replication;
 pub mod rules;
+pub mod settings;
 pub mod slots;
 pub mod sync;
 pub mod tags;
@@ -91,6 +95,10 @@ pub struct Status {
     pub trail: Trail,
     /// What would happen if the primary died now.
     pub forecast: Forecast,
+    /// How long a start of the primary may take.
+    pub primary_start_timeout: std::time::Duration,
+    /// The restart that is scheduled, as in the member key.
+    pub scheduled_restart: Option<serde_json::Value>,
     /// What in the stored configuration is not used, and why.
     pub complaints: Vec<String>,
 }

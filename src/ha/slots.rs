@@ -14,6 +14,7 @@ use crate::postgres::status::Answer;
 use crate::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
 use crate::types::{Lsn, NodeName, SlotName};
 
+use super::pause;
 use super::replication::{Clusters, UseSlots};
 use super::tags::{Failover, Streaming, Tags};
 use super::view::View;
@@ -56,11 +57,11 @@ pub fn of_follower(view: &View, snapshot: &Snapshot, answer: &Answer, position: 
 
 fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Side, Lsn)) -> SlotPlan {
     let wanted = wanted(view, snapshot, side);
-    let paused = snapshot.config.as_ref().is_some_and(|c| c.value.get("pause") == Some(&true.into()));
+    let paused = pause::is_on(view);
     let mut plan = SlotPlan::default();
     for slot in answer.slots.iter().filter(|slot| !slot.active) {
         match wanted.get(&slot.name) {
-            Some(wanted) if is_spoilt(slot, wanted) => drop(plan.drop.insert(slot.name.clone())),
+            Some(wanted) if !paused && is_spoilt(slot, wanted) => drop(plan.drop.insert(slot.name.clone())),
             Some(wanted) => {
                 let target = wanted.copied.map(|at| at.min(position));
                 let behind = target.filter(|target| slot.restart_lsn.is_some_and(|at| at < *target));

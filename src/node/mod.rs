@@ -195,7 +195,8 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let client = ground.certificates.peer_client(&ground.config)?;
     let etcd_unit = Unit::spawn(etcd_unit(), init.clone(), background);
     let room = store_room(&ground, &channels, etcd_unit.clone(), background, stop_store.clone())?;
-    serve_api(&ground, &channels, &room, background, stop_api.clone()).await?;
+    let (desk, inbox) = ha::desk::open();
+    serve_api(&ground, &channels, (&room, desk), background, stop_api.clone()).await?;
 
     let told = channels.status.subscribe();
     let proxy = proxy::start(&ground, told, init.clone(), background, stop_api.clone())?;
@@ -209,6 +210,7 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
         init,
         client,
         peers: ground.peers.clone(),
+        inbox,
     };
     let programs = ground.config.ha.callbacks.clone();
     let called = callbacks::run(programs, ground.place.run_as.clone(), channels.status.subscribe());
@@ -242,7 +244,7 @@ fn store_room(
 async fn serve_api(
     ground: &Ground,
     channels: &Channels,
-    room: &etcd::Handle,
+    (room, desk): (&etcd::Handle, ha::desk::Desk),
     background: &mut JoinSet<()>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -258,6 +260,8 @@ async fn serve_api(
         peers: ground.peers.clone(),
         data: channels.data.subscribe(),
         etcd: Some(room.clone()),
+        desk: Some(desk),
+        access: ground.config.rest.clone(),
     };
     let tls = Arc::clone(&ground.certificates.bundle.api_server);
     let bound = api::serve(api_config(&ground.config), state, tls, background, stop).await?;
@@ -442,6 +446,9 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         strictness: ha.strictness,
         sync_node_count: ha.sync_node_count,
         maximum_lag_on_failover: ha.maximum_lag_on_failover,
+        pause: ha::rules::Pause::Off,
+        primary_start_timeout: ha::rules::START_TIMEOUT,
+        primary_stop_timeout: Duration::ZERO,
         tags: ha.tags.clone(),
         replication: Replication::default(),
         server: Some(Stored::initial(&config.database.parameters)),

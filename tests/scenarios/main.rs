@@ -14,6 +14,7 @@ mod following;
 mod forecasting;
 mod leading;
 mod manual;
+mod orders;
 mod racing;
 mod replication;
 mod stopping;

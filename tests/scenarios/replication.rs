@@ -142,11 +142,12 @@ mod slots {
     }
 
     fn plan(scene: &Scene) -> SlotPlan {
-        let plans = scene.decide().actions.into_iter().filter_map(|action| match action {
-            Action::ChangeSlots(plan) => Some(plan),
-            _ => None,
-        });
-        plans.last().unwrap_or_default()
+        let mut plans = scene
+            .decide()
+            .actions
+            .into_iter()
+            .filter_map(|action| if let Action::ChangeSlots(plan) = action { Some(plan) } else { None });
+        plans.next_back().unwrap_or_default()
     }
 
     fn dropped(scene: &Scene) -> Vec<String> {
@@ -221,6 +222,10 @@ mod slots {
         let ignored = with(slot("x", 1)).config(json!({"ignore_slots": [{"name": "x", "type": "physical"}]}));
         assert_eq!(dropped(&ignored), [""; 0]);
         assert_eq!(dropped(&with(slot("x", 1)).config(json!({"pause": true}))), [""; 0]);
+        let spoilt = || Slot { wal: SlotWal::Lost, ..slot("n1", HERE) };
+        let scene = || leader(&[spoilt(), slot("n2", HERE)]);
+        assert_eq!(dropped(&scene()), ["n1"]);
+        assert_eq!(plan(&scene().config(json!({"pause": true}))), SlotPlan::default());
     }
 
     /// Its reader may be away for a moment, and would lose its place.
@@ -274,10 +279,11 @@ mod synchronous_set {
     }
 
     fn names_set(scene: &Scene) -> Option<String> {
-        scene.decide().actions.into_iter().find_map(|action| match action {
-            Action::SetSyncNames(names) => Some(names),
-            _ => None,
-        })
+        scene
+            .decide()
+            .actions
+            .into_iter()
+            .find_map(|action| if let Action::SetSyncNames(names) = action { Some(names) } else { None })
     }
 
     fn tag(scene: Scene, member: &str, tag: &str, value: serde_json::Value) -> Scene {

@@ -78,6 +78,9 @@ impl Scene {
             strictness: Strictness::Degrade,
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
+            pause: pgherd::ha::rules::Pause::Off,
+            primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
+            primary_stop_timeout: Duration::ZERO,
             tags: Tags::default(),
             replication: Replication::default(),
             server: None,
@@ -252,7 +255,8 @@ impl Scene {
     /// The stored configuration, and what it says of replication.
     pub(crate) fn config(self, config: serde_json::Value) -> Self {
         let read = self.0.rules.with_config(&config).0;
-        self.with(|v| v.rules.replication = read.replication).snapshot(|s| s.config = Some(versioned(config)))
+        self.with(|v| (v.rules.replication, v.rules.pause) = (read.replication, read.pause))
+            .snapshot(|s| s.config = Some(versioned(config)))
     }
 
     pub(crate) fn slots(self, slots: &[Slot]) -> Self {
@@ -446,6 +450,7 @@ fn member(name: &str, role: Role) -> Member {
         tags: serde_json::Map::new(),
         pending_restart: None,
         pending_restart_reason: None,
+        scheduled_restart: None,
         xlog_location: Some(POSITION),
         replay_lsn: None,
         receive_lsn: None,

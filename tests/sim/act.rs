@@ -6,7 +6,7 @@ use pgherd::dcs::{Failover, Precondition, Shutdown};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
 use pgherd::ha::view::Job;
-use pgherd::postgres::{StartAs, Upstream};
+use pgherd::postgres::{SlotPlan, StartAs, Upstream};
 use pgherd::types::{Lsn, Timeline};
 
 use crate::agent::{Acting, CALL, Ended, LocalOp, RELEASES, Slot, Stage, addresses, index};
@@ -126,20 +126,30 @@ impl World {
             }
             Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
             Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
-            Action::ChangeSlots(plan) => {
-                let slots = &mut self.nodes[n].pg.slots;
-                slots.retain(|slot| !plan.drop.contains(slot));
-                slots.extend(plan.create.into_keys());
-                self.local(n, LocalOp::Slots, 1_000, 10_000);
-            }
+            Action::ChangeSlots(plan) => self.change_slots(n, plan),
             // Settings are the real server's business.
             Action::Configure(_part) => self.act(n),
             Action::Begin(task) => {
                 self.begin(n, task);
                 self.act(n);
             }
-            Action::Finish => self.act(n),
+            Action::GiveAway => self.give_away(n),
+            // Nobody gives orders here.
+            Action::Reload
+            | Action::Settle(..)
+            | Action::TakeUpSchedule
+            | Action::DropSchedule
+            | Action::RestartStopped
+            | Action::AcceptReinitialize
+            | Action::Finish => self.act(n),
         }
+    }
+
+    fn change_slots(&mut self, n: usize, plan: SlotPlan) {
+        let slots = &mut self.nodes[n].pg.slots;
+        slots.retain(|slot| !plan.drop.contains(slot));
+        slots.extend(plan.create.into_keys());
+        self.local(n, LocalOp::Slots, 1_000, 10_000);
     }
 
     fn put_shutdown(&mut self, n: usize, optime: Lsn, shutdown: &Shutdown) {
@@ -158,6 +168,11 @@ impl World {
             return self.act(n);
         }
         self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
+    }
+
+    fn give_away(&mut self, n: usize) {
+        self.agent(n).memory.give_away = Some(self.clock(n));
+        self.act(n);
     }
 
     pub(crate) fn put_history(&mut self, n: usize, timeline: Timeline) {
