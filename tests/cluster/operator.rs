@@ -37,6 +37,12 @@ async fn a_switchover_moves_the_lead_and_loses_nothing_and_the_old_leader_follow
     let target = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
     let (from, to) = (name_of(&cluster, leader).await, name_of(&cluster, target).await);
 
+    let written = eventually(FORMED, async || {
+        let count = cluster.sql(leader, "SELECT count(*) FROM writes").await.ok()?;
+        count.parse::<u32>().ok().filter(|count| *count >= 50)
+    });
+    assert!(written.await.is_some(), "the writer does not get on");
+
     let asked_at = clock::now();
     let body = json!({ "leader": from, "candidate": to });
     let answer = sends(&cluster, leader, reqwest::Method::POST, "/switchover", &body).await;
