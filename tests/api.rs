@@ -171,8 +171,15 @@ async fn start(listen: &str, plain: Plain) -> Api {
         name: NodeName::from("n0"),
         app: "demo".into(),
     };
-    let state =
-        api::State { node, ha: ha_seen, store: store_seen, peers: peers_seen, data: data_seen, etcd: None };
+    let state = api::State {
+        node,
+        ha: ha_seen,
+        store: store_seen,
+        peers: peers_seen,
+        data: data_seen,
+        desk: None,
+        etcd: None,
+    };
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     let config = api::Config { listen: listen.to_owned(), port: 0, plain };
     let tls = certificates::ca(1).server();
@@ -569,7 +576,7 @@ async fn a_busy_port_is_an_error_at_the_start() {
     let (peers, data) =
         (watch::channel(discovery::Peers::default()).1, watch::channel(DataFacts::default()).1);
     let node = NodeFacts { node_id: NodeId("0".into()), name: NodeName::from("n1"), app: "demo".into() };
-    let state = api::State { node, ha, store, peers, data, etcd: None };
+    let state = api::State { node, ha, store, peers, data, desk: None, etcd: None };
     let config =
         api::Config { listen: "127.0.17.10".into(), port: api.address.port(), plain: Plain::Accepted };
     let (mut tasks, tls) = (JoinSet::new(), certificates::ca(1).server());

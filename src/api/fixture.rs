@@ -102,6 +102,7 @@ pub(crate) fn primary(now: Moment) -> ha::Status {
         maximum_lag_on_failover: 1_048_576,
         tags: serde_json::Map::new(),
         phase: ha::Phase::Serving,
+        failsafe: ha::failsafe::Facts::default(),
         vitals: ha::fitness::Vitals::default(),
         n_starts: 1,
         n_promotions: 2,

@@ -8,10 +8,11 @@
 //! One port speaks TLS and, while `SSL_ENABLED=false`, plain HTTP too: the first byte of a connection tells
 //! (`listener`). Node-to-node calls (`/v1/...`) need a client certificate of the internal CA.
 //!
-//! Absent: everything that changes something (`PATCH /config`, `POST /switchover`, ...) answers 501, as Patroni
+//! `POST /failsafe` gives a leader a promise. Absent: everything else that changes something (`PATCH /config`, `POST /switchover`, ...) answers 501, as Patroni
 //! does for an operation that it does not know.
 
 pub mod cluster;
+mod failsafe;
 #[cfg(test)]
 mod fixture;
 pub mod health;
@@ -77,6 +78,8 @@ pub struct State {
     pub peers: watch::Receiver<discovery::Peers>,
     /// This volume's data in a few words.
     pub data: watch::Receiver<DataFacts>,
+    /// Who gives a leader the promise not to take its place; without it `POST /failsafe` says no.
+    pub desk: Option<ha::desk::Desk>,
     /// Who answers promises; without it `POST /v1/promise` says 503.
     pub etcd: Option<etcd::Handle>,
 }

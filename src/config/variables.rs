@@ -126,6 +126,11 @@ pub const VARIABLES: &[Variable] = &[
         "1MB",
         "A replica further behind does not take over (asynchronous mode).",
     ),
+    plain(
+        "FAILSAFE_MODE",
+        "true",
+        "Without the store the primary goes on as long as every member promises not to take its place.",
+    ),
     plain("TAG_NOFAILOVER", "false", "`true`: this node never becomes the leader."),
     plain(
         "PROXY_ENABLED",

@@ -2,6 +2,7 @@
 //!
 //! There is no rule in this file. An arm of [`Agent::perform`] that needs an `if` belongs in `decide`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,8 @@ use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::configure::with_settings;
 use super::decide::decide;
+use super::desk::Desk;
+use super::failsafe;
 use super::fitness;
 use super::forecast::forecast;
 use super::jobs::{Done, Outcome};
@@ -75,6 +78,8 @@ pub struct Deps<D> {
     pub postgres: Postgres,
     /// The cluster record.
     pub record: record::Keeper,
+    /// Where promises and attempts to lead meet.
+    pub desk: Desk,
     /// The deadman.
     pub init: InitLink,
     /// Calls to other nodes.
@@ -128,6 +133,7 @@ pub fn spawn<D: Dcs>(
         jobs: JoinSet::new(),
         checkpoint: JoinSet::new(),
         signs: JoinSet::new(),
+        rounds: JoinSet::new(),
         young: Youth::Over,
         last_failure: String::new(),
         complaints: Vec::new(),
@@ -168,6 +174,8 @@ pub(super) struct Agent<D> {
     pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
     /// Signs of life that were asked for: nothing waits for them, the next look takes in what has come.
     signs: JoinSet<(Check, Pulse)>,
+    /// Rounds of questions to the members: when each was begun, and who has promised.
+    pub(super) rounds: JoinSet<(Moment, BTreeSet<NodeName>)>,
     pub(super) young: Youth,
     pub(super) last_failure: String,
     /// What in the stored configuration cannot be used, as last said.
@@ -248,6 +256,7 @@ impl<D: Dcs> Agent<D> {
                 Ok(()) = process.changed() => {}
                 Ok(()) = changes.changed() => {}
                 () = self.lease.changed() => {}
+                Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
                 Some(done) = self.jobs.join_next() => self.take_in(done),
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
                 () = tokio::time::sleep(pause) => {}
@@ -272,6 +281,7 @@ impl<D: Dcs> Agent<D> {
         );
         let arrived = clock::now();
         self.take_in_signs(arrived);
+        self.memory.promised = self.deps.desk.promised(arrived);
         let store = match snapshot {
             Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived),
             Ok(Err(error)) => self.store_silent(error.to_string(), arrived),
@@ -364,6 +374,20 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
+    async fn take_in_promises(
+        &mut self,
+        round: Result<(Moment, BTreeSet<NodeName>), tokio::task::JoinError>,
+    ) {
+        match round {
+            Ok((asked, promised)) => {
+                if self.memory.roll.hear(asked, &self.config.me, &promised) {
+                    self.lease.extend(asked).await;
+                }
+            }
+            Err(error) => warn!(%error, "the members were not asked"),
+        }
+    }
+
     /// A start that did not hold is a failed start; one that was ended on purpose is none.
     fn watch_start(&mut self, view: &View) {
         match view.instance() {
@@ -419,6 +443,7 @@ impl<D: Dcs> Agent<D> {
             maximum_lag_on_failover: self.rules.maximum_lag_on_failover,
             tags: self.rules.tags.to_json(),
             phase: view.phase,
+            failsafe: failsafe::facts(view),
             vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,

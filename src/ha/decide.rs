@@ -16,6 +16,7 @@ use crate::types::{Lsn, Timeline};
 
 use super::Phase;
 use super::adoption;
+use super::failsafe;
 use super::fitness;
 use super::lead;
 use super::lead::{NOW, PROMPTLY};
@@ -45,6 +46,11 @@ const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 
 /// The decision for this view.
 pub fn decide(view: &View) -> Decision {
+    failsafe::also_ask(view, decide_alone(view))
+}
+
+/// What this node does by itself, whatever the others promise.
+fn decide_alone(view: &View) -> Decision {
     if let Some(decision) = fence(view) {
         return decision;
     }

@@ -8,6 +8,7 @@ use crate::postgres::status::{Answer, Kind, Standby};
 use crate::record::Bootstrap;
 use crate::types::{Lsn, NodeName, SlotName, SyncMode, Timeline};
 
+use super::failsafe;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Strictness;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
@@ -41,6 +42,7 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
     };
     let mut actions: Vec<_> = sync.into_iter().collect();
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
+    actions.extend(failsafe::key(view, snapshot));
     actions.extend(slots(view, answer));
     actions.push(Action::PutStatus(lsn));
     Decision { actions, reason: Reason::Leading, wake }

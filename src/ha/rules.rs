@@ -23,6 +23,8 @@ pub struct Rules {
     pub sync_node_count: u32,
     /// The lag that a candidate may have, in bytes.
     pub maximum_lag_on_failover: u64,
+    /// What a primary does without the store (`failsafe_mode`).
+    pub outlast: Outlast,
     /// This node's tags.
     pub tags: Tags,
     /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster
@@ -37,6 +39,16 @@ pub enum Strictness {
     Degrade,
     /// They wait.
     Strict,
+}
+
+/// What a primary does when the store is silent for longer than its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Outlast {
+    /// It stops.
+    #[default]
+    Never,
+    /// It goes on as long as every member promises not to take its place.
+    AllAgree,
 }
 
 /// This node's tags.
@@ -88,6 +100,7 @@ impl Rules {
             "synchronous_mode": sync,
             "synchronous_mode_strict": self.strictness == Strictness::Strict,
             "synchronous_node_count": self.sync_node_count,
+            "failsafe_mode": self.outlast == Outlast::AllAgree,
             "postgresql": self.server.clone().unwrap_or_default(),
         })
     }
@@ -129,6 +142,11 @@ impl Rules {
             Some(true) => Strictness::Strict,
             Some(false) => Strictness::Degrade,
             None => self.strictness,
+        };
+        rules.outlast = match config.get("failsafe_mode").and_then(flag) {
+            Some(true) => Outlast::AllAgree,
+            Some(false) => Outlast::Never,
+            None => self.outlast,
         };
         (rules, complaints)
     }
@@ -174,6 +192,7 @@ mod tests {
             strictness: Strictness::Degrade,
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
+            outlast: Outlast::AllAgree,
             tags: Tags::default(),
             server: Some(Stored::initial(&BTreeMap::new())),
         }

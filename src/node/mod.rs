@@ -27,6 +27,7 @@ use crate::dcs::Role;
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
 use crate::discovery::{self, Peers};
 use crate::etcd::{self, PrimaryHere};
+use crate::ha::desk::Desk;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::rules::Rules;
 use crate::ha::{self, agent};
@@ -194,7 +195,8 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let client = ground.certificates.peer_client(&ground.config)?;
     let etcd_unit = Unit::spawn(etcd_unit(), init.clone(), background);
     let room = store_room(&ground, &channels, etcd_unit.clone(), background, stop_store.clone())?;
-    serve_api(&ground, &channels, &room, background, stop_api.clone()).await?;
+    let desk = Desk::open(ground.place.record.clone(), clock::now(), ground.timing.ttl);
+    serve_api(&ground, &channels, (&room, &desk), background, stop_api.clone()).await?;
 
     let told = channels.status.subscribe();
     let proxy = proxy::start(&ground, told, init.clone(), background, stop_api.clone())?;
@@ -205,6 +207,7 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
         store: Arc::new(store),
         postgres,
         record: ground.place.record.clone(),
+        desk,
         init,
         client,
         peers: ground.peers.clone(),
@@ -238,7 +241,7 @@ fn store_room(
 async fn serve_api(
     ground: &Ground,
     channels: &Channels,
-    room: &etcd::Handle,
+    (room, desk): (&etcd::Handle, &Desk),
     background: &mut JoinSet<()>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -253,6 +256,7 @@ async fn serve_api(
         store: room.status(),
         peers: ground.peers.clone(),
         data: channels.data.subscribe(),
+        desk: Some(desk.clone()),
         etcd: Some(room.clone()),
     };
     let tls = Arc::clone(&ground.certificates.bundle.api_server);
@@ -438,6 +442,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         strictness: ha.strictness,
         sync_node_count: ha.sync_node_count,
         maximum_lag_on_failover: ha.maximum_lag_on_failover,
+        outlast: ha.outlast,
         tags: ha.tags,
         server: Some(Stored::initial(&config.database.parameters)),
     }

@@ -12,7 +12,7 @@ use pgherd::ha::decide::decide;
 use pgherd::ha::fitness;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
-use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
+use pgherd::ha::rules::{Failover, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
     Store, UpstreamWal, View, Volume, demote_margin,
@@ -21,6 +21,7 @@ use pgherd::postgres::status::Status;
 use pgherd::postgres::{Check, Posture, Pulse, Upstream};
 use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timing};
 
+use crate::failsafe::{Asking, Desk};
 use crate::faults::{Mode, Schedule};
 use crate::jobs::Out;
 use crate::postgres::State;
@@ -110,6 +111,10 @@ pub(crate) struct Agent {
     pub(crate) page: Option<PollAnswer>,
     pub(crate) data_page: Option<SystemId>,
     pub(crate) restart: bool,
+    pub(crate) desk: Desk,
+    pub(crate) asking: Option<Asking>,
+    /// The question whose answers last moved the lease.
+    pub(crate) extended: Option<Moment>,
     /// The lease that is being released: the same in every attempt, and never used again.
     pub(crate) released: Option<pgherd::types::LeaseId>,
 }
@@ -133,6 +138,8 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         strictness,
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
+        // One seed in four goes without.
+        outlast: if schedule.seed % 4 == 3 { Outlast::Never } else { Outlast::AllAgree },
         tags: Tags { failover: Failover::Allowed },
         server: None,
     }
@@ -187,6 +194,9 @@ impl Agent {
             page: None,
             data_page: None,
             restart: false,
+            desk: Desk::default(),
+            asking: None,
+            extended: None,
             released: None,
         }
     }
@@ -224,6 +234,7 @@ impl World {
         self.nodes[n].deadman = None;
         self.store.forget_lease(&name(n));
         self.store.set_ttl(&name(n), self.schedule.ttl * 1_000_000);
+        self.open_desk(n);
         self.log(n, || "starts".into());
         self.observe(n);
     }
@@ -322,6 +333,10 @@ impl World {
         let (inc, renewal) = (self.nodes[n].agent.inc, self.nodes[n].agent.renewal);
         match result {
             Ended::Answer(answer) if matches!(**answer, Answer::Done) => self.hold(n, sent),
+            Ended::Answer(_) | Ended::Failed(_) | Ended::Done if self.promises_hold(n) => {
+                self.log(n, || "the key has run out under the failsafe".into());
+                self.woken(n);
+            }
             Ended::Answer(_) | Ended::Failed(_) | Ended::Done => {
                 self.log(n, || "the lease is lost".into());
                 self.agent(n).lease = Lease::Lost;
@@ -351,6 +366,7 @@ impl World {
     pub(crate) fn forgotten(&mut self, n: usize) {
         let agent = self.agent(n);
         agent.lease = Lease::None;
+        agent.extended = None;
         agent.renewal += 1;
         match self.acting(n).and_then(|acting| acting.current.clone()) {
             Some(Action::Release) => self.send_release(n),
@@ -444,6 +460,7 @@ impl World {
         let now = self.clock(n);
         let stage = std::mem::replace(&mut self.agent(n).stage, Stage::Gone);
         let Stage::Observing { snapshot: Some(snapshot), local: Some(local), .. } = stage else { return };
+        self.look_at_desk(n);
         let store = self.saw_store(n, snapshot, now);
         let disk = &self.nodes[n].disk;
         let volume = Volume {
