@@ -275,10 +275,17 @@ impl<D: Dcs> Agent<D> {
     /// Looks at the store and at the instance, both at once, and makes the view of this moment.
     async fn observe(&mut self, phase: Phase) -> View {
         let patience = self.snapshot_patience();
-        let (snapshot, local) = tokio::join!(
-            timeout(patience, self.deps.store.snapshot()),
-            self.deps.postgres.status(STATUS_PATIENCE)
-        );
+        let (store, postgres) = (Arc::clone(&self.deps.store), self.deps.postgres.clone());
+        let looking =
+            async { tokio::join!(timeout(patience, store.snapshot()), postgres.status(STATUS_PATIENCE)) };
+        tokio::pin!(looking);
+        let (snapshot, local) = loop {
+            tokio::select! {
+                seen = &mut looking => break seen,
+                // A silent store takes all the time it is given; what the members promise meanwhile must count at once.
+                Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
+            }
+        };
         let arrived = clock::now();
         self.take_in_signs(arrived);
         self.memory.promised = self.deps.desk.promised(arrived);

@@ -99,18 +99,14 @@ async fn a_primary_outlives_the_store_while_every_member_agrees() {
     let writer = cluster.writer();
     wait_for_rows(&cluster, leader, 50).await;
     // The key that names whom to ask is written at the leader's next look after the last member has come.
-    tokio::time::timeout(FORMED, async {
-        while cluster.failsafe_members(leader).await < 3 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    })
-    .await
-    .expect("the failsafe key does not name all three");
+    let named = eventually(FORMED, async || (cluster.failsafe_members(leader).await == 3).then_some(()));
+    assert!(named.await.is_some(), "the failsafe key does not name all three");
 
     let silenced_at = clock::now();
     let stores: Vec<_> = cluster.numbers().into_iter().map(|n| cluster.node(n).etcd()).collect();
     stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGSTOP).unwrap());
-    let gone = eventually(TTL * 3, async || (!cluster.is_writable(leader).await).then_some(()));
+    let old = cluster.node(leader).watch_postgres();
+    let gone = eventually(TTL * 3, async || old.is_gone().then_some(()));
     assert!(gone.await.is_none(), "the primary stopped after {:?}", clock::now().since(silenced_at));
     wait_for_rows(&cluster, leader, 50).await;
     stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGCONT).unwrap());

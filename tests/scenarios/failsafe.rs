@@ -33,9 +33,9 @@ fn reason(scene: &Scene) -> Reason {
 fn a_leader_keeps_the_key_and_takes_it_away_when_the_mode_is_off() {
     let mut scene = Scene::new().leads().member_too("n0").primary("", &[]);
     let kept = |scene: &Scene| {
-        scene.decide().actions.into_iter().find_map(|action| match action {
-            Action::PutFailsafe(members, when) => Some((members.into_keys().collect::<Vec<_>>(), when)),
-            _ => None,
+        scene.decide().actions.into_iter().find_map(|action| {
+            let Action::PutFailsafe(members, when) = action else { return None };
+            Some((members.into_keys().collect::<Vec<_>>(), when))
         })
     };
     assert_eq!(kept(&scene), None);

@@ -95,7 +95,7 @@ impl Node {
     pub(crate) fn etcd(&self) -> Pid {
         let found = descendants(self.pid()).into_iter();
         let mut found = found.filter(|pid| stat(*pid).is_some_and(|stat| stat.command == "etcd"));
-        found.next().expect("no etcd")
+        found.next().unwrap()
     }
 
     /// The innermost process whose first argument is this word.
