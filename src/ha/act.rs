@@ -123,6 +123,7 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each action")]
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
         let store = Arc::clone(&self.deps.store);
         match action {
