@@ -129,6 +129,7 @@ impl Node {
             store: handle.status(),
             peers: self.peers.subscribe(),
             data: data_seen,
+            desk: None,
             etcd: Some(handle.clone()),
         };
         let config = api::Config { listen: self.address.to_string(), port: PORTS.api, plain: Plain::Refused };
