@@ -1,8 +1,9 @@
 //! What a failure costs: outage and lost writes per kind of failure under a steady writer (one insert per 10 ms), the
 //! time until a new cluster streams, and what an idle replica's own two processes use.
 //!
-//! `cargo bench --bench failover [-- RUNS]` prints one line per run and one JSON object at the end. Faults are the ends
-//! of processes, so sockets are closed by the kernel; a lost machine adds the clients' own timeouts.
+//! `cargo bench --bench failover [-- RUNS] [NAME...]` prints one line per run and one JSON object at the end; names of faults,
+//! of modes, `bare`, `formed` and `idle` choose a part. Faults are the ends of processes, so sockets are closed by
+//! the kernel; a lost machine adds the clients' own timeouts. `bare` is PostgreSQL alone: SIGKILL, start, first insert.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,6 +14,8 @@
     reason = "a program that measures on a developer's machine: a panic is how it fails"
 )]
 
+#[path = "failover/bare.rs"]
+mod bare;
 #[path = "../tests/support/mod.rs"]
 #[expect(dead_code, reason = "the harness of the cluster tests; a measurement needs a part of it")]
 mod support;
@@ -33,57 +36,141 @@ const REPAIR: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(30);
 
 /// What is done to the primary.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     /// SIGKILL of the postmaster.
     KillPostgres,
     /// SIGKILL of every process of the node.
     KillNode,
+    /// The same while its etcd leads the store.
+    KillNodeWithStore,
+    /// SIGKILL of our own `node` process alone.
+    KillAgent,
     /// SIGTERM of `init`.
     StopNode,
+    /// `POST /switchover`.
+    Switchover,
 }
 
+/// The faults by name, in the order in which they are measured.
+const FAULTS: &[(&str, Fault)] = &[
+    ("kill_postgres", Fault::KillPostgres),
+    ("switchover", Fault::Switchover),
+    ("stop_node", Fault::StopNode),
+    ("kill_node", Fault::KillNode),
+    ("kill_node_with_store", Fault::KillNodeWithStore),
+    ("kill_agent", Fault::KillAgent),
+];
+/// How commits wait, as `SYNCHRONOUS_MODE` has it.
+const MODES: &[&str] = &["quorum", "off"];
+
+/// One fault: what it cost.
+#[derive(Debug)]
+struct Cost {
+    /// How long no write was confirmed.
+    outage: Duration,
+    /// Confirmed writes that are gone.
+    lost: usize,
+    /// What the node itself said before it: the rest of the lease and the time for an election.
+    promised: Option<Duration>,
+}
+
+/// `[RUNS] [NAME...]`: so many of each, of these faults and modes only.
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let runs = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(3);
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let runs = words.iter().find_map(|word| word.parse().ok()).unwrap_or(3);
+    let wanted = |name: &str, all: &[&str]| {
+        !words.iter().any(|word| all.contains(&word.as_str())) || words.iter().any(|word| word == name)
+    };
+    let faults: Vec<&str> = FAULTS.iter().map(|(name, _)| *name).chain(["formed", "idle", "bare"]).collect();
     let mut result = serde_json::Map::new();
-    for (name, fault) in [
-        ("kill_postgres", Fault::KillPostgres),
-        ("kill_node", Fault::KillNode),
-        ("stop_node", Fault::StopNode),
-    ] {
-        let mut outages = Vec::new();
-        let mut lost = 0;
-        for _run in 0..runs {
-            let (outage, missing) = measure(fault).await;
-            eprintln!("{name}: outage {:.3} s, {missing} acknowledged writes lost", outage.as_secs_f64());
-            outages.push(outage);
-            lost += missing;
+    for mode in MODES.iter().filter(|mode| wanted(mode, MODES)) {
+        for (name, fault) in FAULTS.iter().filter(|(name, _)| wanted(name, &faults)) {
+            let costs = measure(name, *fault, mode, runs).await;
+            result.insert(format!("{name} {mode}"), report(&costs));
         }
-        result.insert(name.to_owned(), json!({ "outage_seconds": summary(outages), "lost": lost }));
     }
-    result.insert("formed_seconds".to_owned(), summary(formations(runs).await));
-    result.insert("idle_replica".to_owned(), footprint().await);
-    println!("{}", Value::Object(result));
+    if wanted("bare", &faults) {
+        result.insert("bare crash recovery".to_owned(), summary(bare::crash_recoveries(runs).await));
+    }
+    if wanted("formed", &faults) {
+        result.insert("formed".to_owned(), summary(formations(runs).await));
+    }
+    if wanted("idle", &faults) {
+        result.insert("idle replica".to_owned(), footprint().await);
+    }
+    println!("{:#}", Value::Object(result));
 }
 
-/// One cluster, one fault: how long no write was confirmed, and how many confirmed ones are gone.
-async fn measure(fault: Fault) -> (Duration, usize) {
-    let mut cluster = Cluster::formed(Setup::three()).await;
-    let leader = cluster.all_stream(FORMED).await;
-    let writer = cluster.writer();
-    rows(&cluster, leader, 100).await;
+fn report(costs: &[Cost]) -> Value {
+    let outages = costs.iter().map(|cost| cost.outage).collect();
+    let mut report = json!({
+        "outage_seconds": summary(outages),
+        "lost": costs.iter().map(|cost| cost.lost).sum::<usize>(),
+    });
+    let late = costs.iter().filter_map(|cost| Some(cost.outage.as_secs_f64() - cost.promised?.as_secs_f64()));
+    if let Some(worst) = late.reduce(f64::max) {
+        report["beyond_lease_and_300_ms"] = json!(round(worst));
+    }
+    report
+}
 
+/// One cluster, one fault after the other, each on a cluster that is whole again.
+async fn measure(name: &str, fault: Fault, mode: &str, runs: u32) -> Vec<Cost> {
+    let mut cluster = Cluster::formed(Setup::three().env("SYNCHRONOUS_MODE", mode)).await;
+    let mut costs = Vec::new();
+    for _run in 0..runs {
+        if mode == "quorum" {
+            cluster.can_fail_over(REPAIR).await
+        } else {
+            cluster.all_stream(REPAIR).await
+        };
+        // A postmaster that has not run for ten seconds counts as one that does not hold.
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let cost = strike(&mut cluster, fault).await;
+        eprintln!("{name} {mode}: {cost:?}");
+        costs.push(cost);
+    }
+    costs
+}
+
+async fn strike(cluster: &mut Cluster, fault: Fault) -> Cost {
+    let leader = cluster.all_stream(REPAIR).await;
+    let writer = cluster.writer();
+    rows(cluster, leader, 100).await;
+    let mut promised = None;
+    if fault == Fault::KillNodeWithStore {
+        cluster.lead_store(leader).await;
+    }
+    if matches!(fault, Fault::KillNode | Fault::KillNodeWithStore) {
+        promised = cluster.forecast(leader).await;
+    }
     let at = clock::now();
-    let new = match fault {
+    let new = inflict(cluster, fault, leader).await;
+    rows(cluster, new, 50).await;
+    let report = writer.finish(cluster.target(new)).await;
+    if cluster.node(leader).is_gone() {
+        cluster.start_node(leader);
+    }
+    Cost { outage: report.outage_at(at), lost: report.lost.len(), promised }
+}
+
+/// Does it, and waits for a node that takes writes.
+async fn inflict(cluster: &mut Cluster, fault: Fault, leader: u8) -> u8 {
+    match fault {
         Fault::KillPostgres => {
             kill(cluster.node(leader).postmaster().unwrap(), Signal::SIGKILL).unwrap();
             cluster.writable(None, REPAIR).await
         }
-        Fault::KillNode => {
+        Fault::KillNode | Fault::KillNodeWithStore => {
             cluster.node(leader).kill_tree();
             cluster.node(leader).reap();
             cluster.writable(Some(leader), REPAIR).await
+        }
+        Fault::KillAgent => {
+            kill(cluster.node(leader).process("node"), Signal::SIGKILL).unwrap();
+            cluster.writable(None, REPAIR).await
         }
         Fault::StopNode => {
             cluster.node(leader).terminate();
@@ -91,10 +178,12 @@ async fn measure(fault: Fault) -> (Duration, usize) {
             assert_eq!(cluster.node(leader).exit_code(REPAIR).await, Some(0));
             new
         }
-    };
-    rows(&cluster, new, 50).await;
-    let report = writer.finish(cluster.target(new)).await;
-    (report.outage_at(at), report.lost.len())
+        Fault::Switchover => {
+            let (status, text) = cluster.switch_over(leader, None).await;
+            assert!(status.is_success(), "{status} {text}");
+            cluster.writable(Some(leader), REPAIR).await
+        }
+    }
 }
 
 /// Waits until the writer has got so many more rows into the table.

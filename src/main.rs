@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
+use pgherd::cli::ctl::client::{Cluster, Errand};
 use pgherd::cli::{self, Api, Cli, Command, ConfigCommand};
 use pgherd::config::{self, Config};
 use pgherd::{init, node};
@@ -65,11 +66,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Supervise(args) => Ok(cli::supervise::supervise(&args)?),
         Command::Units(args) => Ok(cli::supervise::units(&args)?),
-        Command::List(args) => {
+        Command::Ctl(verb) => {
             install_tls();
-            let url = api_url(&args.api)?;
-            block_on(cli::list::run(&args, &url))?;
-            Ok(ExitCode::SUCCESS)
+            let config = configuration_if_needed(verb.api())?;
+            Ok(block_on(cli::ctl::run(verb, config.as_ref()))?)
         }
         Command::Why(args) => {
             install_tls();
@@ -94,14 +94,49 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             let healthy = block_on(cli::is_healthy(&api_url(&api)?))?;
             Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Version => {
-            print(&format!("pgherd {}\n", env!("CARGO_PKG_VERSION")))?;
-            Ok(ExitCode::SUCCESS)
+        Command::Version(args) => version(&args),
+        Command::Ca(args) => done(cli::credentials::ca(&quiet_configuration()?, &args)),
+        Command::ClientCert(args) => done(cli::credentials::client_cert(&quiet_configuration()?, &args)),
+        Command::PatronictlConfig(args) => {
+            install_tls();
+            let config = quiet_configuration()?;
+            done(block_on(cli::credentials::patronictl_config(&config, &args)))
         }
+        Command::Completions { shell } => done(cli::completions(shell)),
+        Command::Man => done(cli::manual()),
         Command::Demo(args) => {
             install_tls();
             Ok(cli::demo::run(args)?)
         }
+    }
+}
+
+fn done(printed: anyhow::Result<cli::Printed>) -> Result<ExitCode, Failure> {
+    printed?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn version(args: &cli::Version) -> Result<ExitCode, Failure> {
+    if args.members.is_empty() && !args.cluster {
+        return done(cli::print(&format!("pgherd {}\n", env!("CARGO_PKG_VERSION"))));
+    }
+    install_tls();
+    let config = configuration_if_needed(&args.api)?;
+    let cluster = Cluster::new(&args.api, config.as_ref(), Errand::Look)?;
+    done(cli::print(&block_on(cli::ctl::read::versions(&cluster, &args.members))?))
+}
+
+/// What is odd about the environment is the node's to say, not every command's.
+fn quiet_configuration() -> Result<Config, Failure> {
+    Ok(Config::from_env().map_err(Failure::Configuration)?.0)
+}
+
+/// The node's environment: needed when no API was named, and used when there is one.
+fn configuration_if_needed(api: &Api) -> Result<Option<Config>, Failure> {
+    match quiet_configuration() {
+        Ok(config) => Ok(Some(config)),
+        Err(_not_in_a_node) if api.url.is_some() => Ok(None),
+        Err(failure) => Err(failure),
     }
 }
 
@@ -132,8 +167,7 @@ fn api_url(api: &Api) -> Result<String, Failure> {
     match &api.url {
         Some(url) => Ok(url.clone()),
         None => {
-            // What is odd about the environment is the node's to say, not every health check's.
-            let (config, _warnings) = Config::from_env().map_err(Failure::Configuration)?;
+            let config = quiet_configuration()?;
             // TLS is always spoken; plain HTTP only sometimes.
             Ok(format!("https://{}", SocketAddr::new(config.local_address(), config.bound.api)))
         }

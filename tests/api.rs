@@ -177,8 +177,10 @@ async fn start(listen: &str, plain: Plain) -> Api {
         store: store_seen,
         peers: peers_seen,
         data: data_seen,
-        desk: None,
+        promises: None,
         etcd: None,
+        desk: None,
+        access: api::access::Access::default(),
     };
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     let config = api::Config { listen: listen.to_owned(), port: 0, plain };
@@ -449,14 +451,11 @@ async fn head_and_options_answer_like_get_without_a_body() {
 }
 
 #[tokio::test]
-async fn what_changes_something_is_not_supported() {
+async fn what_is_unknown_is_not_supported() {
     let api = start("127.0.17.5", Plain::Accepted).await;
     for (method, path) in [
-        (Method::POST, "/switchover"),
-        (Method::POST, "/failover"),
-        (Method::PATCH, "/config"),
-        (Method::PUT, "/config"),
-        (Method::DELETE, "/restart"),
+        (Method::POST, "/config"),
+        (Method::PUT, "/switchover"),
         (Method::DELETE, "/reinitialize"),
         (Method::POST, "/"),
         (Method::DELETE, "/v1/status"),
@@ -576,7 +575,17 @@ async fn a_busy_port_is_an_error_at_the_start() {
     let (peers, data) =
         (watch::channel(discovery::Peers::default()).1, watch::channel(DataFacts::default()).1);
     let node = NodeFacts { node_id: NodeId("0".into()), name: NodeName::from("n1"), app: "demo".into() };
-    let state = api::State { node, ha, store, peers, data, desk: None, etcd: None };
+    let state = api::State {
+        node,
+        ha,
+        store,
+        peers,
+        data,
+        promises: None,
+        etcd: None,
+        desk: None,
+        access: api::access::Access::default(),
+    };
     let config =
         api::Config { listen: "127.0.17.10".into(), port: api.address.port(), plain: Plain::Accepted };
     let (mut tasks, tls) = (JoinSet::new(), certificates::ca(1).server());
@@ -628,4 +637,118 @@ async fn the_commands_ask_the_api() {
     let error = String::from_utf8(listed.stderr).unwrap();
     assert!(error.starts_with("pgherd: could not read https://127.0.17.12:"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+/// A status without anybody behind the desk: what can be said from memory is said, the rest is 503.
+mod actions {
+    use super::*;
+
+    async fn sends(api: &Api, method: Method, path: &str, body: &str) -> (u16, String) {
+        let url = format!("http://{}{path}", api.address);
+        let answer = api.client.request(method, url).body(body.to_owned()).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn requests_for_another_leader_are_checked_in_patronis_order_and_words() {
+        let api = start("127.0.17.31", Plain::Accepted).await;
+        api.says(fixture::primary(clock::now()));
+        for (path, body, code, words) in [
+            (
+                "/failover",
+                "{\"leader\":\"\"}",
+                400,
+                "Failover could be performed only to a specific candidate",
+            ),
+            (
+                "/switchover",
+                "{\"candidate\":\"n1\"}",
+                400,
+                "Switchover could be performed only from a specific leader",
+            ),
+            (
+                "/failover",
+                "{\"candidate\":\"n1\",\"scheduled_at\":\"2030-01-01T00:00:00Z\"}",
+                400,
+                "Failover can't be scheduled",
+            ),
+            (
+                "/switchover",
+                "{\"leader\":\"n0\",\"scheduled_at\":\"2030-01-01T00:00:00\"}",
+                400,
+                "Timezone information is mandatory for the scheduled switchover",
+            ),
+            (
+                "/switchover",
+                "{\"leader\":\"n0\",\"scheduled_at\":\"2020-01-01T00:00:00Z\"}",
+                422,
+                "Cannot schedule switchover in the past",
+            ),
+            (
+                "/switchover",
+                "{\"leader\":\"n0\",\"candidate\":\"n0\"}",
+                400,
+                "Switchover target and source are the same",
+            ),
+            ("/switchover", "{\"leader\":\"n1\"}", 412, "leader name does not match"),
+            (
+                "/switchover",
+                "{\"leader\":\"n0\",\"candidate\":\"n2\"}",
+                412,
+                "candidate name does not match with sync_standby",
+            ),
+            ("/failover", "{\"candidate\":\"n9\"}", 412, "candidate does not exists"),
+            ("/switchover", "{\"leader\":\"n0\"}", 503, "failed to write failover key into DCS"),
+        ] {
+            let answer = sends(&api, Method::POST, path, body).await;
+            assert_eq!(answer, (code, words.to_owned()), "{path} {body}");
+        }
+        api.end().await;
+    }
+
+    #[tokio::test]
+    async fn restarts_are_checked_before_they_are_asked_for() {
+        let api = start("127.0.17.32", Plain::Accepted).await;
+        api.says(fixture::configured(fixture::primary(clock::now()), json!({"pause": true})));
+        for (body, code, words) in [
+            (
+                "{\"role\":\"king\"}",
+                400,
+                "PostgreSQL role should be either primary, standby_leader, or replica",
+            ),
+            ("{\"timeout\":-1}", 400, "Timeout should be a positive number of seconds"),
+            ("{\"color\":1}", 400, "Unknown filter for the scheduled restart: color"),
+            (
+                "{\"postgres_version\":\"x\"}",
+                400,
+                "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: x",
+            ),
+            ("{\"schedule\":\"2030-01-01T00:00:00Z\"}", 500, "Can't schedule restart in the paused state"),
+        ] {
+            assert_eq!(sends(&api, Method::POST, "/restart", body).await, (code, words.to_owned()), "{body}");
+        }
+        api.end().await;
+    }
+
+    #[tokio::test]
+    async fn bodies_that_are_none_are_refused() {
+        let api = start("127.0.17.33", Plain::Accepted).await;
+        api.says(fixture::primary(clock::now()));
+        for (method, path) in
+            [(Method::PATCH, "/config"), (Method::PUT, "/config"), (Method::POST, "/switchover")]
+        {
+            assert_eq!(sends(&api, method.clone(), path, "{").await.0, 400, "{path}");
+            assert_eq!(sends(&api, method.clone(), path, "[]").await.0, 400, "{path}");
+            let url = format!("http://{}{path}", api.address);
+            let huge = api.client.request(method, url).body(vec![b' '; 1 << 20]).send().await;
+            assert!(huge.is_err() || huge.is_ok_and(|answer| answer.status() == 413));
+        }
+        assert_eq!(sends(&api, Method::DELETE, "/reinitialize", "").await.0, 501);
+        let mut stream = TcpStream::connect(api.address).await.unwrap();
+        stream.write_all(b"PATCH /config HTTP/1.1\r\nHost: n0\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 411 "), "{answer}");
+        api.end().await;
+    }
 }

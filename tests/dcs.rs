@@ -168,6 +168,7 @@ fn member(text: &str) -> Member {
         tags: serde_json::Map::new(),
         pending_restart: None,
         pending_restart_reason: None,
+        scheduled_restart: None,
         xlog_location: Some(Lsn(67_109_616)),
         replay_lsn: Some(Lsn(67_109_616)),
         receive_lsn: Some(Lsn(67_109_616)),

@@ -129,8 +129,10 @@ impl Node {
             store: handle.status(),
             peers: self.peers.subscribe(),
             data: data_seen,
-            desk: None,
+            promises: None,
             etcd: Some(handle.clone()),
+            desk: None,
+            access: api::access::Access::default(),
         };
         let config = api::Config { listen: self.address.to_string(), port: PORTS.api, plain: Plain::Refused };
         api::serve(config, state, bundle.api_server, &mut tasks, stop.clone()).await.unwrap();

@@ -361,3 +361,38 @@ fn keys_are_new_each_time() {
     let (one, other) = (files(Keys::generate().unwrap()), files(Keys::generate().unwrap()));
     assert_ne!(pem(&one, "postgres.key"), pem(&other, "postgres.key"));
 }
+
+#[test]
+fn a_tool_gets_a_certificate_that_opens_one_of_the_two_doors() {
+    use pgherd::tls::Purpose;
+    let (internal, service) = tls::authorities(&ROOT, &subject("x"), now()).unwrap();
+    let bundle = bundle("00000000000000a1");
+    assert_eq!(internal, pem(&bundle, "internal-ca.crt"));
+    assert_eq!(service, pem(&bundle, "service-ca.crt"));
+    for (purpose, own, other) in
+        [(Purpose::Control, &internal, &service), (Purpose::Database, &service, &internal)]
+    {
+        let files = tls::client(&ROOT, &subject("patronictl"), (purpose, 30), now()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let mut to = std::fs::File::create(dir.path().join(name)).unwrap();
+            std::io::Write::write_all(&mut to, text.as_bytes()).unwrap();
+        };
+        files.iter().for_each(|file| write(file.name, &file.pem));
+        write("other.crt", other);
+        let ca = files.iter().find(|file| file.name == "ca.crt").unwrap();
+        assert_eq!(ca.pem.as_str(), own);
+        let verify = |ca: &str| {
+            run_openssl(
+                dir.path(),
+                &format!("verify -x509_strict -CAfile {ca} -purpose sslclient client.crt"),
+            )
+        };
+        assert!(verify("ca.crt").0, "{purpose:?}");
+        assert!(!verify("other.crt").0, "{purpose:?}");
+        let (_, name) = run_openssl(dir.path(), "x509 -in client.crt -noout -subject");
+        assert!(name.contains("CN = patronictl") || name.contains("CN=patronictl"), "{name}");
+        assert!(run_openssl(dir.path(), "x509 -in client.crt -noout -checkend 2500000").0);
+        assert!(!run_openssl(dir.path(), "x509 -in client.crt -noout -checkend 2700000").0);
+    }
+}

@@ -60,6 +60,9 @@ fn member(status: &ha::Status, snapshot: &Snapshot, member: &Member) -> Value {
     if let Some(reason) = &member.pending_restart_reason {
         row.insert("pending_restart_reason".into(), reason.clone());
     }
+    if let Some(scheduled) = &member.scheduled_restart {
+        row.insert("scheduled_restart".into(), scheduled.clone());
+    }
     if !member.tags.is_empty() {
         row.insert("tags".into(), Value::Object(member.tags.clone()));
     }

@@ -1,7 +1,7 @@
 //! `POST /failsafe`: a leader without a store asks this member to promise that it will not take its place.
 //!
 //! Only members may ask: a promise given to a stranger would keep a cluster without a leader. What may be promised is the HA
-//! core's rule, and its desk gives the promise; this only carries the question. Patroni's words and codes.
+//! core's rule, and its `Promises` give the promise; this only carries the question. Patroni's words and codes.
 
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 
+use super::access::Denied;
 use super::listener::{Caller, Trust};
-use super::{State, routes};
+use super::{State, actions, routes};
 use crate::clock;
 use crate::ha;
 use crate::ha::failsafe::{Ping, Refusal, may_promise};
@@ -25,10 +26,16 @@ pub(super) async fn ask(state: &State, caller: Caller, request: Request) -> Resp
     let Some(status) = state.ha.borrow().clone() else {
         return routes::text(StatusCode::SERVICE_UNAVAILABLE, "the HA loop has not run yet");
     };
-    if !is_member(caller, &status) {
-        return routes::text(StatusCode::FORBIDDEN, "Access is denied");
+    // Whoever else may change something, with the password or on this machine, is given no promise.
+    let admitted = actions::admit(state, caller, request.headers());
+    if let Err(denied) = admitted.and_then(|()| is_member(caller, &status)) {
+        return actions::turned_away(denied);
     }
-    let Some(ping) = routes::body::<Ping>(request).await else {
+    let body = match actions::required(request).await {
+        Ok(body) => body,
+        Err(answer) => return *answer,
+    };
+    let Ok(ping) = serde_json::from_value::<Ping>(body) else {
         return routes::error_page(StatusCode::BAD_REQUEST);
     };
     match promise(state, &status, &ping) {
@@ -41,17 +48,18 @@ fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), Refusa
     let now = clock::now();
     may_promise(status, ping, now)?;
     let asked = ping.ttl.map_or(Duration::ZERO, Duration::from_secs).min(LONGEST);
-    let desk = state.desk.as_ref().ok_or(Refusal::Standing)?;
-    desk.promise(&ping.name, now, asked.max(status.timing.ttl))
+    let promises = state.promises.as_ref().ok_or(Refusal::Standing)?;
+    promises.promise(&ping.name, now, asked.max(status.timing.ttl))
 }
 
 /// By certificate; a stock member, which has none, by its address.
-fn is_member(caller: Caller, status: &ha::Status) -> bool {
+fn is_member(caller: Caller, status: &ha::Status) -> Result<(), Denied> {
     let address = caller.address.ip().to_canonical();
     let mut members = status.snapshot.iter().flat_map(|snapshot| &snapshot.members);
     match caller.trust {
-        Trust::Member => true,
-        Trust::Anyone => members.any(|member| upstream(member).is_some_and(|up| up.address == address)),
+        Trust::Member => Ok(()),
+        Trust::Anyone if members.any(|m| upstream(m).is_some_and(|up| up.address == address)) => Ok(()),
+        Trust::Anyone => Err(Denied::Stranger),
     }
 }
 

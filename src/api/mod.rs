@@ -8,9 +8,11 @@
 //! One port speaks TLS and, while `SSL_ENABLED=false`, plain HTTP too: the first byte of a connection tells
 //! (`listener`). Node-to-node calls (`/v1/...`) need a client certificate of the internal CA.
 //!
-//! `POST /failsafe` gives a leader a promise. Absent: everything else that changes something (`PATCH /config`, `POST /switchover`, ...) answers 501, as Patroni
-//! does for an operation that it does not know.
+//! What changes something (`PATCH /config`, `POST /switchover`, ...) is checked against memory and handed to the HA loop, which
+//! alone acts; the handler waits for what becomes of it. `POST /failsafe` gives a leader a promise, without the loop.
 
+pub mod access;
+mod actions;
 pub mod cluster;
 mod failsafe;
 #[cfg(test)]
@@ -79,9 +81,13 @@ pub struct State {
     /// This volume's data in a few words.
     pub data: watch::Receiver<DataFacts>,
     /// Who gives a leader the promise not to take its place; without it `POST /failsafe` says no.
-    pub desk: Option<ha::desk::Desk>,
+    pub promises: Option<ha::promises::Promises>,
     /// Who answers promises; without it `POST /v1/promise` says 503.
     pub etcd: Option<etcd::Handle>,
+    /// Where an operator's requests go; without it they are answered with 503.
+    pub desk: Option<ha::desk::Desk>,
+    /// Who may ask for something.
+    pub access: access::Access,
 }
 
 /// Binds the port, then serves it on `tasks` until `stop` is cancelled. Returns the bound address.

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::health::{self, Check, Filters};
 use super::listener::{Caller, Trust};
-use super::{State, cluster, failsafe, metrics, status, why};
+use super::{State, actions, cluster, failsafe, metrics, status, why};
 use crate::clock::{self, Moment};
 use crate::ha;
 use crate::peer::{NodeStatus, PromiseRequest};
@@ -40,16 +40,15 @@ pub(super) fn router(state: State) -> Router {
 }
 
 /// Everything that Patroni's clients ask for.
-async fn patroni(
-    Shared(state): Shared<State>,
-    Extension(caller): Extension<Caller>,
-    request: Request,
-) -> Response {
+async fn patroni(Shared(state): Shared<State>, caller: Extension<Caller>, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    if actions::is_action(&method, uri.path()) {
+        return actions::act(Shared(state), caller, request).await;
+    }
     match method {
         Method::GET => answer(&state, &uri, clock::now()),
         Method::POST if uri.path().split('/').nth(1) == Some("failsafe") => {
-            failsafe::ask(&state, caller, request).await
+            failsafe::ask(&state, caller.0, request).await
         }
         Method::HEAD | Method::OPTIONS => bodiless(answer(&state, &uri, clock::now())),
         _ => unsupported().await,
@@ -122,7 +121,7 @@ fn document(value: Option<Value>) -> Response {
     value.map_or_else(|| error_page(StatusCode::BAD_GATEWAY), |value| json(StatusCode::OK, &value))
 }
 
-fn json(code: StatusCode, value: &Value) -> Response {
+pub(super) fn json(code: StatusCode, value: &Value) -> Response {
     (code, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
@@ -156,8 +155,8 @@ pub(super) fn error_page(code: StatusCode) -> Response {
 }
 
 /// A sentence for a caller that must be told why.
-pub(super) fn text(code: StatusCode, sentence: &'static str) -> Response {
-    (code, [(header::CONTENT_TYPE, "text/html")], sentence).into_response()
+pub(super) fn text(code: StatusCode, sentence: impl Into<String>) -> Response {
+    (code, [(header::CONTENT_TYPE, "text/html")], sentence.into()).into_response()
 }
 
 /// `GET /v1/status`: what this node knows, for a peer.

@@ -90,6 +90,9 @@ fn insert_cluster(page: &mut Map<String, Value>, status: &ha::Status, now: Momen
     if let Some(reason) = status.postgres.sql.as_ref().and_then(pending_restart_reason) {
         page.insert("pending_restart_reason".into(), reason);
     }
+    if let Some(scheduled) = &status.scheduled_restart {
+        page.insert("scheduled_restart".into(), scheduled.clone());
+    }
 }
 
 fn about(scope: &str, name: &NodeName) -> Value {

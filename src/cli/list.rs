@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::{Api, client, fetch, table};
+use super::ctl::client::Cluster;
+use super::{Api, Printed, table};
 
 /// How `list` shows the members.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,6 +30,15 @@ pub struct Args {
     pub watch: Option<u64>,
 }
 
+/// How the members are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// By name.
+    Table,
+    /// Each below the one that it streams from.
+    Tree,
+}
+
 /// Moves to the top left corner and clears from there on: no flicker, nothing in the scroll-back.
 const REDRAW: &str = "\x1b[H\x1b[J";
 
@@ -36,28 +46,31 @@ const REDRAW: &str = "\x1b[H\x1b[J";
 ///
 /// # Errors
 /// The API does not answer (a watch goes on and says so), or the output cannot be written.
-pub async fn run(args: &Args, url: &str) -> anyhow::Result<()> {
-    let client = client().context("could not make an HTTP client")?;
+pub async fn run(args: &Args, cluster: &Cluster, shape: Shape) -> anyhow::Result<Printed> {
     let Some(seconds) = args.watch else {
-        let text = page(args, &fetch(&client, url, "cluster").await?);
-        return print(&text).map(|_written| ()).context("could not print");
+        let text = page(args, &cluster.get("/cluster").await?, shape);
+        return print(&text).map(|_written| Printed).context("could not print");
     };
     loop {
-        let text = match fetch(&client, url, "cluster").await {
-            Ok(cluster) => page(args, &cluster),
+        let text = match cluster.get("/cluster").await {
+            Ok(cluster) => page(args, &cluster, shape),
             // A node that restarts is what one watches for.
             Err(error) => format!("{error:#}\n"),
         };
         let start = if io::stdout().is_terminal() { REDRAW } else { "" };
         if print(&format!("{start}{text}")).context("could not print")? == Reader::Gone {
-            return Ok(());
+            return Ok(Printed);
         }
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
 
-fn page(args: &Args, cluster: &Value) -> String {
-    if args.json { format!("{cluster:#}\n") } else { table::members(cluster) }
+fn page(args: &Args, cluster: &Value, shape: Shape) -> String {
+    match shape {
+        Shape::Table | Shape::Tree if args.json => format!("{cluster:#}\n"),
+        Shape::Table => table::members(cluster),
+        Shape::Tree => table::members(&table::as_tree(cluster)),
+    }
 }
 
 /// Whether anybody still reads what is printed.

@@ -1,7 +1,10 @@
 //! The command line: the commands that a person types, as thin as they can be.
 //!
-//! Each command parses its arguments, calls one room and prints. Absent: every command that changes a cluster.
+//! Each command parses its arguments, calls one room and prints. What changes a cluster is in [`ctl`], and speaks to the
+//! API like anybody else.
 
+pub mod credentials;
+pub mod ctl;
 pub mod demo;
 pub mod drill;
 pub mod foreign;
@@ -9,16 +12,18 @@ pub mod list;
 pub mod supervise;
 pub mod table;
 pub mod why;
+pub mod yaml;
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use serde_json::Value;
 
 use crate::config::Config;
 use crate::postgres;
 use crate::process::{RunAs, VolumeLock};
-use serde_json::Value;
 
 /// What any call of the own node's API may take: it answers from memory, over loopback as a rule.
 const API_PATIENCE: Duration = Duration::from_secs(5);
@@ -45,8 +50,9 @@ pub enum Command {
     /// The services of a list, started by `init`
     #[command(hide = true)]
     Units(supervise::Args),
-    /// Show the members of the cluster
-    List(list::Args),
+    /// The verbs of patronictl.
+    #[command(flatten)]
+    Ctl(ctl::Verb),
     /// Tell what a node decided and on what, and who would take over if the primary died now
     Why(why::Args),
     /// Look at the configuration
@@ -59,10 +65,81 @@ pub enum Command {
     Drill(drill::Drill),
     /// Put data from before pgherd back where it was; no node may run on the volume
     RestoreVolume,
-    /// Print the version
-    Version,
+    /// Print the version; with names, or --cluster, those of the members
+    Version(Version),
+    /// Print the certificate of an authority of this cluster
+    Ca(credentials::Ca),
+    /// Make a certificate for a tool, from this cluster's secret and without asking any node
+    ClientCert(credentials::ClientCert),
+    /// Write a configuration for patronictl, with the certificates that it (and etcdctl) need
+    PatronictlConfig(credentials::Patronictl),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
     /// Run a whole cluster on this machine
     Demo(demo::Args),
+}
+
+/// Options of `version`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Version {
+    /// Which node to ask.
+    #[command(flatten)]
+    pub api: Api,
+    /// Of these members
+    #[arg(value_name = "MEMBER")]
+    pub members: Vec<String>,
+    /// Of every member
+    #[arg(long)]
+    pub cluster: bool,
+}
+
+/// Something has been said, or nobody listens any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Printed;
+
+/// Prints. That nobody reads (`pgherd show-config | head -1`) is no failure.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn print(text: &str) -> anyhow::Result<Printed> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("could not print"),
+        Ok(()) | Err(_) => Ok(Printed),
+    }
+}
+
+/// The command line for a shell, or as a manual page.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn completions(shell: clap_complete::Shell) -> anyhow::Result<Printed> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pgherd", &mut text);
+    print(&String::from_utf8_lossy(&text))
+}
+
+/// The manual page, with every command.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn manual() -> anyhow::Result<Printed> {
+    let mut text = Vec::new();
+    let command = Cli::command();
+    clap_mangen::Man::new(command.clone()).render(&mut text).context("could not make the page")?;
+    for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = format!("pgherd {}", command.get_name());
+        let page = clap_mangen::Man::new(command.clone().bin_name(name.clone()).display_name(name));
+        page.render_synopsis_section(&mut text).context("could not make the page")?;
+        page.render_description_section(&mut text).context("could not make the page")?;
+        page.render_options_section(&mut text).context("could not make the page")?;
+    }
+    print(&String::from_utf8_lossy(&text))
 }
 
 /// What to do with the configuration.

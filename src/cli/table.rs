@@ -47,6 +47,10 @@ const COLUMNS: &[Column] = &[
     number("Replay LSN", |m| text(m, "replay_lsn")),
     number("Lag", |m| megabytes(m, "replay_lag")),
     rare("Pending restart", |m| if m.get("pending_restart").is_some() { "*".into() } else { String::new() }),
+    rare("Pending restart reason", pending_reason),
+    rare("Scheduled restart", |m| {
+        m.get("scheduled_restart").map_or_else(String::new, |r| text(r, "schedule"))
+    }),
     rare("Tags", tags),
 ];
 
@@ -73,6 +77,94 @@ pub fn members(cluster: &Value) -> String {
     let mut out = with_title(&table.to_string(), &title(cluster));
     out.push_str(&footer(cluster));
     out
+}
+
+/// The members in the order and under the names of a tree: below each member those that stream from it.
+pub fn as_tree(cluster: &Value) -> Value {
+    let mut cluster = cluster.clone();
+    let rows = cluster.get("members").and_then(Value::as_array).cloned().unwrap_or_default();
+    let leads = |m: &Value| matches!(text(m, "role").as_str(), "leader" | "standby_leader");
+    let names: Vec<String> = rows.iter().map(|m| text(m, "name")).collect();
+    let root = rows.iter().find(|m| leads(m)).map(|m| text(m, "name"));
+    let parent = |m: &Value| {
+        let wanted =
+            m.get("tags").map(|tags| text(tags, "replicatefrom")).filter(|name| names.contains(name));
+        if leads(m) { None } else { wanted.or_else(|| root.clone()) }
+    };
+    let mut left: Vec<Value> = rows;
+    let mut tree: Vec<Value> = Vec::new();
+    while !left.is_empty() {
+        // Two that name each other hang on nobody: the first of them then stands for itself.
+        let placed = |m: &Value| {
+            let Some(parent) = parent(m) else { return Some((tree.len(), 0)) };
+            let above = tree.iter().position(|row| bare(&text(row, "name")) == parent)?;
+            let depth = depth(&text(tree.get(above)?, "name")) + 1;
+            let below =
+                tree.iter().skip(above + 1).take_while(|row| self::depth(&text(row, "name")) >= depth);
+            Some((above + 1 + below.count(), depth))
+        };
+        let found = left.iter().enumerate().find_map(|(index, m)| placed(m).map(|place| (index, place)));
+        let (index, (at, depth)) = found.unwrap_or((0, (tree.len(), 0)));
+        let mut row = left.remove(index);
+        let name = text(&row, "name");
+        let branch = if depth == 0 { name } else { format!("{}+ {name}", "  ".repeat(depth - 1)) };
+        if let Some(row) = row.as_object_mut() {
+            row.insert("name".to_owned(), branch.into());
+        }
+        tree.insert(at, row);
+    }
+    if let Some(page) = cluster.as_object_mut() {
+        page.insert("members".to_owned(), tree.into());
+    }
+    cluster
+}
+
+fn bare(branch: &str) -> &str {
+    branch.trim_start_matches([' ', '+'])
+}
+
+fn depth(branch: &str) -> usize {
+    branch.find('+').map_or(0, |at| at / 2 + 1)
+}
+
+/// The rows of `/history`.
+pub fn history(page: &Value) -> String {
+    let titles = ["TL", "LSN", "Reason", "Timestamp", "New Leader"].map(str::to_owned);
+    let cell = |value: &Value| match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => Some(value.to_string()),
+    };
+    let row = |row: &Value| -> Vec<Option<String>> {
+        let cells = row.as_array().map_or(&[][..], Vec::as_slice);
+        (0..titles.len()).map(|index| cells.get(index).and_then(cell)).collect()
+    };
+    let all: Vec<_> = page.as_array().map_or(&[][..], Vec::as_slice).iter().map(row).collect();
+    rows(&titles, &all)
+}
+
+/// Any rows under any titles.
+pub fn rows(titles: &[String], rows: &[Vec<Option<String>>]) -> String {
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    table.set_header(titles.iter().map(|title| printable(title)));
+    for row in rows {
+        table.add_row(row.iter().map(|cell| cell.as_deref().map_or_else(String::new, printable)));
+    }
+    format!("{table}\n")
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}
+
+/// `max_connections: 100->120`, one a line.
+fn pending_reason(member: &Value) -> String {
+    let reasons = member.get("pending_restart_reason").and_then(Value::as_object);
+    let line = |(name, values): (&String, &Value)| {
+        format!("{}: {}->{}", printable(name), text(values, "old_value"), text(values, "new_value"))
+    };
+    reasons.into_iter().flatten().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn title(cluster: &Value) -> String {
@@ -262,5 +354,34 @@ mod tests {
         cluster["members"][0]["name"] = json!("n0\u{1b}[2J");
         assert!(!members(&cluster).contains('\u{1b}'));
         assert!(!members(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn a_tree_hangs_each_member_below_the_one_that_it_streams_from() {
+        let row = |name: &str, role: &str, from: Option<&str>| json!({"name": name, "role": role, "tags": from.map(|from| json!({"replicatefrom": from}))});
+        let cluster = json!({"members": [
+            row("n0", "replica", Some("n3")), row("n1", "leader", Some("n0")), row("n2", "replica", None),
+            row("n3", "replica", None), row("n4", "replica", Some("nobody")),
+        ]});
+        let tree = as_tree(&cluster);
+        let names: Vec<&str> =
+            tree["members"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["n1", "+ n2", "+ n3", "  + n0", "+ n4"]);
+        let circle = json!({"members": [row("a", "replica", Some("b")), row("b", "replica", Some("a"))]});
+        let rows = as_tree(&circle)["members"].as_array().unwrap().len();
+        assert_eq!(rows, 2, "nobody is lost");
+    }
+
+    #[test]
+    fn history_and_reasons_are_shown_in_rows() {
+        let page = json!([
+            [1, 67_109_616_u64, "no recovery target specified", "2026-11-20T15:56:07+00:00", "n1"],
+            [2, 5, ""]
+        ]);
+        let text = history(&page);
+        assert!(text.contains("67109616") && text.contains("New Leader") && text.contains("| n1"), "{text}");
+        let member =
+            json!({"pending_restart_reason": {"max_connections": {"old_value": "100", "new_value": "120"}}});
+        assert_eq!(pending_reason(&member), "max_connections: 100->120");
     }
 }

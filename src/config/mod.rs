@@ -21,6 +21,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use secrecy::{SecretSlice, SecretString};
 
+use crate::api::access::Access;
 use crate::ha::rules::{Outlast, Strictness, Tags};
 use crate::postgres::ClientTls;
 use crate::tls::REPLICATION_ROLE;
@@ -62,6 +63,8 @@ pub struct Config {
     pub database: Database,
     /// `PROXY_*`; `None`: no proxy.
     pub proxy: Option<Proxy>,
+    /// `RESTAPI_USERNAME` and `RESTAPI_PASSWORD`.
+    pub rest: Access,
     /// Log output.
     pub log: Log,
     /// `SHUTDOWN_TIMEOUT`: all that an orderly stop may take.
@@ -259,6 +262,12 @@ impl Config {
             init_scripts: INIT_SCRIPTS.into(),
         }
     }
+}
+
+/// The person's editor: the system's variables, hence not in the table.
+pub fn editor() -> String {
+    let named = ["VISUAL", "EDITOR"].iter().filter_map(|name| std::env::var_os(name)?.into_string().ok());
+    named.into_iter().find(|editor| !editor.trim().is_empty()).unwrap_or_else(|| "vi".to_owned())
 }
 
 /// Something odd that does not stop the start.

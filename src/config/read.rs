@@ -12,6 +12,7 @@ use super::passphrase::{self, Strength};
 use super::reader::Reader;
 use super::timing::{self, Network, TimingChoice};
 use super::{Config, Database, Errors, Ha, Log, Proxy, RestartNode, Tls, Warning, parse};
+use crate::api::access::{Access, Basic};
 use crate::discovery::{self, Source};
 use crate::ha::rules::{Failover, Outlast, Strictness, Tags};
 use crate::log;
@@ -72,6 +73,7 @@ fn everything(r: &mut Reader) -> Option<Config> {
         r.search_path().split(':').filter(|dir| dir.starts_with('/')).map(Utf8PathBuf::from).collect();
     let database = database(r, &data_volume);
     let tls = tls(r, &app, database.as_ref());
+    let rest = rest(r);
     let proxy = proxy(r, bound, tls.as_ref().map_or(ClientTls::Offered, |tls| tls.clients));
     warn_of_publicity(r, &discovery);
     let (timing, discovery, database, tls) = (Some(timing), discovery?, database?, tls?);
@@ -89,6 +91,7 @@ fn everything(r: &mut Reader) -> Option<Config> {
         tls,
         database,
         proxy,
+        rest,
         log,
         stop_budget,
         restart_node,
@@ -383,6 +386,31 @@ fn data_dir(r: &mut Reader, volume: &Utf8PathBuf) -> Utf8PathBuf {
         r.wrong("PGDATA", format_args!("{dir}; expected a directory that is not pgherd's own"));
     }
     dir
+}
+
+/// Both or neither.
+fn rest(r: &mut Reader) -> Access {
+    let before = r.errors.len();
+    let user = r.text("RESTAPI_USERNAME").filter(|user| !user.is_empty());
+    let secret = r.secret("RESTAPI_PASSWORD");
+    let password = secret.and_then(|value| String::from_utf8(value.to_vec()).ok()).map(SecretString::from);
+    match (user, password) {
+        (Some(user), _) if user.contains(':') => {
+            r.wrong(
+                "RESTAPI_USERNAME",
+                "it holds a colon; expected a name that basic authentication can carry",
+            );
+        }
+        (Some(user), Some(password)) => return Access { basic: Some(Basic { user, password }) },
+        (Some(_), None) if r.errors.len() == before => {
+            r.wrong("RESTAPI_PASSWORD", "not set; expected a password, because RESTAPI_USERNAME is set");
+        }
+        (None, Some(_)) => {
+            r.wrong("RESTAPI_USERNAME", "not set; expected a name, because RESTAPI_PASSWORD is set");
+        }
+        (Some(_), None) | (None, None) => {}
+    }
+    Access::default()
 }
 
 fn password(r: &mut Reader, name: &'static str) -> Option<SecretString> {

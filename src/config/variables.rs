@@ -131,6 +131,12 @@ pub const VARIABLES: &[Variable] = &[
         "true",
         "Without the store the primary goes on as long as every member promises not to take its place.",
     ),
+    plain(
+        "RESTAPI_USERNAME",
+        "none",
+        "User of the REST calls that change something; without one they are taken from members and from this machine only.",
+    ),
+    secret("RESTAPI_PASSWORD", "none", "Password of `RESTAPI_USERNAME`."),
     plain("TAG_NOFAILOVER", "false", "`true`: this node never becomes the leader."),
     plain(
         "PROXY_ENABLED",

@@ -139,6 +139,9 @@ pub struct Member {
     /// The timeline it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Timeline>,
+    /// The restart that is scheduled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_restart: Option<serde_json::Value>,
     /// The node has noticed maintenance mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<bool>,

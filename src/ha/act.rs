@@ -123,7 +123,7 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm for each action")]
+    #[expect(clippy::too_many_lines, reason = "one line or two for each action")]
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
         let store = Arc::clone(&self.deps.store);
         match action {
@@ -132,7 +132,7 @@ impl<D: Dcs> Agent<D> {
             }
             Action::Forget => {
                 self.lease.forget().await;
-                self.deps.desk.sit_down();
+                self.deps.promises.sit_down();
             }
             Action::Release => self.release().await,
             Action::ClaimInitialize(when) => {
@@ -186,22 +186,29 @@ impl<D: Dcs> Agent<D> {
             Action::DeleteFailsafe => store.delete(Key::Failsafe, Precondition::None).await?,
             Action::AskMembers => self.ask_members(view),
             Action::Begin(task) => self.begin(view, task)?,
+            Action::Reload => self.memory.configured = None,
+            Action::TakeUpSchedule => self.memory.orders.take_up_schedule(view.now),
+            Action::DropSchedule => self.memory.orders.scheduled = None,
+            Action::RestartStopped => self.memory.orders.stopped(view.now),
+            Action::AcceptReinitialize => self.accept_reinitialize(),
+            Action::Settle(order, how) => self.settle(order, how),
+            Action::GiveAway => self.memory.give_away = Some(view.now),
             Action::Finish => {}
         }
         Ok(())
     }
 
-    /// At the desk first: a promise that was given a moment ago binds, and nothing is promised while the outcome is open.
+    /// The promises first: one that was given a moment ago binds, and nothing is promised while the outcome is open.
     async fn acquire(&mut self, claim: Claim) -> Result<(), Error> {
         let now = clock::now();
-        self.deps.desk.stand(now, now + OUTCOME_OPEN_TTLS * self.rules.timing.ttl)?;
+        self.deps.promises.stand(now, now + OUTCOME_OPEN_TTLS * self.rules.timing.ttl)?;
         match self.deps.store.acquire_leader(&self.config.me, claim).await {
             Ok(held) => {
                 self.lease.hold(held).await;
                 Ok(())
             }
             Err(error @ (dcs::Error::Conflict { .. } | dcs::Error::Rejected(_))) => {
-                self.deps.desk.sit_down();
+                self.deps.promises.sit_down();
                 Err(error.into())
             }
             Err(error @ dcs::Error::Unreachable(_)) => Err(error.into()),
@@ -220,7 +227,7 @@ impl<D: Dcs> Agent<D> {
     /// The lease is forgotten first: from here on this node does not lead, whatever becomes of the request.
     async fn release(&mut self) {
         self.lease.forget().await;
-        self.deps.desk.sit_down();
+        self.deps.promises.sit_down();
         if timeout(RELEASE_LIMIT, self.release_key()).await.is_err() {
             warn!("the leader key was not given back in time: it ends with its lease");
         }

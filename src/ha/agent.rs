@@ -24,16 +24,18 @@ use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::configure::with_settings;
 use super::decide::decide;
-use super::desk::Desk;
+use super::desk::{Inbox, Waiting};
 use super::failsafe;
 use super::fitness;
 use super::forecast::forecast;
 use super::jobs::{Done, Outcome};
 use super::lease;
 use super::memory;
+use super::orders::{Order, Scheduled};
+use super::promises::Promises;
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
-use super::rules::Rules;
+use super::rules::{Pause, Rules};
 use super::trail::{self, Step, Trail};
 use super::view::{Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume};
 use super::{Error, Phase, Position, Status};
@@ -79,13 +81,15 @@ pub struct Deps<D> {
     /// The cluster record.
     pub record: record::Keeper,
     /// Where promises and attempts to lead meet.
-    pub desk: Desk,
+    pub promises: Promises,
     /// The deadman.
     pub init: InitLink,
     /// Calls to other nodes.
     pub client: PeerClient,
     /// Who may exist.
     pub peers: watch::Receiver<Peers>,
+    /// What operators ask for.
+    pub inbox: Inbox,
 }
 
 /// What others see of the agent.
@@ -106,6 +110,7 @@ pub fn spawn<D: Dcs>(
     stop: CancellationToken,
 ) {
     let (timing, timing_seen) = watch::channel(config.rules.timing);
+    let (pause, pause_seen) = watch::channel(Pause::Off);
     let mut lease_tasks = JoinSet::new();
     let lease = lease::spawn(
         lease::Deps {
@@ -114,6 +119,7 @@ pub fn spawn<D: Dcs>(
             init: deps.init.clone(),
             process: deps.postgres.process(),
             timing: timing_seen,
+            pause: pause_seen,
         },
         &mut lease_tasks,
     );
@@ -132,6 +138,10 @@ pub fn spawn<D: Dcs>(
         doing: None,
         jobs: JoinSet::new(),
         checkpoint: JoinSet::new(),
+        errands: JoinSet::new(),
+        waiting: Waiting::new(),
+        last_started: None,
+        pause,
         signs: JoinSet::new(),
         rounds: JoinSet::new(),
         young: Youth::Over,
@@ -176,6 +186,14 @@ pub(super) struct Agent<D> {
     signs: JoinSet<(Check, Pulse)>,
     /// Rounds of questions to the members: when each was begun, and who has promised.
     pub(super) rounds: JoinSet<(Moment, BTreeSet<NodeName>)>,
+    /// Writes to the store that an operator has asked for.
+    pub(super) errands: JoinSet<()>,
+    /// Who waits for which order.
+    pub(super) waiting: Waiting,
+    /// When the postmaster that last answered was started.
+    pub(super) last_started: Option<i64>,
+    /// Maintenance mode, for the lease task.
+    pause: watch::Sender<Pause>,
     pub(super) young: Youth,
     pub(super) last_failure: String,
     /// What in the stored configuration cannot be used, as last said.
@@ -259,6 +277,8 @@ impl<D: Dcs> Agent<D> {
                 Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
                 Some(done) = self.jobs.join_next() => self.take_in(done),
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
+                letter = self.deps.inbox.next() => self.receive(letter),
+                Some(_ended) = self.errands.join_next() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -288,7 +308,7 @@ impl<D: Dcs> Agent<D> {
         };
         let arrived = clock::now();
         self.take_in_signs(arrived);
-        self.memory.promised = self.deps.desk.promised(arrived);
+        self.memory.promised = self.deps.promises.promised(arrived);
         let store = match snapshot {
             Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived),
             Ok(Err(error)) => self.store_silent(error.to_string(), arrived),
@@ -314,6 +334,8 @@ impl<D: Dcs> Agent<D> {
             },
             memory: self.memory.clone(),
         };
+        self.last_started =
+            view.local.sql.as_ref().map(|answer| answer.started_at_micros).or(self.last_started);
         self.watch_start(&view);
         self.memory.saw_instance(&view);
         view.memory = self.memory.clone();
@@ -358,6 +380,11 @@ impl<D: Dcs> Agent<D> {
         }
         self.deps.store.set_ttl(rules.timing.ttl);
         self.timing.send_replace(rules.timing);
+        if rules.pause != self.rules.pause {
+            self.pause.send_replace(rules.pause);
+            // What was found out before an operator worked on the cluster is found out again.
+            self.memory.ancestry = None;
+        }
         if let Some(stored) = &rules.server {
             self.deps.postgres.intend(stored.clone());
         }
@@ -417,7 +444,10 @@ impl<D: Dcs> Agent<D> {
 
     /// Publishes the status and logs what has changed.
     fn tell(&mut self, view: &View, decision: &Decision) {
-        let reason = decision.reason.to_string();
+        let reason = match view.rules.pause {
+            Pause::On => format!("PAUSE: {}", decision.reason),
+            Pause::Off => decision.reason.to_string(),
+        };
         if reason != self.last_reason {
             info!(member = %self.config.me, %reason, "decided");
             self.last_reason.clone_from(&reason);
@@ -454,6 +484,8 @@ impl<D: Dcs> Agent<D> {
             vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,
+            primary_start_timeout: self.rules.primary_start_timeout,
+            scheduled_restart: view.memory.orders.scheduled.as_ref().map(Scheduled::to_json),
             complaints: self.complaints.iter().cloned().chain(self.deps.postgres.complaints()).collect(),
         };
         self.outlets.status.send_replace(Some(status));
@@ -523,11 +555,13 @@ impl<D: Dcs> Agent<D> {
 
     fn remember(&mut self, outcome: Outcome, now: Moment) -> Result<(), record::Error> {
         match outcome {
-            Outcome::Stopped | Outcome::Initialised => {}
+            Outcome::Stopped => self.memory.orders.stopped(now),
+            Outcome::Initialised => {}
             Outcome::Bootstrapped => {
                 self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled)?;
             }
             Outcome::Cloned => {
+                self.memory.orders.settle(Order::Reinitialize);
                 (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 self.memory.succeeded(Job::Rewind);
                 self.deps.record.update(|record| {

@@ -18,10 +18,11 @@ use super::Phase;
 use super::adoption;
 use super::failsafe;
 use super::fitness;
-use super::lead;
-use super::lead::{NOW, PROMPTLY};
+use super::lead::{self, NOW, PROMPTLY};
 use super::lineage::{self, Lineage};
 use super::manual;
+use super::orders;
+use super::pause;
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, UpstreamWal, View, upstream};
@@ -46,15 +47,15 @@ const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 
 /// The decision for this view.
 pub fn decide(view: &View) -> Decision {
-    failsafe::also_ask(view, decide_alone(view))
+    match view.phase {
+        Phase::Serving => pause::gate(view, failsafe::also_ask(view, ungated(view))),
+        Phase::Stopping => ungated(view),
+    }
 }
 
-/// What this node does by itself, whatever the others promise.
-fn decide_alone(view: &View) -> Decision {
-    if let Some(decision) = fence(view) {
-        return decision;
-    }
-    if let Some(decision) = lapsed(view).or_else(|| fitness::stop_hangs(view)) {
+fn ungated(view: &View) -> Decision {
+    let first = fence(view).filter(|_| !pause::is_on(view)).or_else(|| lapsed(view));
+    if let Some(decision) = first.or_else(|| fitness::stop_hangs(view)).or_else(|| orders::decide(view)) {
         return decision;
     }
     match (view.phase, view.doing.map(|d| d.job)) {
@@ -123,8 +124,12 @@ fn stopping(view: &View) -> Decision {
         Instance::Ending => idle(Reason::Ending, PROMPTLY),
         Instance::Down => {
             // PostgreSQL and every descendant are gone: only now may another node lead.
-            let release = (view.lease != Lease::None).then_some(Action::Release);
-            let end = view.snapshot().and_then(|_fresh| manual::left_behind(view, view.control()?));
+            let gives_up = view.lease != Lease::None && !pause::is_on(view);
+            let release = gives_up.then_some(Action::Release);
+            let end = view
+                .snapshot()
+                .filter(|_| gives_up)
+                .and_then(|_fresh| manual::left_behind(view, view.control()?));
             let actions = end.into_iter().chain(release).chain([Action::Finish]).collect();
             Decision { actions, reason: Reason::Stopped, wake: PROMPTLY }
         }
@@ -234,8 +239,11 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         (Instance::Primary(answer, lsn), _) => manual::at_leader(view, snapshot, answer)
             .unwrap_or_else(|| fitness::told(view, lead::duties(view, snapshot, answer, lsn))),
         (Instance::Standby(..), _) => lead::promote(view, snapshot),
-        (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
+        (Instance::Silent, _) => lead::starting(view, snapshot),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
+        (Instance::Down, _) if lead::gives_away(view, snapshot) => {
+            act(vec![Action::Release], Reason::StartTooSlow)
+        }
         // A standby that died between the lock and its promotion: started as a primary it would go on writing the timeline
         // that it was to end.
         (Instance::Down, DataDir::Cluster(control)) if was_standby(control) => {
@@ -320,6 +328,9 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
         (Instance::Primary(answer, _), _) => retake(snapshot, answer),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
+        (Instance::Down, DataDir::Cluster(control)) if pause::was_the_primary(view, snapshot, control) => {
+            take(claim)
+        }
         (Instance::Down, DataDir::Cluster(_)) => match view.volume.bootstrap {
             // initdb was finished here and nobody has used it: take the lock and go on.
             Bootstrap::Pending => take(claim),

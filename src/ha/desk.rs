@@ -1,140 +1,256 @@
-//! The desk: the one place where a promise to a leader (see [`super::failsafe`]) and an attempt to take the leader key meet.
+//! Where an operator's requests arrive: a bounded channel to the loop, which alone acts.
 //!
-//! Invariant: never both. While a promise binds, nobody begins to take the key; while the key is being taken, or may have been
-//! taken by a request whose outcome is unknown, nothing is promised. The promise is on disk before it is given: after a restart
-//! a volume that had promised is bound for a whole TTL more, for the clock of the promise may be gone.
+//! What only writes a document of the store runs beside the loop, so that a slow store does not hold the loop up; what moves
+//! PostgreSQL becomes an order in the View, and `decide` says what is done about it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::Moment;
-use crate::record;
-use crate::types::NodeName;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::info;
 
-use super::failsafe::Refusal;
+use crate::clock::{self, Moment};
+use crate::dcs::{self, Dcs, Failover, Key, Precondition};
 
-/// The desk of one node. Clones share it.
+use super::agent::Agent;
+use super::orders::{Accepted, Order, Orders, Reinitialize, Reload, Restart, Scheduled, Settled};
+use super::rules::Rules;
+use super::settings::{self, Change};
+
+/// Requests that may wait. A person's requests come one by one; a program that sends more is told to wait.
+const LETTERS: usize = 16;
+/// Writes to the store that may be under way at once.
+const ERRANDS: usize = 8;
+/// A write and the read before it.
+const ERRAND_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ask {
+    /// Write this request for another leader.
+    Failover(Failover),
+    /// Clear it.
+    CancelFailover,
+    /// Change the dynamic configuration.
+    Config(Change),
+    /// Restart PostgreSQL.
+    Restart(Restart),
+    /// Restart it later.
+    Schedule(Scheduled),
+    /// Do not restart it later.
+    CancelSchedule,
+    /// Read the configuration again.
+    Reload,
+    /// Take another copy of the leader's data.
+    Reinitialize(Reinitialize),
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Done, or on its way; the revision or the moment of a write is in the store.
+    Done(Moment),
+    /// The configuration is now this.
+    Config(Value),
+    /// There is nothing to change: no request, no schedule, no configuration.
+    Nothing,
+    /// Somebody else was faster.
+    Conflict,
+    /// There is one already.
+    Already,
+    /// It breaks a rule, in words.
+    Invalid(String),
+    /// The store could not be read or written.
+    Store(String),
+    /// What the loop made of an order.
+    Settled(Settled),
+    /// Too much is asked at once, or the loop has ended.
+    Unavailable,
+}
+
+/// A request and where its answer goes.
+#[derive(Debug)]
+pub struct Letter {
+    ask: Ask,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// The callers' end. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Desk {
-    state: Arc<Mutex<State>>,
-    record: record::Keeper,
+    letters: mpsc::Sender<Letter>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    promised: Option<(NodeName, Moment)>,
-    standing: Option<Moment>,
-}
+/// The loop's end.
+#[derive(Debug)]
+pub struct Inbox(mpsc::Receiver<Letter>);
 
-/// The key may not be taken.
-#[derive(Debug, thiserror::Error)]
-#[error("this node has promised {0} not to lead")]
-pub struct Bound(NodeName);
+/// Both ends.
+pub fn open() -> (Desk, Inbox) {
+    let (letters, inbox) = mpsc::channel(LETTERS);
+    (Desk { letters }, Inbox(inbox))
+}
 
 impl Desk {
-    /// A promise that an earlier life has written down binds for a whole TTL from now.
-    pub fn open(record: record::Keeper, now: Moment, ttl: Duration) -> Self {
-        let promised = record.read().failsafe.map(|leader| (leader, now + ttl));
-        Self { state: Arc::new(Mutex::new(State { promised, standing: None })), record }
-    }
-
-    /// Promises this leader not to take the key for `ttl`.
-    ///
-    /// # Errors
-    /// The key is being taken, or the promise cannot be written down.
-    pub fn promise(&self, leader: &NodeName, now: Moment, ttl: Duration) -> Result<(), Refusal> {
-        let mut state = self.lock();
-        if state.standing.is_some_and(|until| now < until) {
-            return Err(Refusal::Standing);
+    /// Asks, and waits for the answer for this long.
+    pub async fn ask(&self, ask: Ask, patience: Duration) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        if self.letters.try_send(Letter { ask, reply }).is_err() {
+            return Reply::Unavailable;
         }
-        let written = self.record.update(|record| record.failsafe = Some(leader.clone()));
-        if written.is_err() {
-            return Err(Refusal::NotWritten);
+        match timeout(patience, answer).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) | Err(_) => Reply::Unavailable,
         }
-        // Never shorter than what was promised before.
-        let until = state.promised.as_ref().map_or(now + ttl, |(_, until)| (now + ttl).max(*until));
-        state.promised = Some((leader.clone(), until));
-        Ok(())
-    }
-
-    /// What binds this node; what has run out is forgotten, on disk too.
-    pub fn promised(&self, now: Moment) -> Option<(NodeName, Moment)> {
-        let mut state = self.lock();
-        if state.promised.as_ref().is_some_and(|(_, until)| now >= *until) {
-            state.promised = None;
-            if let Err(error) = self.record.update(|record| record.failsafe = None) {
-                tracing::warn!(%error, "a promise that has run out stays in the record");
-            }
-        }
-        state.promised.clone()
-    }
-
-    /// The key is about to be taken; its outcome may be unknown for as long as `until`.
-    ///
-    /// # Errors
-    /// A promise binds this node.
-    pub fn stand(&self, now: Moment, until: Moment) -> Result<(), Bound> {
-        let mut state = self.lock();
-        if let Some((leader, _)) = state.promised.as_ref().filter(|(_, bound)| now < *bound) {
-            return Err(Bound(leader.clone()));
-        }
-        state.standing = Some(until);
-        Ok(())
-    }
-
-    /// The key was not taken, for certain.
-    pub fn sit_down(&self) {
-        self.lock().standing = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use camino::Utf8PathBuf;
+impl Inbox {
+    /// The next request; waits for ever when nobody can ask any more.
+    pub(super) async fn next(&mut self) -> Letter {
+        match self.0.recv().await {
+            Some(letter) => letter,
+            None => std::future::pending().await,
+        }
+    }
+}
 
-    use super::*;
-    use crate::process::RunAs;
+/// Who waits for which order.
+pub(super) type Waiting = BTreeMap<Order, oneshot::Sender<Reply>>;
 
-    const TTL: Duration = Duration::from_secs(10);
+/// Answers; whoever does not wait any more sees the outcome in the status.
+pub(super) fn answer(to: oneshot::Sender<Reply>, reply: Reply) {
+    drop(to.send(reply));
+}
 
-    fn at(seconds: u64) -> Moment {
-        Moment(0) + Duration::from_secs(seconds)
+impl<D: Dcs> Agent<D> {
+    /// Takes a request in: a write is sent on its way, an order is remembered.
+    pub(super) fn receive(&mut self, Letter { ask, reply }: Letter) {
+        info!(?ask, "asked by an operator");
+        let now = clock::now();
+        let orders = &mut self.memory.orders;
+        match ask {
+            Ask::Failover(_) | Ask::CancelFailover | Ask::Config(_) => self.send_out(ask, reply),
+            Ask::Restart(order) => {
+                let order = Restart { since: now, ..order };
+                self.accept(Order::Restart, reply, |orders| &mut orders.restart, order);
+            }
+            Ask::Reinitialize(order) => {
+                let order = Reinitialize { stage: Accepted::No, ..order };
+                self.accept(Order::Reinitialize, reply, |orders| &mut orders.reinitialize, order);
+            }
+            Ask::Reload => self.accept(Order::Reload, reply, |orders| &mut orders.reload, Reload),
+            Ask::Schedule(_) if orders.scheduled.is_some() => answer(reply, Reply::Already),
+            Ask::Schedule(scheduled) => {
+                let started = self.last_started;
+                orders.scheduled = Some(Scheduled { postmaster_started: started, ..scheduled });
+                answer(reply, Reply::Done(now));
+            }
+            Ask::CancelSchedule => match orders.scheduled.take() {
+                Some(_) => answer(reply, Reply::Done(now)),
+                None => answer(reply, Reply::Nothing),
+            },
+        }
     }
 
-    fn record() -> (tempfile::TempDir, record::Keeper) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = Utf8PathBuf::from_path_buf(dir.path().join("pgherd")).unwrap();
-        let keeper = record::Keeper::open(&path, &RunAs::Same).unwrap();
-        (dir, keeper)
+    fn accept<T>(
+        &mut self,
+        order: Order,
+        reply: oneshot::Sender<Reply>,
+        place: impl Fn(&mut Orders) -> &mut Option<T>,
+        value: T,
+    ) {
+        let place = place(&mut self.memory.orders);
+        if place.is_some() {
+            return answer(reply, Reply::Already);
+        }
+        *place = Some(value);
+        self.waiting.insert(order, reply);
     }
 
-    #[test]
-    fn a_promise_and_an_attempt_never_meet() {
-        let (_keep, record) = record();
-        let desk = Desk::open(record, at(0), TTL);
-        let leader = NodeName::from("n1");
-        desk.stand(at(1), at(11)).unwrap();
-        assert_eq!(desk.promise(&leader, at(2), TTL), Err(Refusal::Standing), "the outcome may be unknown");
-        desk.sit_down();
-        desk.promise(&leader, at(3), TTL).unwrap();
-        assert!(desk.stand(at(12), at(22)).is_err());
-        // A shorter one does not shorten it.
-        desk.promise(&leader, at(4), Duration::from_secs(1)).unwrap();
-        assert!(desk.stand(at(12), at(22)).is_err());
-        desk.stand(at(13), at(23)).unwrap();
+    /// Tells whoever asked, and forgets the order.
+    pub(super) fn settle(&mut self, order: Order, how: Settled) {
+        info!(?order, ?how, "an order is settled");
+        self.memory.orders.settle(order);
+        if let Some(reply) = self.waiting.remove(&order) {
+            answer(reply, Reply::Settled(how));
+        }
     }
 
-    #[test]
-    fn a_restart_does_not_forget_a_promise() {
-        let (_keep, record) = record();
-        Desk::open(record.clone(), at(0), TTL).promise(&NodeName::from("n1"), at(1), TTL).unwrap();
-        let again = Desk::open(record.clone(), at(5), TTL);
-        assert_eq!(again.promised(at(14)), Some((NodeName::from("n1"), at(15))));
-        assert_eq!(again.promised(at(15)), None);
-        assert_eq!(Desk::open(record, at(16), TTL).promised(at(16)), None, "it was forgotten on disk");
+    /// A copy is begun: whoever asked need not wait for its end.
+    pub(super) fn accept_reinitialize(&mut self) {
+        if let Some(order) = &mut self.memory.orders.reinitialize {
+            order.stage = Accepted::Yes;
+        }
+        if let Some(reply) = self.waiting.remove(&Order::Reinitialize) {
+            answer(reply, Reply::Settled(Settled::Done));
+        }
+    }
+
+    fn send_out(&mut self, ask: Ask, reply: oneshot::Sender<Reply>) {
+        if self.errands.len() >= ERRANDS {
+            return answer(reply, Reply::Unavailable);
+        }
+        let (store, rules) = (Arc::clone(&self.deps.store), self.config.rules.clone());
+        self.errands.spawn(async move {
+            let done = timeout(ERRAND_PATIENCE, run(store.as_ref(), &rules, ask)).await;
+            answer(reply, done.unwrap_or_else(|_elapsed| Reply::Store("no answer in time".to_owned())));
+        });
+    }
+}
+
+async fn run<D: Dcs>(store: &D, rules: &Rules, ask: Ask) -> Reply {
+    let result = match ask {
+        Ask::Failover(request) => put(store, Key::Failover, &request, Precondition::None).await,
+        Ask::CancelFailover => cancel(store).await,
+        Ask::Config(change) => configure(store, rules, &change).await,
+        Ask::Restart(_) | Ask::Schedule(_) | Ask::CancelSchedule | Ask::Reload | Ask::Reinitialize(_) => {
+            Ok(Reply::Nothing)
+        }
+    };
+    result.unwrap_or_else(|error| match error {
+        dcs::Error::Conflict { .. } => Reply::Conflict,
+        error @ (dcs::Error::Unreachable(_) | dcs::Error::Rejected(_)) => Reply::Store(error.to_string()),
+    })
+}
+
+async fn put<D: Dcs>(
+    store: &D,
+    key: Key,
+    value: &impl serde::Serialize,
+    when: Precondition,
+) -> Result<Reply, dcs::Error> {
+    match serde_json::to_string(value) {
+        Ok(text) => store.put(key, text, when).await.map(|_revision| Reply::Done(clock::now())),
+        Err(error) => Ok(Reply::Invalid(error.to_string())),
+    }
+}
+
+async fn cancel<D: Dcs>(store: &D) -> Result<Reply, dcs::Error> {
+    match store.snapshot().await?.failover {
+        None => Ok(Reply::Nothing),
+        Some(request) => {
+            let when = Precondition::Unchanged(request.revision);
+            put(store, Key::Failover, &Failover::default(), when).await
+        }
+    }
+}
+
+async fn configure<D: Dcs>(store: &D, rules: &Rules, change: &Change) -> Result<Reply, dcs::Error> {
+    let before = store.snapshot().await?.config;
+    match settings::changed(rules, before.as_ref().map(|config| &config.value), change) {
+        Err(settings::Wrong::NoConfig) => Ok(Reply::Nothing),
+        Err(settings::Wrong::Rule(why)) => Ok(Reply::Invalid(why)),
+        Ok(value) => {
+            let unchanged = before.as_ref().is_some_and(|config| config.value == value);
+            let when = before.map_or(Precondition::Absent, |config| Precondition::Unchanged(config.revision));
+            if !unchanged {
+                put(store, Key::Config, &value, when).await?;
+            }
+            Ok(Reply::Config(value))
+        }
     }
 }

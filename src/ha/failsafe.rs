@@ -7,8 +7,8 @@
 //!
 //! Why two nodes can never serve:
 //!
-//! 1. Nobody leads without the leader key, and whoever takes the key for a standby goes through the [`Desk`](super::desk).
-//! 2. An acceptance is a promise: from its arrival on, for a TTL, the desk of that member lets nobody take the key. It arrives
+//! 1. Nobody leads without the leader key, and whoever takes the key for a standby goes through the [`Promises`](super::promises).
+//! 2. An acceptance is a promise: from its arrival on, for a TTL, that member's `Promises` let nobody take the key. It arrives
 //!    after the question was sent, so it ends no earlier than the leader's own right, which counts from the sending, with the
 //!    margin that covers the drift of clocks in a lease. A member that is taking the key at that moment refuses; the promise
 //!    is on disk before it is given, so a restart does not forget it.
@@ -33,6 +33,7 @@ use crate::clock::Moment;
 use crate::dcs::{Failsafe, Precondition, Role, Snapshot};
 use crate::types::{NodeName, SlotName};
 
+use super::pause;
 use super::reason::{Action, Decision, Reason, Wake};
 use super::rules::Outlast;
 use super::view::{Instance, Job, Lease, Store, View, demote_margin};
@@ -175,7 +176,8 @@ pub(super) fn key(view: &View, snapshot: &Snapshot) -> Option<Action> {
     }
 }
 
-/// A leader whose store is silent also asks the members, whatever else it does.
+/// A leader whose store is silent also asks the members, whatever else it does. In maintenance mode nobody is asked: the
+/// primary goes on without.
 pub(super) fn also_ask(view: &View, mut decision: Decision) -> Decision {
     let roll = &view.memory.roll;
     let Lease::Held { sent, ttl } = view.lease else { return decision };
@@ -187,6 +189,7 @@ pub(super) fn also_ask(view: &View, mut decision: Decision) -> Decision {
         || !view.leads()
         || ends
         || view.rules.outlast == Outlast::Never
+        || pause::is_on(view)
         || !roll.stored.contains_key(&view.me)
     {
         return decision;
@@ -230,7 +233,7 @@ pub enum Refusal {
     NotWritten,
 }
 
-/// What this node answers to a leader's question as far as its own view goes; the [`Desk`](super::desk) has the last word.
+/// What this node answers to a leader's question as far as its own view goes; [`Promises`](super::promises) have the last word.
 ///
 /// # Errors
 /// Why not.

@@ -4,15 +4,18 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::dcs::{Initialize, Member, MemberState, Precondition, Role, Snapshot};
-use crate::postgres::status::{Answer, Kind, Standby};
+use crate::postgres::StopMode;
+use crate::postgres::status::{Answer, ControlState, Kind, Standby};
 use crate::record::Bootstrap;
 use crate::types::{Lsn, NodeName, SlotName, SyncMode, Timeline};
 
 use super::failsafe;
+use super::memory::ran_for;
+use super::pause;
 use super::reason::{Action, Decision, Reason, Task, Wake};
-use super::rules::Strictness;
+use super::rules::{START_TIMEOUT, Strictness};
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
-use super::view::{Instance, Job, PROMOTE_NEEDS, View};
+use super::view::{Instance, Job, Life, PROMOTE_NEEDS, View};
 
 /// Something has just been changed: look at once.
 pub const NOW: Wake = Wake::Soon(Duration::ZERO);
@@ -71,7 +74,7 @@ fn slots(view: &View, answer: &Answer) -> Option<Action> {
     let present = || answer.slots.iter().filter(|s| s.physical);
     let missing = wanted.iter().any(|slot| present().all(|s| s.name != *slot));
     // One that is in use is somebody's, and stays until it is not.
-    let unwanted = present().any(|s| !s.active && !wanted.contains(&s.name));
+    let unwanted = present().any(|s| !s.active && !wanted.contains(&s.name)) && !pause::is_on(view);
     (missing || unwanted).then_some(Action::SetSlots(wanted))
 }
 
@@ -162,11 +165,12 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
         return Decision { actions: vec![], reason: Reason::RetryLater(Job::Promote, why), wake: PROMPTLY };
     }
     let mut actions = Vec::new();
-    let mine = snapshot.sync.as_ref().is_some_and(|s| s.value.leader.as_ref() == Some(&view.me));
-    if view.rules.sync_mode != SyncMode::Off && !mine {
+    // Also when it is this node's own, of a term before: the names of this term are other names.
+    let closed = sync::closed(&view.me);
+    if view.rules.sync_mode != SyncMode::Off && snapshot.sync.as_ref().map(|s| &s.value) != Some(&closed) {
         let when =
             snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
-        actions.push(Action::PutSync(sync::closed(&view.me), when));
+        actions.push(Action::PutSync(closed, when));
     }
     if let (true, Instance::Standby(_, position)) = (outlives_shutdown(snapshot), view.instance()) {
         actions.push(Action::PutStatus(position));
@@ -176,6 +180,29 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
     // Whoever was asked for, somebody leads now; while PostgreSQL is being promoted there is time for it.
     actions.extend(snapshot.failover.as_ref().map(|request| Action::ClearFailover(request.revision)));
     Decision { actions, reason: Reason::Promoting, wake: PROMPTLY }
+}
+
+/// The lock is ours and the instance does not answer yet: it may be in crash recovery. For so long, and no longer if another
+/// node can lead.
+pub fn starting(view: &View, snapshot: &Snapshot) -> Decision {
+    let order = view.memory.orders.restart.as_ref();
+    let limit = match order.map(|restart| restart.timeout) {
+        Some(asked) => asked.unwrap_or(START_TIMEOUT),
+        None => view.rules.primary_start_timeout,
+    };
+    if ran_for(view) < limit || !somebody_else_runs(view, snapshot) {
+        return Decision { actions: vec![], reason: Reason::Starting, wake: PROMPTLY };
+    }
+    let actions = vec![Action::GiveAway, Action::Begin(Task::Stop(StopMode::Immediate))];
+    Decision { actions, reason: Reason::StartTooSlow, wake: PROMPTLY }
+}
+
+/// Down, with the lock: whether it is given up rather than started again.
+pub fn gives_away(view: &View, snapshot: &Snapshot) -> bool {
+    let crashed = view.control().is_some_and(|control| control.state == ControlState::InProduction);
+    let planned = view.memory.orders.restart.is_some() || view.memory.life == Life::Fresh;
+    let at_once = view.rules.primary_start_timeout.is_zero() && crashed && !planned;
+    view.memory.give_away.is_some() || (at_once && somebody_else_runs(view, snapshot))
 }
 
 /// Whether the store still says that everything ended with a leader before: not once another one writes, so it is taken back

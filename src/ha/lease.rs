@@ -16,6 +16,7 @@ use crate::process::InitLink;
 use crate::supervisor::UnitState;
 use crate::types::{NodeName, Timing};
 
+use super::rules::Pause;
 use super::view::{DEADMAN_MARGIN, Lease, demote_margin};
 
 /// A renewal whose outcome is unknown is tried again after this long, until somebody decides otherwise.
@@ -84,6 +85,7 @@ pub(super) struct Deps<D> {
     pub(super) init: InitLink,
     pub(super) process: watch::Receiver<UnitState>,
     pub(super) timing: watch::Receiver<Timing>,
+    pub(super) pause: watch::Receiver<Pause>,
 }
 
 /// Starts the task. It ends when the agent's end is dropped.
@@ -111,6 +113,13 @@ async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publis
                 None => return,
             },
             () = until(due) => due = deps.renew(promised, &publish).await,
+            Ok(()) = deps.pause.changed() => {
+                let paused = *deps.pause.borrow_and_update();
+                match paused {
+                    Pause::On => deps.init.disarm(),
+                    Pause::Off => deps.arm(*publish.borrow()),
+                }
+            }
             changed = deps.process.changed() => {
                 if changed.is_err() {
                     return;
@@ -187,6 +196,9 @@ impl<D: Dcs> Deps<D> {
     /// Tells the deadman which postmaster to stop, and when.
     fn arm(&self, lease: Lease) {
         let Lease::Held { sent, ttl } = lease else { return };
+        if *self.pause.borrow() == Pause::On {
+            return;
+        }
         if clock::now() >= sent + ttl - demote_margin(ttl) {
             // Too late for a postmaster that was started under this lease; what runs by now is none.
             return;

@@ -19,6 +19,7 @@ use crate::types::{Lsn, NodeName, Revision, SyncMode, Timeline};
 use super::lead::NOW;
 use super::race::{active_sync, ahead};
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::rules::Pause;
 use super::sync::Electors;
 use super::view::{Candidate, Eligibility, Job, POLL_AGE, Poll, PollAnswer, View};
 
@@ -160,6 +161,9 @@ fn judged(view: &View, snapshot: &Snapshot, answer: &Answer, request: &Versioned
     }
     if value.member.as_ref() == Some(&view.me) {
         return Verdict::Refused(Refusal::AlreadyLeads);
+    }
+    if value.member.is_none() && view.rules.pause == Pause::On {
+        return Verdict::Refused(Refusal::NobodyNamed);
     }
     match view.memory.handover.as_ref().filter(|tried| tried.request == *revision) {
         Some(HandOver { end: HandOverEnd::Missed(why), .. }) => {
@@ -320,6 +324,11 @@ pub fn is_forced(view: &View, snapshot: &Snapshot) -> bool {
     let named =
         |r: &Versioned<Failover>| r.value.leader.is_none() && r.value.member.as_ref() == Some(&view.me);
     current(view, snapshot).is_some_and(named)
+}
+
+/// Whether a request that is to be carried out names this node.
+pub fn names(view: &View, snapshot: &Snapshot) -> bool {
+    current(view, snapshot).is_some_and(|r| r.value.member.as_ref() == Some(&view.me))
 }
 
 /// Whether somebody has asked for another leader: lag then is no reason to stay behind.

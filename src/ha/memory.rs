@@ -11,7 +11,7 @@ use crate::types::{Lsn, NodeName, Revision};
 
 use super::publish::streams;
 use super::sync::Names;
-use super::view::{Failures, Instance, Job, Memory, Observed, UpstreamWal, View};
+use super::view::{Failures, Instance, Job, Lease, Life, Memory, Observed, UpstreamWal, View};
 
 /// A start that has held for this long was a good one.
 pub(super) const HEALTHY: Duration = Duration::from_secs(10);
@@ -53,6 +53,12 @@ impl Memory {
     /// Takes in what the local instance is; called with the view that is about to be decided on.
     pub fn saw_instance(&mut self, view: &View) {
         self.vitals.saw(view);
+        if matches!(view.instance(), Instance::Primary(..) | Instance::Standby(..)) {
+            self.life = Life::HasRun;
+        }
+        if view.lease == Lease::None {
+            self.give_away = None;
+        }
         match view.instance() {
             Instance::Primary(answer, lsn) => {
                 let in_force = Names::parse(&answer.sync_names);

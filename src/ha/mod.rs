@@ -16,10 +16,14 @@ mod lease;
 pub mod lineage;
 pub mod manual;
 mod memory;
+pub mod orders;
+pub mod pause;
+pub mod promises;
 pub mod publish;
 pub mod race;
 pub mod reason;
 pub mod rules;
+pub mod settings;
 pub mod sync;
 pub mod trail;
 pub mod view;
@@ -88,6 +92,10 @@ pub struct Status {
     pub trail: Trail,
     /// What would happen if the primary died now.
     pub forecast: Forecast,
+    /// How long a start of the primary may take.
+    pub primary_start_timeout: std::time::Duration,
+    /// The restart that is scheduled, as in the member key.
+    pub scheduled_restart: Option<serde_json::Value>,
     /// What in the stored configuration is not used, and why.
     pub complaints: Vec<String>,
 }
@@ -121,7 +129,7 @@ pub enum Error {
     NoList,
     /// The leader key is promised to somebody else.
     #[error(transparent)]
-    Bound(#[from] desk::Bound),
+    Bound(#[from] promises::Bound),
     /// An action that did not end while the lease still left time for it.
     #[error("not done before the lease runs short")]
     OutOfTime,

@@ -15,6 +15,8 @@ use crate::types::{Lsn, SlotName, SystemId, Timeline};
 use super::Phase;
 use super::failsafe::Ping;
 use super::lead::MEMBER_SLOTS_TTL;
+use super::orders::Scheduled;
+use super::rules::Pause;
 use super::view::{Candidate, Checkpoint, Eligibility, Instance, Job, Lease, Motion, PollAnswer, View};
 
 /// Patroni's version that we speak: peers and tools compare it as numbers.
@@ -34,8 +36,12 @@ pub fn state(view: &View) -> MemberState {
     match view.doing.map(|d| d.job) {
         Some(Job::Initdb | Job::FinishBootstrap) => return MemberState::Initializing,
         Some(Job::Clone) => return MemberState::CreatingReplica,
+        Some(Job::Stop) if view.memory.orders.restart.is_some() => return MemberState::Restarting,
         Some(Job::Stop | Job::HandOver) => return MemberState::Stopping,
         Some(Job::Rewind | Job::Promote | Job::Poll | Job::Survey | Job::Compare | Job::Start) | None => {}
+    }
+    if view.memory.orders.restart.is_some() {
+        return MemberState::Restarting;
     }
     match view.instance() {
         // Until the roles exist nobody can copy it.
@@ -80,12 +86,13 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
         tags: view.rules.tags.to_json(),
         pending_restart: None,
         pending_restart_reason: None,
+        scheduled_restart: view.memory.orders.scheduled.as_ref().map(Scheduled::to_json),
         xlog_location: None,
         replay_lsn: None,
         receive_lsn: None,
         replication_state: None,
         timeline: None,
-        pause: None,
+        pause: (view.rules.pause == Pause::On).then_some(true),
         room: view.memory.vitals.room,
     };
     if let Some(answer) = &view.local.sql {

@@ -11,6 +11,7 @@ use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
 
 use super::fitness::Ailment;
 use super::manual::Refusal;
+use super::orders::{Order, Settled};
 use super::view::Job;
 
 /// What to do now, why, and when to look again at the latest.
@@ -81,6 +82,20 @@ pub enum Action {
     AskMembers,
     /// Begin a long action; it is shown as `doing` until it ends.
     Begin(Task),
+    /// Bring the server to its settings again.
+    Reload,
+    /// The scheduled restart is due.
+    TakeUpSchedule,
+    /// The scheduled restart is not done.
+    DropSchedule,
+    /// A restart of what is down: only the start is left.
+    RestartStopped,
+    /// The copy is begun: whoever asked for it is told.
+    AcceptReinitialize,
+    /// The order is done, or not to be done.
+    Settle(Order, Settled),
+    /// The lock is given up as soon as PostgreSQL is down.
+    GiveAway,
     /// End the loop: everything is in order.
     Finish,
 }
@@ -228,6 +243,16 @@ pub enum Reason {
     HandedOver(NodeName),
     /// Somebody has asked for this member to lead.
     LeftTo(NodeName),
+    /// Maintenance mode: nothing is done by itself.
+    Paused,
+    /// An operator has asked for a restart.
+    Restarting,
+    /// An operator has asked for another copy.
+    Reinitializing,
+    /// An operator has asked for the settings to be read again.
+    Reloading,
+    /// PostgreSQL takes too long to start: somebody else shall lead.
+    StartTooSlow,
     /// A new cluster is made here.
     Bootstrapping,
     /// Everybody listed is asked for data before a new cluster is made.
@@ -346,6 +371,11 @@ impl fmt::Display for Reason {
             }
             Self::HandedOver(name) => write!(f, "{name} has everything: giving the lock up for it"),
             Self::LeftTo(name) => write!(f, "{name} is asked to lead: not a candidate"),
+            Self::Paused => f.write_str("maintenance mode: nothing is started, stopped or elected"),
+            Self::Restarting => f.write_str("a restart is asked for"),
+            Self::Reinitializing => f.write_str("another copy of the leader's data is asked for"),
+            Self::Reloading => f.write_str("a reload is asked for"),
+            Self::StartTooSlow => f.write_str("PostgreSQL takes too long to start: giving the lock away"),
             Self::Bootstrapping => f.write_str("making a new cluster"),
             Self::AdoptedElsewhere(who) => {
                 write!(f, "the cluster begins with the data that {who} has from before")
@@ -389,6 +419,21 @@ impl fmt::Display for Reason {
 }
 
 impl Job {
+    /// Whether the data directory or its server is being changed: an order has to wait for that, or to end it.
+    pub fn holds_postgres(self) -> bool {
+        match self {
+            Self::Poll | Self::Survey | Self::Compare => false,
+            Self::Initdb
+            | Self::FinishBootstrap
+            | Self::Clone
+            | Self::Rewind
+            | Self::Promote
+            | Self::Stop
+            | Self::HandOver
+            | Self::Start => true,
+        }
+    }
+
     /// What it is, in words.
     pub fn words(self) -> &'static str {
         match self {

@@ -25,11 +25,30 @@ pub struct Rules {
     pub maximum_lag_on_failover: u64,
     /// What a primary does without the store (`failsafe_mode`).
     pub outlast: Outlast,
+    /// Maintenance mode.
+    pub pause: Pause,
+    /// How long a start of the primary may take (crash recovery included) before another node shall lead, if one can.
+    pub primary_start_timeout: Duration,
+    /// How long a planned stop of the primary may take in a synchronous mode; zero: as long as any.
+    pub primary_stop_timeout: Duration,
     /// This node's tags.
     pub tags: Tags,
     /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster
     /// begins with.
     pub server: Option<Stored>,
+}
+
+/// Patroni's `primary_start_timeout` when nothing is said.
+pub const START_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Maintenance mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pause {
+    /// The cluster looks after itself.
+    #[default]
+    Off,
+    /// Nothing is started, stopped or elected but what an operator asks for.
+    On,
 }
 
 /// What happens to commits when no standby can confirm them.
@@ -127,6 +146,15 @@ impl Rules {
         };
         rules.maximum_lag_on_failover =
             number("maximum_lag_on_failover").unwrap_or(self.maximum_lag_on_failover);
+        let mut either = |now: &str, before: &str| number(now).or_else(|| number(before));
+        rules.primary_start_timeout =
+            seconds(either("primary_start_timeout", "master_start_timeout"), self.primary_start_timeout);
+        rules.primary_stop_timeout =
+            seconds(either("primary_stop_timeout", "master_stop_timeout"), self.primary_stop_timeout);
+        rules.pause = match config.get("pause").and_then(flag) {
+            Some(true) => Pause::On,
+            Some(false) | None => Pause::Off,
+        };
         let count = number("synchronous_node_count").and_then(|n| u32::try_from(n).ok());
         rules.sync_node_count = count.unwrap_or(self.sync_node_count).max(1);
         if timing_holds(&timing) {
@@ -193,6 +221,9 @@ mod tests {
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
             outlast: Outlast::AllAgree,
+            pause: Pause::Off,
+            primary_start_timeout: START_TIMEOUT,
+            primary_stop_timeout: Duration::ZERO,
             tags: Tags::default(),
             server: Some(Stored::initial(&BTreeMap::new())),
         }

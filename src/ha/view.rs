@@ -21,6 +21,7 @@ use super::configure::Configured;
 use super::failsafe::Roll;
 use super::fitness::Vitals;
 use super::manual::{self, HandOver};
+use super::orders::{self, Orders};
 use super::rules::{Failover, Rules};
 
 /// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
@@ -193,6 +194,12 @@ pub struct Memory {
     pub promised: Option<(NodeName, Moment)>,
     /// Whether the local server can do a primary's work.
     pub vitals: Vitals,
+    /// What an operator has asked of this node.
+    pub orders: Orders,
+    /// Whether PostgreSQL has run since this process started.
+    pub life: Life,
+    /// Since when the lock is to be given up as soon as PostgreSQL is down.
+    pub give_away: Option<Moment>,
     /// The last stop for a request, and how it ended.
     pub handover: Option<HandOver>,
 }
@@ -205,6 +212,16 @@ pub enum Name {
     Unclaimed,
     /// It is.
     Claimed,
+}
+
+/// Whether PostgreSQL has run since this process started: what is down afterwards was ended by somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Life {
+    /// Not yet.
+    #[default]
+    Fresh,
+    /// It has answered.
+    HasRun,
 }
 
 /// Whether the upstream still has the WAL that this standby needs.
@@ -469,7 +486,7 @@ impl View {
     /// When the loop must run again whatever else happens: the lease's demotion, or the expiry of another's key.
     pub fn next_deadline(&self) -> Option<Moment> {
         let takeover = self.memory.observed.as_ref().map(|o| o.since + self.takeover_after());
-        [self.demote_at(), takeover, manual::next_deadline(self)]
+        [self.demote_at(), takeover, manual::next_deadline(self), orders::next_deadline(self)]
             .into_iter()
             .flatten()
             .filter(|at| *at > self.now)

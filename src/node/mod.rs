@@ -27,7 +27,7 @@ use crate::dcs::Role;
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
 use crate::discovery::{self, Peers};
 use crate::etcd::{self, PrimaryHere};
-use crate::ha::desk::Desk;
+use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::rules::Rules;
 use crate::ha::{self, agent};
@@ -195,8 +195,10 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let client = ground.certificates.peer_client(&ground.config)?;
     let etcd_unit = Unit::spawn(etcd_unit(), init.clone(), background);
     let room = store_room(&ground, &channels, etcd_unit.clone(), background, stop_store.clone())?;
-    let desk = Desk::open(ground.place.record.clone(), clock::now(), ground.timing.ttl);
-    serve_api(&ground, &channels, (&room, &desk), background, stop_api.clone()).await?;
+    let promises = Promises::open(ground.place.record.clone(), clock::now(), ground.timing.ttl);
+    let (desk, inbox) = ha::desk::open();
+    let rooms = (&room, desk, promises.clone());
+    serve_api(&ground, &channels, rooms, background, stop_api.clone()).await?;
 
     let told = channels.status.subscribe();
     let proxy = proxy::start(&ground, told, init.clone(), background, stop_api.clone())?;
@@ -207,10 +209,11 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
         store: Arc::new(store),
         postgres,
         record: ground.place.record.clone(),
-        desk,
+        promises,
         init,
         client,
         peers: ground.peers.clone(),
+        inbox,
     };
     let outlets = agent::Outlets { status: channels.status, data: channels.data };
     agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone());
@@ -241,7 +244,7 @@ fn store_room(
 async fn serve_api(
     ground: &Ground,
     channels: &Channels,
-    (room, desk): (&etcd::Handle, &Desk),
+    (room, desk, promises): (&etcd::Handle, ha::desk::Desk, Promises),
     background: &mut JoinSet<()>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -256,8 +259,10 @@ async fn serve_api(
         store: room.status(),
         peers: ground.peers.clone(),
         data: channels.data.subscribe(),
-        desk: Some(desk.clone()),
+        promises: Some(promises),
         etcd: Some(room.clone()),
+        desk: Some(desk),
+        access: ground.config.rest.clone(),
     };
     let tls = Arc::clone(&ground.certificates.bundle.api_server);
     let bound = api::serve(api_config(&ground.config), state, tls, background, stop).await?;
@@ -443,6 +448,9 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         sync_node_count: ha.sync_node_count,
         maximum_lag_on_failover: ha.maximum_lag_on_failover,
         outlast: ha.outlast,
+        pause: ha::rules::Pause::Off,
+        primary_start_timeout: ha::rules::START_TIMEOUT,
+        primary_stop_timeout: Duration::ZERO,
         tags: ha.tags,
         server: Some(Stored::initial(&config.database.parameters)),
     }

@@ -37,7 +37,7 @@ pub use link::{InitEnd, InitLink, LINK_FDS, MESSAGE_BYTES, Message};
 pub use lock::VolumeLock;
 pub use plan::{Plan, Terminal, hide_memory, signal_number};
 pub use reader::{Look, read_aside};
-pub use run::{Output, run};
+pub use run::{Output, run, with_terminal};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -53,6 +53,21 @@ pub async fn run(command: &Command, limit: Duration) -> Result<Output, Error> {
     }
 }
 
+/// Runs a person's own program (an editor, with its arguments) on a file, with the terminal and the environment that the
+/// person has.
+///
+/// # Errors
+/// It cannot be started.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a person's program is given what the person has, not a service's plan"
+)]
+pub fn with_terminal(program: &str, file: &camino::Utf8Path) -> std::io::Result<std::process::ExitStatus> {
+    let mut words = program.split_whitespace();
+    let program = words.next().unwrap_or("vi");
+    std::process::Command::new(program).args(words).arg(file).status()
+}
+
 /// Closed streams are not an end, and an end does not close the streams: both are watched.
 async fn until_exit<F>(child: &mut Child, output: &mut Pin<&mut F>, closed: &mut bool) -> Exit
 where

@@ -33,13 +33,15 @@ pub(super) enum Role {
     Server,
     /// A standby that streams.
     Replicator,
+    /// Somebody who logs in to PostgreSQL by certificate.
+    DatabaseClient,
 }
 
 impl Role {
     pub(super) fn domain(self) -> Domain {
         match self {
             Self::Etcd | Self::InternalClient => Domain::Internal,
-            Self::Server | Self::Replicator => Domain::Service,
+            Self::Server | Self::Replicator | Self::DatabaseClient => Domain::Service,
         }
     }
 
@@ -49,6 +51,7 @@ impl Role {
             Self::InternalClient => "a client of the control plane",
             Self::Server => "a server",
             Self::Replicator => "the replication role",
+            Self::DatabaseClient => "a client of PostgreSQL",
         }
     }
 
@@ -57,7 +60,7 @@ impl Role {
         match self {
             Self::Etcd => vec![ServerAuth, ClientAuth],
             Self::Server => vec![ServerAuth],
-            Self::InternalClient | Self::Replicator => vec![ClientAuth],
+            Self::InternalClient | Self::Replicator | Self::DatabaseClient => vec![ClientAuth],
         }
     }
 }
@@ -150,11 +153,11 @@ pub(super) fn params(
     params.serial_number = Some(serial_number(serial));
     params.subject_alt_names = match role {
         Role::Etcd | Role::Server => alternative_names(subject)?,
-        Role::InternalClient | Role::Replicator => Vec::new(),
+        Role::InternalClient | Role::Replicator | Role::DatabaseClient => Vec::new(),
     };
     let common_name = match role {
         Role::Replicator => REPLICATION_ROLE,
-        Role::Etcd | Role::InternalClient | Role::Server => subject.node_id.0.as_str(),
+        Role::Etcd | Role::InternalClient | Role::Server | Role::DatabaseClient => subject.node_id.0.as_str(),
     };
     params.distinguished_name = distinguished_name(&subject.app, common_name);
     params.is_ca = IsCa::ExplicitNoCa;

@@ -276,6 +276,66 @@ pub fn reissue(
     })
 }
 
+/// What a certificate for somebody outside of the cluster is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// etcd and the API.
+    Control,
+    /// PostgreSQL, as the role that it names.
+    Database,
+}
+
+/// Both CA certificates as PEM: the internal one, the service one.
+///
+/// # Errors
+/// See [`issue`].
+pub fn authorities(root: &Root, subject: &Subject, now: jiff::Timestamp) -> Result<(String, String), Error> {
+    let now = now.as_second().max(EARLIEST);
+    let pem = |domain| Ok(Authority::derive(root.0.expose_secret(), domain, subject, now)?.certificate.pem());
+    Ok((pem(Domain::Internal)?, pem(Domain::Service)?))
+}
+
+/// A new key and certificate for somebody outside of the cluster, named by the subject's id and valid for so many days, with
+/// the CA that it hangs on: `ca.crt`, `client.crt`, `client.key`.
+///
+/// # Errors
+/// See [`issue`].
+pub fn client(
+    root: &Root,
+    subject: &Subject,
+    (purpose, days): (Purpose, u32),
+    now: jiff::Timestamp,
+) -> Result<Vec<File>, Error> {
+    let now = now.as_second().max(EARLIEST);
+    let role = match purpose {
+        Purpose::Control => Role::InternalClient,
+        Purpose::Database => Role::DatabaseClient,
+    };
+    let authority = Authority::derive(root.0.expose_secret(), role.domain(), subject, now)?;
+    let key = Key::random()?;
+    let life = Duration::from_secs(DAY * u64::from(days));
+    let certificate = authority.sign(&key, role, subject, leaf::Validity { now, life })?;
+    Ok(vec![
+        public("ca.crt", authority.certificate.pem()),
+        public("client.crt", certificate.pem()),
+        File { name: "client.key", pem: key.pem()?, secret: Secrecy::Key },
+    ])
+}
+
+/// For a client of PostgreSQL in this process: it shows no certificate, and trusts every server of the service CA.
+///
+/// # Errors
+/// See [`issue`].
+pub fn database_client(
+    root: &Root,
+    subject: &Subject,
+    now: jiff::Timestamp,
+) -> Result<Arc<rustls::ClientConfig>, Error> {
+    let now = now.as_second().max(EARLIEST);
+    let service = Authority::derive(root.0.expose_secret(), Domain::Service, subject, now)?;
+    session::client(&service, Arc::default()).map(Arc::new)
+}
+
 fn public(name: &'static str, pem: String) -> File {
     File { name, pem: Zeroizing::new(pem), secret: Secrecy::Public }
 }

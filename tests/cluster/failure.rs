@@ -122,3 +122,19 @@ async fn a_frozen_primary_is_stopped_before_anybody_takes_over() {
     assert_eq!(cluster.all_stream(FORMED).await, new);
     assert_ne!(cluster.node(leader).node_process(), frozen);
 }
+
+/// The worst place for raft's leader: with it goes the store, for an election, and the lease must not become longer for it.
+#[tokio::test]
+async fn a_node_that_leads_the_store_too_is_replaced_within_its_lease() {
+    let (mut cluster, leader, writer) = written_to().await;
+    cluster.lead_store(leader).await;
+    let forecast = cluster.forecast(leader).await.expect("somebody could take over");
+
+    let killed_at = clock::now();
+    cluster.node(leader).kill_tree();
+    cluster.node(leader).reap();
+    let new = cluster.writable(Some(leader), TTL + AFTER_TTL + AT_ONCE).await;
+    let report = finish(&cluster, new, writer).await;
+    let outage = report.outage_at(killed_at);
+    assert!(outage <= forecast + AT_ONCE, "{outage:?}, forecast {forecast:?}");
+}

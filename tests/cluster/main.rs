@@ -17,6 +17,7 @@ mod support;
 mod failure;
 mod formation;
 mod membership;
+mod operator;
 mod proxy;
 mod restart;
 mod survival;

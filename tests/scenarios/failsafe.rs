@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgherd::dcs::{Claim, Precondition};
 use pgherd::ha::reason::{Action, Reason};
-use pgherd::ha::rules::Outlast;
+use pgherd::ha::rules::{Outlast, Pause};
 use pgherd::ha::view::Job;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::{NodeName, Revision};
@@ -65,6 +65,10 @@ fn a_leader_without_a_store_asks_every_member_while_its_lease_is_good() {
     let mut off = cut_off();
     off.0.rules.outlast = Outlast::Never;
     assert!(off.decide().actions.is_empty());
+    let mut paused = cut_off();
+    paused.0.rules.pause = Pause::On;
+    assert!(paused.decide().actions.is_empty(), "in maintenance mode it goes on without");
+    assert!(paused.lease(12).decide().actions.is_empty());
     assert!(!cut_off().doing(Job::Stop).decide().actions.contains(&Action::AskMembers));
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgherd::dcs::{Claim, Precondition};
+use pgherd::dcs::{Claim, Precondition, Sync};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, Lease};
 use pgherd::postgres::StartAs;
@@ -99,6 +99,19 @@ fn a_standby_with_the_lock_closes_the_election_and_is_promoted() {
     assert_eq!((sync.leader.as_ref(), sync.sync_standby.as_ref()), (Some(&name("n0")), None));
     assert_eq!(*when, Precondition::Unchanged(Revision(3)));
     assert_eq!(names, "ANY 1 (n2)", "the first commit waits for the standby that will follow");
+}
+
+/// The set of a term before entitles somebody who will not confirm this term's commits.
+#[test]
+fn the_election_is_closed_also_when_the_key_is_this_nodes_own_of_a_term_before() {
+    for mode in [SyncMode::On, SyncMode::Quorum] {
+        let scene = Scene::new().leads().standby(HERE).sync_mode(mode).sync_key("n0", 0, &["n1"]);
+        let first = scene.decide().actions.into_iter().next();
+        let closed = Sync::new(&name("n0"), 0, &[]);
+        assert_eq!(first, Some(Action::PutSync(closed, Precondition::Unchanged(Revision(3)))));
+        let decision = Scene::new().leads().standby(HERE).sync_mode(mode).sync_key("n0", 0, &[]).decide();
+        assert!(!decision.actions.iter().any(|a| matches!(a, Action::PutSync(..))), "it is closed already");
+    }
 }
 
 #[test]

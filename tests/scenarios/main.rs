@@ -15,6 +15,7 @@ mod following;
 mod forecasting;
 mod leading;
 mod manual;
+mod orders;
 mod racing;
 mod stopping;
 mod trail;

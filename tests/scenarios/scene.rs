@@ -78,6 +78,9 @@ impl Scene {
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
             outlast: Outlast::Never,
+            pause: pgherd::ha::rules::Pause::Off,
+            primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
+            primary_stop_timeout: Duration::ZERO,
             tags: Tags::default(),
             server: None,
         };
@@ -409,6 +412,7 @@ fn member(name: &str, role: Role) -> Member {
         tags: serde_json::Map::new(),
         pending_restart: None,
         pending_restart_reason: None,
+        scheduled_restart: None,
         xlog_location: Some(POSITION),
         replay_lsn: None,
         receive_lsn: None,

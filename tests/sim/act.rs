@@ -146,7 +146,15 @@ impl World {
                 self.begin(n, task);
                 self.act(n);
             }
-            Action::Finish => self.act(n),
+            Action::GiveAway => self.give_away(n),
+            // Nobody gives orders here.
+            Action::Reload
+            | Action::Settle(..)
+            | Action::TakeUpSchedule
+            | Action::DropSchedule
+            | Action::RestartStopped
+            | Action::AcceptReinitialize
+            | Action::Finish => self.act(n),
         }
     }
 
@@ -166,6 +174,11 @@ impl World {
             return self.act(n);
         }
         self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
+    }
+
+    fn give_away(&mut self, n: usize) {
+        self.agent(n).memory.give_away = Some(self.clock(n));
+        self.act(n);
     }
 
     pub(crate) fn put_history(&mut self, n: usize, timeline: Timeline) {

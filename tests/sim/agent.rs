@@ -21,7 +21,7 @@ use pgherd::postgres::status::Status;
 use pgherd::postgres::{Check, Posture, Pulse, Upstream};
 use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timing};
 
-use crate::failsafe::{Asking, Desk};
+use crate::failsafe::{Asking, Promises};
 use crate::faults::{Mode, Schedule};
 use crate::jobs::Out;
 use crate::postgres::State;
@@ -111,7 +111,7 @@ pub(crate) struct Agent {
     pub(crate) page: Option<PollAnswer>,
     pub(crate) data_page: Option<SystemId>,
     pub(crate) restart: bool,
-    pub(crate) desk: Desk,
+    pub(crate) promises: Promises,
     pub(crate) asking: Option<Asking>,
     /// The question whose answers last moved the lease.
     pub(crate) extended: Option<Moment>,
@@ -140,6 +140,9 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         maximum_lag_on_failover: 1_048_576,
         // One seed in four goes without.
         outlast: if schedule.seed % 4 == 3 { Outlast::Never } else { Outlast::AllAgree },
+        pause: pgherd::ha::rules::Pause::Off,
+        primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
+        primary_stop_timeout: Duration::ZERO,
         tags: Tags { failover: Failover::Allowed },
         server: None,
     }
@@ -194,7 +197,7 @@ impl Agent {
             page: None,
             data_page: None,
             restart: false,
-            desk: Desk::default(),
+            promises: Promises::default(),
             asking: None,
             extended: None,
             released: None,
@@ -234,7 +237,7 @@ impl World {
         self.nodes[n].deadman = None;
         self.store.forget_lease(&name(n));
         self.store.set_ttl(&name(n), self.schedule.ttl * 1_000_000);
-        self.open_desk(n);
+        self.open_promises(n);
         self.log(n, || "starts".into());
         self.observe(n);
     }
@@ -460,7 +463,7 @@ impl World {
         let now = self.clock(n);
         let stage = std::mem::replace(&mut self.agent(n).stage, Stage::Gone);
         let Stage::Observing { snapshot: Some(snapshot), local: Some(local), .. } = stage else { return };
-        self.look_at_desk(n);
+        self.look_at_promises(n);
         let store = self.saw_store(n, snapshot, now);
         let disk = &self.nodes[n].disk;
         let volume = Volume {

@@ -1,4 +1,4 @@
-//! The simulated desk and the questions of a leader without a store: what `ha::desk`, `ha::lease` and `POST /failsafe` do.
+//! The simulated promises and the questions of a leader without a store: what `ha::promises`, `ha::lease` and `POST /failsafe` do.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ const PATIENCE: u64 = 2_000_000;
 
 /// Where promises and attempts to lead meet.
 #[derive(Debug, Default)]
-pub(crate) struct Desk {
+pub(crate) struct Promises {
     promised: Option<(NodeName, Moment)>,
     standing: Option<Moment>,
 }
@@ -28,37 +28,37 @@ pub(crate) struct Asking {
 
 impl World {
     /// A promise of the life before binds for a whole TTL.
-    pub(crate) fn open_desk(&mut self, n: usize) {
+    pub(crate) fn open_promises(&mut self, n: usize) {
         let until = self.clock(n) + self.nodes[n].agent.rules.timing.ttl;
         let bound = self.nodes[n].disk.promised_to.clone();
-        self.agent(n).desk = Desk { promised: bound.map(|leader| (leader, until)), standing: None };
+        self.agent(n).promises = Promises { promised: bound.map(|leader| (leader, until)), standing: None };
     }
 
     /// What binds this node at this look.
-    pub(crate) fn look_at_desk(&mut self, n: usize) {
+    pub(crate) fn look_at_promises(&mut self, n: usize) {
         let now = self.clock(n);
-        if self.agent(n).desk.promised.as_ref().is_some_and(|(_, until)| now >= *until) {
-            self.agent(n).desk.promised = None;
+        if self.agent(n).promises.promised.as_ref().is_some_and(|(_, until)| now >= *until) {
+            self.agent(n).promises.promised = None;
             self.nodes[n].disk.promised_to = None;
         }
         let agent = self.agent(n);
-        agent.memory.promised.clone_from(&agent.desk.promised);
+        agent.memory.promised.clone_from(&agent.promises.promised);
     }
 
     /// Whether the key may be asked for now.
     pub(crate) fn stand(&mut self, n: usize) -> bool {
         let now = self.clock(n);
         let open = 2 * self.nodes[n].agent.rules.timing.ttl;
-        let desk = &mut self.agent(n).desk;
-        let free = desk.promised.as_ref().is_none_or(|(_, until)| now >= *until);
+        let promises = &mut self.agent(n).promises;
+        let free = promises.promised.as_ref().is_none_or(|(_, until)| now >= *until);
         if free {
-            desk.standing = Some(now + open);
+            promises.standing = Some(now + open);
         }
         free
     }
 
     pub(crate) fn sit_down(&mut self, n: usize) {
-        self.agent(n).desk.standing = None;
+        self.agent(n).promises.standing = None;
     }
 
     pub(crate) fn ask_members(&mut self, n: usize) {
@@ -81,13 +81,13 @@ impl World {
         let now = self.clock(to);
         let node = &mut self.nodes[to];
         let leads = node.agent.lease != Lease::None || (node.pg.primary && node.pg.state == State::Ready);
-        let stands = node.agent.desk.standing.is_some_and(|until| now < until);
+        let stands = node.agent.promises.standing.is_some_and(|until| now < until);
         if !node.agent.alive || leads || stands {
             return;
         }
         let until = now + node.agent.rules.timing.ttl;
-        let until = node.agent.desk.promised.as_ref().map_or(until, |(_, before)| until.max(*before));
-        node.agent.desk.promised = Some((name(n), until));
+        let until = node.agent.promises.promised.as_ref().map_or(until, |(_, before)| until.max(*before));
+        node.agent.promises.promised = Some((name(n), until));
         node.disk.promised_to = Some(name(n));
         if self.reaches(to, n) {
             let delay = self.latency(to, n);

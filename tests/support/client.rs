@@ -91,15 +91,38 @@ pub(crate) async fn ask(target: &Target, query: &str) -> Result<String, Error> {
 
 /// Who votes in etcd, by peer address; `None` when this node's etcd does not answer.
 pub(crate) async fn etcd_voters(host: &str, tls_dir: &Path) -> Option<BTreeSet<String>> {
+    let answer = timeout(ANSWER, etcd(host, tls_dir).await?.member_list()).await.ok()?.ok()?;
+    let voters = answer.members().iter().filter(|member| !member.is_learner());
+    Some(voters.flat_map(|member| member.peer_urls().iter().filter_map(|url| host_of(url))).collect())
+}
+
+/// Makes the etcd of `host` raft's leader; `None` when that does not work at once.
+pub(crate) async fn etcd_lead(host: &str, tls_dir: &Path) -> Option<()> {
+    let mut own = etcd(host, tls_dir).await?;
+    let answer = timeout(ANSWER, own.member_list()).await.ok()?.ok()?;
+    let leader = timeout(ANSWER, own.status()).await.ok()?.ok()?.leader();
+    let of = |id: u64| {
+        answer.members().iter().find(|m| m.id() == id)?.peer_urls().first().and_then(|url| host_of(url))
+    };
+    let is_ours =
+        |m: &&etcd_client::Member| m.peer_urls().iter().filter_map(|url| host_of(url)).any(|h| h == host);
+    let me = answer.members().iter().find(is_ours)?.id();
+    if leader != me {
+        let mut at_leader = etcd(&of(leader)?, tls_dir).await?;
+        timeout(ANSWER, at_leader.move_leader(me)).await.ok()?.ok()?;
+    }
+    Some(())
+}
+
+fn host_of(url: &str) -> Option<String> {
+    url.trim_start_matches("https://").split(':').next().map(str::to_owned)
+}
+
+async fn etcd(host: &str, tls_dir: &Path) -> Option<etcd_client::Client> {
     let pem = |name: &str| std::fs::read(tls_dir.join(name)).ok();
     let tls = TlsOptions::new()
         .ca_certificate(Certificate::from_pem(pem("internal-ca.crt")?))
         .identity(Identity::from_pem(pem("etcd-client.crt")?, pem("etcd-client.key")?));
     let options = ConnectOptions::new().with_tls(tls).with_timeout(ANSWER).with_connect_timeout(ANSWER);
-    let endpoint = format!("https://{host}:2379");
-    let mut client = etcd_client::Client::connect([endpoint], Some(options)).await.ok()?;
-    let answer = timeout(ANSWER, client.member_list()).await.ok()?.ok()?;
-    let host_of = |url: &String| url.trim_start_matches("https://").split(':').next().map(str::to_owned);
-    let voters = answer.members().iter().filter(|member| !member.is_learner());
-    Some(voters.flat_map(|member| member.peer_urls().iter().filter_map(host_of)).collect())
+    etcd_client::Client::connect([format!("https://{host}:2379")], Some(options)).await.ok()
 }

@@ -208,10 +208,8 @@ impl Cluster {
 
     /// The members as any node's `/cluster` shows them.
     pub(crate) async fn members(&self) -> Vec<Member> {
-        let scheme = if self.is_ssl() { "https" } else { "http" };
         for node in self.nodes.keys() {
-            let url = format!("{scheme}://{}:8008/cluster", self.address(*node));
-            let Ok(answer) = self.http.get(url).send().await else { continue };
+            let Ok(answer) = self.http.get(self.url(*node, "cluster")).send().await else { continue };
             let Ok(cluster) = answer.json::<Value>().await else { continue };
             return Member::all(&cluster);
         }
@@ -314,6 +312,36 @@ impl Cluster {
     /// The peer addresses of the voters of etcd, as one node's etcd lists them.
     pub(crate) async fn etcd_voters(&self, node: u8) -> Option<BTreeSet<String>> {
         client::etcd_voters(&self.address(node), &self.dir.join(format!("n{node}/run/tls"))).await
+    }
+
+    /// Makes a node's etcd the leader of the store.
+    pub(crate) async fn lead_store(&self, node: u8) {
+        let tls = self.dir.join(format!("n{node}/run/tls"));
+        let led = eventually(FORMED, async || client::etcd_lead(&self.address(node), &tls).await);
+        assert!(led.await.is_some(), "node {node} does not become the leader of the store");
+    }
+
+    /// How long the outage would be if the primary's machine were lost now, as a node says in `/why`.
+    pub(crate) async fn forecast(&self, node: u8) -> Option<Duration> {
+        let page = self.http.get(self.url(node, "why")).send().await.ok()?.json::<Value>().await.ok()?;
+        page.pointer("/if_the_primary_dies/within_seconds")?.as_f64().map(Duration::from_secs_f64)
+    }
+
+    /// Asks a leader to hand over to this node, or to whomever is fit; gives what its API says.
+    pub(crate) async fn switch_over(
+        &self,
+        leader: u8,
+        candidate: Option<u8>,
+    ) -> (reqwest::StatusCode, String) {
+        let body = json!({ "leader": name(leader), "candidate": candidate.map(name) });
+        let request = self.http.post(self.url(leader, "switchover")).json(&body).timeout(FORMED);
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap_or_default())
+    }
+
+    fn url(&self, node: u8, page: &str) -> String {
+        let scheme = if self.is_ssl() { "https" } else { "http" };
+        format!("{scheme}://{}:8008/{page}", self.address(node))
     }
 
     fn print_logs(&self) {

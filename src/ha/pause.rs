@@ -1,0 +1,118 @@
+//! Maintenance mode (`pause`): nothing is started, stopped or elected but what an operator asks for. Pure.
+//!
+//! What is decided as ever passes this gate last. A primary keeps running whatever becomes of the lock and of the store (its
+//! deadman is off), so whoever resumes a cluster sees to it that no paused primary is cut off from the store.
+//!
+//! A container that ends takes its PostgreSQL with it, paused or not. So a node that is stopped shuts it down cleanly and
+//! leaves the lock alone; a node that starts may start it once, in the part that it had, which nobody has stopped by hand.
+
+use crate::dcs::Snapshot;
+use crate::postgres::status::{Control, ControlState};
+use crate::types::Timeline;
+
+use super::manual;
+use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::rules::Pause;
+use super::view::{Instance, Life, View};
+
+/// Whether the cluster is paused, as last known.
+pub fn is_on(view: &View) -> bool {
+    view.rules.pause == Pause::On
+}
+
+/// Lets through what may be done in maintenance mode; everything, outside of it.
+pub fn gate(view: &View, decision: Decision) -> Decision {
+    if !is_on(view) {
+        return decision;
+    }
+    if holds_what_it_does_not_use(view) {
+        return Decision { actions: vec![Action::Release], reason: Reason::Paused, wake: Wake::Loop };
+    }
+    if decision.actions.iter().all(|action| allowed(view, action)) {
+        let unlocked = matches!(view.instance(), Instance::Primary(..)) && !view.leads();
+        let idle = decision.actions.is_empty() && unlocked;
+        return if idle { Decision { reason: Reason::Paused, ..decision } } else { decision };
+    }
+    Decision { actions: vec![], reason: Reason::Paused, wake: Wake::Loop }
+}
+
+/// The lock is dropped by whoever is no primary, is not asked to become one and has nothing to start.
+fn holds_what_it_does_not_use(view: &View) -> bool {
+    let waits =
+        view.memory.life == Life::Fresh || view.memory.orders.moves_postgres() || view.doing.is_some();
+    let unused = match view.instance() {
+        Instance::Down => true,
+        Instance::Standby(..) => !is_candidate(view),
+        Instance::Primary(..) | Instance::Silent | Instance::Ending => false,
+    };
+    let mine = view.snapshot().is_some_and(|s| s.leader_name() == Some(&view.me));
+    let handing_over = view.memory.handover.as_ref().is_some_and(|tried| {
+        view.snapshot().and_then(|s| s.failover.as_ref()).is_some_and(|key| key.revision == tried.request)
+    });
+    view.leads() && mine && unused && !waits && !handing_over
+}
+
+fn is_candidate(view: &View) -> bool {
+    view.snapshot().is_some_and(|snapshot| manual::names(view, snapshot))
+}
+
+fn allowed(view: &View, action: &Action) -> bool {
+    let asked = view.memory.orders.moves_postgres();
+    let fresh = view.memory.life == Life::Fresh;
+    match action {
+        Action::Start(..) => asked || fresh || view.memory.handover.is_some(),
+        Action::Acquire(_) => match view.instance() {
+            Instance::Primary(..) => true,
+            Instance::Standby(..) => is_candidate(view),
+            Instance::Down => fresh,
+            Instance::Silent | Instance::Ending => false,
+        },
+        Action::Freeze => is_candidate(view),
+        Action::Begin(task) => match task {
+            Task::Stop(_) | Task::StopAfterCheckpoint(_) | Task::Clone(_) => asked,
+            Task::Rewind(_) => asked || fresh,
+            Task::Initdb | Task::Survey => false,
+            Task::Promote => is_candidate(view),
+            Task::FinishBootstrap | Task::HandOver { .. } | Task::Poll | Task::Compare(_) => true,
+        },
+        Action::Forget
+        | Action::Release
+        | Action::ClaimInitialize(_)
+        | Action::PutInitialize(_)
+        | Action::PutConfig
+        | Action::PutSync(..)
+        | Action::DeleteSync(_)
+        | Action::ClearFailover(_)
+        | Action::PutShutdown(..)
+        | Action::PutStatus(_)
+        | Action::PutHistory(_)
+        | Action::PutFailsafe(..)
+        | Action::DeleteFailsafe
+        | Action::AskMembers
+        | Action::Follow(_)
+        | Action::SetSyncNames(_)
+        | Action::SetSlots(_)
+        | Action::Configure(_)
+        | Action::Reload
+        | Action::TakeUpSchedule
+        | Action::DropSchedule
+        | Action::RestartStopped
+        | Action::AcceptReinitialize
+        | Action::Settle(..)
+        | Action::GiveAway
+        | Action::Finish => true,
+    }
+}
+
+/// Whether a node that starts in maintenance mode goes on as the primary that it was: nobody can have led since.
+pub fn was_the_primary(view: &View, snapshot: &Snapshot, control: &Control) -> bool {
+    let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
+    let primary = matches!(
+        control.state,
+        ControlState::ShutDown
+            | ControlState::ShuttingDown
+            | ControlState::InProduction
+            | ControlState::InCrashRecovery
+    );
+    is_on(view) && view.memory.life == Life::Fresh && primary && control.timeline >= cluster
+}

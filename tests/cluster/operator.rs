@@ -1,0 +1,117 @@
+//! What an operator asks for over REST, and what becomes of it under a writer.
+
+use std::time::Duration;
+
+use pgherd::clock;
+use serde_json::{Value, json};
+
+use crate::support::{Cluster, FORMED, Setup, eventually};
+
+/// Told from a wait for the lease; how fast it really is, `make bench` measures.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+async fn sends(
+    cluster: &Cluster,
+    node: u8,
+    method: reqwest::Method,
+    path: &str,
+    body: &Value,
+) -> (u16, String) {
+    let url = format!("http://{}:8008{path}", cluster.address(node));
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
+    let answer = client.request(method, url).body(body.to_string()).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn name_of(cluster: &Cluster, node: u8) -> String {
+    let page = sends(cluster, node, reqwest::Method::GET, "/patroni", &json!({})).await.1;
+    let page: Value = serde_json::from_str(&page).unwrap();
+    page["patroni"]["name"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_switchover_moves_the_lead_and_loses_nothing_and_the_old_leader_follows() {
+    let cluster = Cluster::formed(Setup::three()).await;
+    let leader = cluster.can_fail_over(FORMED).await;
+    let writer = cluster.writer();
+    let target = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
+    let to = name_of(&cluster, target).await;
+
+    let asked_at = clock::now();
+    let answer = cluster.switch_over(leader, Some(target)).await;
+    assert_eq!(answer, (reqwest::StatusCode::OK, format!("Successfully switched over to \"{to}\"")));
+    assert_eq!(cluster.writable(Some(leader), AT_ONCE).await, target);
+    assert_eq!(cluster.all_stream(FORMED).await, target);
+    let report = writer.finish(cluster.target(target)).await;
+    assert!(report.lost.is_empty(), "acknowledged and gone: {:?}", report.lost);
+    assert!(report.outage_at(asked_at) <= AT_ONCE, "outage {:?}", report.outage_at(asked_at));
+
+    let again = sends(&cluster, target, reqwest::Method::DELETE, "/switchover", &json!({})).await;
+    assert_eq!(again, (404, "no switchover is scheduled".to_owned()));
+}
+
+#[tokio::test]
+async fn a_restart_keeps_the_lead_and_a_reinitialized_replica_comes_back() {
+    let mut cluster = Cluster::formed(Setup::three()).await;
+    let leader = cluster.can_fail_over(FORMED).await;
+    let old = cluster.node(leader).postmaster().unwrap();
+    let answer = sends(&cluster, leader, reqwest::Method::POST, "/restart", &json!({})).await;
+    assert_eq!(answer, (200, "restarted successfully".to_owned()));
+    assert_ne!(cluster.node(leader).postmaster().unwrap(), old);
+    assert_eq!(cluster.all_stream(FORMED).await, leader, "a planned restart is no failure");
+
+    let pending = json!({ "restart_pending": true });
+    let answer = sends(&cluster, leader, reqwest::Method::POST, "/restart", &pending).await;
+    assert_eq!(answer, (503, "restart conditions are not satisfied".to_owned()));
+    let replica = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
+    let before = cluster.node(replica).data_dir_identity();
+    let refused = sends(&cluster, leader, reqwest::Method::POST, "/reinitialize", &json!({})).await;
+    assert_eq!(refused, (503, "I am the leader, can not reinitialize".to_owned()));
+    let started = sends(&cluster, replica, reqwest::Method::POST, "/reinitialize", &json!({})).await;
+    assert_eq!(started, (200, "reinitialize started".to_owned()));
+    let copied = eventually(FORMED, async || {
+        let path = cluster.node(replica).log().with_file_name("data").join("pgdata");
+        let now = std::fs::metadata(path).ok()?;
+        (std::os::unix::fs::MetadataExt::ino(&now) != before).then_some(())
+    });
+    assert!(copied.await.is_some(), "no other copy");
+    assert_eq!(cluster.all_stream(FORMED).await, leader);
+}
+
+#[tokio::test]
+async fn a_paused_cluster_elects_nobody_until_it_is_resumed() {
+    let mut cluster = Cluster::formed(Setup::three()).await;
+    let leader = cluster.can_fail_over(FORMED).await;
+    let wrong = json!({"ttl": 5});
+    let (code, why) = sends(&cluster, leader, reqwest::Method::PATCH, "/config", &wrong).await;
+    assert_eq!(code, 422, "{why}");
+    assert_eq!(
+        sends(&cluster, leader, reqwest::Method::PATCH, "/config", &json!({"pause": true})).await.0,
+        200
+    );
+    let noticed = eventually(FORMED, async || {
+        let page = sends(&cluster, leader, reqwest::Method::GET, "/cluster", &json!({})).await.1;
+        let page: Value = serde_json::from_str(&page).ok()?;
+        (page["pause"] == true).then_some(())
+    });
+    assert!(noticed.await.is_some());
+    cluster.node(leader).kill_tree();
+    cluster.node(leader).reap();
+    let elected = eventually(Duration::from_secs(15), async || {
+        for node in cluster.numbers() {
+            if node != leader && cluster.is_writable(node).await {
+                return Some(node);
+            }
+        }
+        None
+    });
+    assert_eq!(elected.await, None, "nobody is elected in maintenance mode");
+    let other = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
+    assert_eq!(
+        sends(&cluster, other, reqwest::Method::PATCH, "/config", &json!({"pause": null})).await.0,
+        200
+    );
+    cluster.writable(Some(leader), FORMED).await;
+    cluster.start_node(leader);
+    cluster.all_stream(FORMED).await;
+}
