@@ -270,7 +270,12 @@ fn restart(view: &View, order: &Restart) -> Option<Decision> {
 
 fn begin_restart(view: &View, order: &Restart) -> Option<Decision> {
     if let Some(job) = view.doing.map(|d| d.job).filter(|job| job.holds_postgres()) {
-        return settle(Order::Restart, Settled::Busy(job));
+        // What it has announced is its own stop.
+        return if job == Job::Stop && announced(view) {
+            None
+        } else {
+            settle(Order::Restart, Settled::Busy(job))
+        };
     }
     if view.now.since(order.since) > BEGUN_WITHIN {
         return settle(Order::Restart, Settled::Failed);
@@ -285,8 +290,7 @@ fn begin_restart(view: &View, order: &Restart) -> Option<Decision> {
             if !holds(view, &order.conditions, answer) {
                 return settle(Order::Restart, Settled::Conditions);
             }
-            let own = view.snapshot().and_then(|s| s.member(&view.me));
-            if own.is_none_or(|m| m.state != MemberState::Restarting) {
+            if !announced(view) {
                 // The member key says so at the end of this tick.
                 return Some(Decision { actions: vec![], reason: Reason::Restarting, wake: PROMPTLY });
             }
@@ -299,6 +303,12 @@ fn begin_restart(view: &View, order: &Restart) -> Option<Decision> {
             }))
         }
     }
+}
+
+/// Whether the member key says `restarting`.
+fn announced(view: &View) -> bool {
+    let own = view.snapshot().and_then(|s| s.member(&view.me));
+    own.is_some_and(|m| m.state == MemberState::Restarting)
 }
 
 /// How long a planned stop of this instance may take.

@@ -35,11 +35,18 @@ async fn a_switchover_moves_the_lead_and_loses_nothing_and_the_old_leader_follow
     let leader = cluster.can_fail_over(FORMED).await;
     let writer = cluster.writer();
     let target = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
-    let to = name_of(&cluster, target).await;
+    let (from, to) = (name_of(&cluster, leader).await, name_of(&cluster, target).await);
+
+    let written = eventually(FORMED, async || {
+        let count = cluster.sql(leader, "SELECT count(*) FROM writes").await.ok()?;
+        count.parse::<u32>().ok().filter(|count| *count >= 50)
+    });
+    assert!(written.await.is_some(), "the writer does not get on");
 
     let asked_at = clock::now();
-    let answer = cluster.switch_over(leader, Some(target)).await;
-    assert_eq!(answer, (reqwest::StatusCode::OK, format!("Successfully switched over to \"{to}\"")));
+    let body = json!({ "leader": from, "candidate": to });
+    let answer = sends(&cluster, leader, reqwest::Method::POST, "/switchover", &body).await;
+    assert_eq!(answer, (200, format!("Successfully switched over to \"{to}\"")));
     assert_eq!(cluster.writable(Some(leader), AT_ONCE).await, target);
     assert_eq!(cluster.all_stream(FORMED).await, target);
     let report = writer.finish(cluster.target(target)).await;

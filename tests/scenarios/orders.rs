@@ -53,6 +53,12 @@ fn a_restart_is_announced_before_anything_is_stopped_and_the_lock_is_kept() {
 }
 
 #[test]
+fn a_restart_waits_for_the_stop_that_it_has_begun() {
+    let asked = restart(Scene::new().leads().primary("", &[]), Stage::Asked, Conditions::default());
+    assert_eq!(nothing_because(announced(asked).doing(Job::Stop).decide()), Reason::Busy(Job::Stop));
+}
+
+#[test]
 fn a_restart_whose_conditions_do_not_hold_is_not_done() {
     let settles = |conditions| {
         only(restart(Scene::new().leads().primary("", &[]), Stage::Asked, conditions).decide())

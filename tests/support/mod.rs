@@ -327,18 +327,6 @@ impl Cluster {
         page.pointer("/if_the_primary_dies/within_seconds")?.as_f64().map(Duration::from_secs_f64)
     }
 
-    /// Asks a leader to hand over to this node, or to whomever is fit; gives what its API says.
-    pub(crate) async fn switch_over(
-        &self,
-        leader: u8,
-        candidate: Option<u8>,
-    ) -> (reqwest::StatusCode, String) {
-        let body = json!({ "leader": name(leader), "candidate": candidate.map(name) });
-        let request = self.http.post(self.url(leader, "switchover")).json(&body).timeout(FORMED);
-        let answer = request.send().await.unwrap();
-        (answer.status(), answer.text().await.unwrap_or_default())
-    }
-
     fn url(&self, node: u8, page: &str) -> String {
         let scheme = if self.is_ssl() { "https" } else { "http" };
         format!("{scheme}://{}:8008/{page}", self.address(node))
