@@ -494,7 +494,13 @@ async fn pages_tell_what_was_published() {
     let mut safe = fixture::configured(fixture::primary(clock::now()), json!({"failsafe_mode": true}));
     let map = dcs::Failsafe::from([(NodeName::from("n0"), "http://127.0.1.1:8008/patroni".to_owned())]);
     safe.snapshot.as_mut().unwrap().failsafe = Some(Versioned { value: map, revision: Revision(4) });
+    safe.failsafe.mode = ha::rules::Outlast::AllAgree;
     api.says(safe);
+    let stranger = api.ask(Method::POST, "/failsafe").await;
+    assert_eq!(
+        stranger.0, 403,
+        "this machine may change something, but a promise is for members: {stranger:?}"
+    );
     assert_eq!(api.page("/failsafe").await, json!({"n0": "http://127.0.1.1:8008/patroni"}));
     let (code, metrics) = api.ask(Method::GET, "/metrics").await;
     assert_eq!(code, 200);
