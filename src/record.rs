@@ -60,6 +60,9 @@ pub struct Record {
     /// The promise that binds this volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promised: Option<Promise>,
+    /// The leader that was promised not to be replaced (failsafe); it binds for a TTL after a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failsafe: Option<NodeName>,
     /// The last address this node advertised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_address: Option<std::net::IpAddr>,
@@ -227,6 +230,7 @@ impl Record {
             member_id: None,
             voters: Vec::new(),
             promised: None,
+            failsafe: None,
             last_address: None,
             members: Vec::new(),
         }

@@ -2,6 +2,7 @@
 //!
 //! There is no rule in this file. An arm of [`Agent::perform`] that needs an `if` belongs in `decide`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +25,14 @@ use crate::types::{Chain, NodeId, NodeName, Timing};
 use super::configure::with_settings;
 use super::decide::decide;
 use super::desk::{Inbox, Waiting};
+use super::failsafe;
 use super::fitness;
 use super::forecast::forecast;
 use super::jobs::{Done, Outcome};
 use super::lease;
 use super::memory;
 use super::orders::{Order, Scheduled};
+use super::promises::Promises;
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
 use super::rules::{Pause, Rules};
@@ -77,6 +80,8 @@ pub struct Deps<D> {
     pub postgres: Postgres,
     /// The cluster record.
     pub record: record::Keeper,
+    /// Where promises and attempts to lead meet.
+    pub promises: Promises,
     /// The deadman.
     pub init: InitLink,
     /// Calls to other nodes.
@@ -138,6 +143,7 @@ pub fn spawn<D: Dcs>(
         last_started: None,
         pause,
         signs: JoinSet::new(),
+        rounds: JoinSet::new(),
         young: Youth::Over,
         last_failure: String::new(),
         complaints: Vec::new(),
@@ -178,6 +184,8 @@ pub(super) struct Agent<D> {
     pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
     /// Signs of life that were asked for: nothing waits for them, the next look takes in what has come.
     signs: JoinSet<(Check, Pulse)>,
+    /// Rounds of questions to the members: when each was begun, and who has promised.
+    pub(super) rounds: JoinSet<(Moment, BTreeSet<NodeName>)>,
     /// Writes to the store that an operator has asked for.
     pub(super) errands: JoinSet<()>,
     /// Who waits for which order.
@@ -266,6 +274,7 @@ impl<D: Dcs> Agent<D> {
                 Ok(()) = process.changed() => {}
                 Ok(()) = changes.changed() => {}
                 () = self.lease.changed() => {}
+                Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
                 Some(done) = self.jobs.join_next() => self.take_in(done),
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
                 letter = self.deps.inbox.next() => self.receive(letter),
@@ -286,12 +295,20 @@ impl<D: Dcs> Agent<D> {
     /// Looks at the store and at the instance, both at once, and makes the view of this moment.
     async fn observe(&mut self, phase: Phase) -> View {
         let patience = self.snapshot_patience();
-        let (snapshot, local) = tokio::join!(
-            timeout(patience, self.deps.store.snapshot()),
-            self.deps.postgres.status(STATUS_PATIENCE)
-        );
+        let (store, postgres) = (Arc::clone(&self.deps.store), self.deps.postgres.clone());
+        let looking =
+            async { tokio::join!(timeout(patience, store.snapshot()), postgres.status(STATUS_PATIENCE)) };
+        tokio::pin!(looking);
+        let (snapshot, local) = loop {
+            tokio::select! {
+                seen = &mut looking => break seen,
+                // A silent store takes all the time it is given; what the members promise meanwhile must count at once.
+                Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
+            }
+        };
         let arrived = clock::now();
         self.take_in_signs(arrived);
+        self.memory.promised = self.deps.promises.promised(arrived);
         let store = match snapshot {
             Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived),
             Ok(Err(error)) => self.store_silent(error.to_string(), arrived),
@@ -391,6 +408,20 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
+    async fn take_in_promises(
+        &mut self,
+        round: Result<(Moment, BTreeSet<NodeName>), tokio::task::JoinError>,
+    ) {
+        match round {
+            Ok((asked, promised)) => {
+                if self.memory.roll.hear(asked, &self.config.me, &promised) {
+                    self.lease.extend(asked).await;
+                }
+            }
+            Err(error) => warn!(%error, "the members were not asked"),
+        }
+    }
+
     /// A start that did not hold is a failed start; one that was ended on purpose is none.
     fn watch_start(&mut self, view: &View) {
         match view.instance() {
@@ -449,6 +480,7 @@ impl<D: Dcs> Agent<D> {
             maximum_lag_on_failover: self.rules.maximum_lag_on_failover,
             tags: self.rules.tags.to_json(),
             phase: view.phase,
+            failsafe: failsafe::facts(view),
             vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,

@@ -23,6 +23,7 @@ use crate::postgres::{Check, Posture, Pulse, StopMode};
 use crate::supervisor::UnitState;
 use crate::types::{Access, Lsn, NodeName, Room, SyncMode, Timeline};
 
+use super::pause;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::sync::Electors;
 use super::view::{Candidate, Eligibility, Instance, Job, Lease, Poll, PollAnswer, View};
@@ -247,9 +248,10 @@ fn speaks_of_the_disk(words: &str) -> bool {
         .any(|phrase| words.contains(phrase))
 }
 
-/// A leader that cannot do its work: what it does about it; `None` when it goes on as ever.
+/// A leader that cannot do its work: what it does about it; `None` when it goes on as ever. Maintenance mode hands nothing
+/// over.
 pub(super) fn unfit(view: &View, snapshot: &Snapshot) -> Option<Decision> {
-    let ailment = view.memory.vitals.failed.as_ref()?;
+    let ailment = view.memory.vitals.failed.as_ref().filter(|_| !pause::is_on(view))?;
     let heir = heir(view, snapshot, ailment);
     match (view.instance(), heir) {
         (Instance::Primary(..) | Instance::Silent, Some(heir)) => {
@@ -381,6 +383,6 @@ pub(super) fn roomier<'a>(
 /// dead disk) can execute nothing any more. The key is not released; it is let run out.
 pub(super) fn stop_hangs(view: &View) -> Option<Decision> {
     let doing = view.doing.filter(|d| d.job == Job::Stop && view.now.since(d.since) >= STOP_HANGS)?;
-    let held = view.lease != Lease::None;
-    held.then(|| act(Action::Forget, Reason::StopHangs(view.now.since(doing.since).as_secs())))
+    let gives_up = view.lease != Lease::None && !pause::is_on(view);
+    gives_up.then(|| act(Action::Forget, Reason::StopHangs(view.now.since(doing.since).as_secs())))
 }

@@ -28,6 +28,8 @@ const ORDERS: usize = 4;
 #[derive(Debug)]
 enum Order {
     Hold(Held),
+    /// Every member has promised not to take over: as good as a renewal that was sent at this moment.
+    Extend(Moment),
     Forget,
 }
 
@@ -42,6 +44,11 @@ impl Keeper {
     /// The lease was acquired: keep it.
     pub(super) async fn hold(&mut self, held: Held) {
         self.order(Order::Hold(held), |l| matches!(l, Lease::Held { .. })).await;
+    }
+
+    /// Every member has promised, in answer to a question that was sent at this moment, not to take over.
+    pub(super) async fn extend(&mut self, asked: Moment) {
+        self.order(Order::Extend(asked), |_lease| true).await;
     }
 
     /// The lease is not wanted any more: renew it no longer.
@@ -92,17 +99,20 @@ pub(super) fn spawn<D: Dcs>(deps: Deps<D>, tasks: &mut JoinSet<()>) -> Keeper {
 async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publish: watch::Sender<Lease>) {
     // When the next renewal is due; none while the lease is not ours.
     let mut due: Option<Moment> = None;
+    // The question that all members have last answered with their promise.
+    let mut promised: Option<Moment> = None;
     loop {
         tokio::select! {
             order = inbox.recv() => match order {
                 Some(Order::Hold(held)) => due = Some(deps.keep(held, &publish)),
+                Some(Order::Extend(asked)) => promised = deps.extend(asked, &publish).or(promised),
                 Some(Order::Forget) => {
-                    due = None;
+                    (due, promised) = (None, None);
                     publish.send_replace(Lease::None);
                 }
                 None => return,
             },
-            () = until(due) => due = deps.renew(&publish).await,
+            () = until(due) => due = deps.renew(promised, &publish).await,
             Ok(()) = deps.pause.changed() => {
                 let paused = *deps.pause.borrow_and_update();
                 match paused {
@@ -117,6 +127,14 @@ async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publis
                 deps.arm(*publish.borrow());
             }
         }
+    }
+}
+
+/// Whether what the others have promised still lasts.
+fn promises_hold(promised: Option<Moment>, lease: Lease) -> bool {
+    match (promised, lease) {
+        (Some(asked), Lease::Held { ttl, .. }) => clock::now() < asked + ttl - demote_margin(ttl),
+        (Some(_), Lease::None | Lease::Lost) | (None, _) => false,
     }
 }
 
@@ -141,13 +159,31 @@ impl<D: Dcs> Deps<D> {
         held.sent + self.timing.borrow().loop_wait
     }
 
-    async fn renew(&self, publish: &watch::Sender<Lease>) -> Option<Moment> {
+    /// The promises of all members move the lease, and the deadman, as a renewal would. Says what counts from now on.
+    fn extend(&self, asked: Moment, publish: &watch::Sender<Lease>) -> Option<Moment> {
+        let Lease::Held { sent, ttl } = *publish.borrow() else { return None };
+        if asked <= sent {
+            return None;
+        }
+        let lease = Lease::Held { sent: asked, ttl };
+        publish.send_replace(lease);
+        self.arm(lease);
+        Some(asked)
+    }
+
+    async fn renew(&self, promised: Option<Moment>, publish: &watch::Sender<Lease>) -> Option<Moment> {
         match self.store.renew_leader(&self.me).await {
             Ok(held) => Some(self.keep(held, publish)),
             // A refusal (no space, a member that is being replaced) says nothing of who holds the key.
             Err(error @ (Error::Unreachable(_) | Error::Rejected(_))) => {
                 debug!(%error, "the lease could not be renewed, trying again");
                 Some(clock::now() + RETRY)
+            }
+            // The key has run out in a store that was away; nobody may have taken it. The loop looks, and takes it again or stops.
+            Err(error @ Error::Conflict { .. }) if promises_hold(promised, *publish.borrow()) => {
+                warn!(%error, "the leader key has run out under the failsafe");
+                publish.send_modify(|_lease| {});
+                None
             }
             Err(error @ Error::Conflict { .. }) => {
                 warn!(%error, "the leader lease is lost");

@@ -10,6 +10,7 @@ use crate::record::Bootstrap;
 use crate::types::{Lsn, SystemId, Timeline};
 
 use super::Phase;
+use super::failsafe::Ping;
 use super::orders::Scheduled;
 use super::rules::Pause;
 use super::slots;
@@ -187,6 +188,25 @@ pub fn status(view: &View, lsn: Lsn) -> Status {
 pub fn status_at_shutdown(snapshot: &Snapshot, optime: Lsn, shutdown: &Shutdown) -> Status {
     let before = snapshot.status.as_ref().map(|s| s.value.clone()).unwrap_or_default();
     Status { optime: Some(optime), shutdown: Some(shutdown.clone()), ..before }
+}
+
+/// What a leader tells the members whose promise it asks for.
+pub fn ping(view: &View, addresses: &Addresses) -> Ping {
+    let position = view.local.sql.as_ref().and_then(|answer| match answer.kind {
+        Kind::Primary { lsn, .. } => Some(lsn),
+        Kind::Standby { .. } => None,
+    });
+    let ttl = match view.lease {
+        Lease::Held { ttl, .. } => ttl,
+        Lease::None | Lease::Lost => view.rules.timing.ttl,
+    };
+    Ping {
+        name: view.me.clone(),
+        conn_url: addresses.conn_url.clone(),
+        api_url: addresses.api_url.clone(),
+        slots: position.and_then(|lsn| status(view, lsn).slots),
+        ttl: Some(ttl.as_secs()),
+    }
 }
 
 /// The timeline that a promotion of the local standby begins.

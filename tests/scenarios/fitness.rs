@@ -37,6 +37,9 @@ fn a_postmaster_that_makes_no_backends_for_a_ttl_is_replaced() {
     let mute = primary().sign(Check::Knock, 10, &SILENCE).seen();
     assert_eq!(reason(&mute), Reason::Unfit(Ailment::Mute, name("n1")));
     assert_eq!(only(mute.decide()), KILL);
+    let mut paused = mute;
+    paused.0.rules.pause = pgherd::ha::rules::Pause::On;
+    assert_eq!(reason(&paused), Reason::UnfitAlone(Ailment::Mute), "maintenance mode hands nothing over");
 }
 
 /// The status connection may have ended with it: then the instance is silent, which is no reason to wait for ever.

@@ -13,7 +13,7 @@ use pgherd::ha::fitness;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
 use pgherd::ha::replication::Replication;
-use pgherd::ha::rules::{Rules, Strictness, Tags};
+use pgherd::ha::rules::{Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
     Store, UpstreamWal, View, Volume, demote_margin,
@@ -22,6 +22,7 @@ use pgherd::postgres::status::Status;
 use pgherd::postgres::{Check, Posture, Pulse, Upstream};
 use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timing};
 
+use crate::failsafe::{Asking, Promises};
 use crate::faults::{Mode, Schedule};
 use crate::jobs::Out;
 use crate::postgres::State;
@@ -111,6 +112,10 @@ pub(crate) struct Agent {
     pub(crate) page: Option<PollAnswer>,
     pub(crate) data_page: Option<SystemId>,
     pub(crate) restart: bool,
+    pub(crate) promises: Promises,
+    pub(crate) asking: Option<Asking>,
+    /// The question whose answers last moved the lease.
+    pub(crate) extended: Option<Moment>,
     /// The lease that is being released: the same in every attempt, and never used again.
     pub(crate) released: Option<pgherd::types::LeaseId>,
 }
@@ -134,6 +139,8 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         strictness,
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
+        // One seed in four goes without.
+        outlast: if schedule.seed % 4 == 3 { Outlast::Never } else { Outlast::AllAgree },
         pause: pgherd::ha::rules::Pause::Off,
         primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
@@ -192,6 +199,9 @@ impl Agent {
             page: None,
             data_page: None,
             restart: false,
+            promises: Promises::default(),
+            asking: None,
+            extended: None,
             released: None,
         }
     }
@@ -229,6 +239,7 @@ impl World {
         self.nodes[n].deadman = None;
         self.store.forget_lease(&name(n));
         self.store.set_ttl(&name(n), self.schedule.ttl * 1_000_000);
+        self.open_promises(n);
         self.log(n, || "starts".into());
         self.observe(n);
     }
@@ -327,6 +338,10 @@ impl World {
         let (inc, renewal) = (self.nodes[n].agent.inc, self.nodes[n].agent.renewal);
         match result {
             Ended::Answer(answer) if matches!(**answer, Answer::Done) => self.hold(n, sent),
+            Ended::Answer(_) | Ended::Failed(_) | Ended::Done if self.promises_hold(n) => {
+                self.log(n, || "the key has run out under the failsafe".into());
+                self.woken(n);
+            }
             Ended::Answer(_) | Ended::Failed(_) | Ended::Done => {
                 self.log(n, || "the lease is lost".into());
                 self.agent(n).lease = Lease::Lost;
@@ -356,6 +371,7 @@ impl World {
     pub(crate) fn forgotten(&mut self, n: usize) {
         let agent = self.agent(n);
         agent.lease = Lease::None;
+        agent.extended = None;
         agent.renewal += 1;
         match self.acting(n).and_then(|acting| acting.current.clone()) {
             Some(Action::Release) => self.send_release(n),
@@ -449,6 +465,7 @@ impl World {
         let now = self.clock(n);
         let stage = std::mem::replace(&mut self.agent(n).stage, Stage::Gone);
         let Stage::Observing { snapshot: Some(snapshot), local: Some(local), .. } = stage else { return };
+        self.look_at_promises(n);
         let store = self.saw_store(n, snapshot, now);
         let disk = &self.nodes[n].disk;
         let volume = Volume {

@@ -55,10 +55,6 @@ pub enum Verb {
     Dsn(read::Dsn),
     /// Take back what was scheduled
     Flush(write::Flush),
-    /// Make the cluster follow another one
-    DemoteCluster(write::DemoteCluster),
-    /// End that: its leader takes writes again
-    PromoteCluster(write::Maintenance),
 }
 
 /// A part that a member plays, as patronictl names them.
@@ -117,9 +113,7 @@ impl Verb {
             | Self::Pause(_)
             | Self::Resume(_)
             | Self::EditConfig(_)
-            | Self::Flush(_)
-            | Self::DemoteCluster(_)
-            | Self::PromoteCluster(_) => client::Errand::Act,
+            | Self::Flush(_) => client::Errand::Act,
         }
     }
 
@@ -133,12 +127,11 @@ impl Verb {
             Self::Restart(args) => &args.api,
             Self::Reload(args) => &args.api,
             Self::Reinit(args) => &args.api,
-            Self::Pause(args) | Self::Resume(args) | Self::PromoteCluster(args) => &args.api,
+            Self::Pause(args) | Self::Resume(args) => &args.api,
             Self::EditConfig(args) => &args.api,
             Self::Query(args) => &args.api,
             Self::Dsn(args) => &args.api,
             Self::Flush(args) => &args.api,
-            Self::DemoteCluster(args) => &args.api,
         }
     }
 }
@@ -165,8 +158,6 @@ pub async fn run(verb: Verb, config: Option<&Config>) -> anyhow::Result<ExitCode
         Verb::EditConfig(args) => config::edit(&cluster, &args).await,
         Verb::Query(args) => query::run(&cluster, &args, config).await,
         Verb::Flush(args) => write::flush(&cluster, &args).await,
-        Verb::DemoteCluster(args) => write::demote_cluster(&cluster, &args).await,
-        Verb::PromoteCluster(args) => write::promote_cluster(&cluster, &args).await,
     }?;
     Ok(ExitCode::SUCCESS)
 }

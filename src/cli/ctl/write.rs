@@ -111,9 +111,6 @@ pub struct Reload {
     /// Whom it is about.
     #[command(flatten)]
     pub which: Which,
-    /// Whether to ask.
-    #[command(flatten)]
-    pub force: Force,
 }
 
 /// Options of `reinit`.
@@ -144,7 +141,7 @@ pub struct Source {
     pub from_leader: bool,
 }
 
-/// Options of `pause`, `resume` and `promote-cluster`.
+/// Options of `pause` and `resume`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Maintenance {
     /// Which node to ask.
@@ -153,32 +150,6 @@ pub struct Maintenance {
     /// Whether to wait.
     #[command(flatten)]
     pub wait: Wait,
-    /// Whether to ask.
-    #[command(flatten)]
-    pub force: Force,
-}
-
-/// Options of `demote-cluster`.
-#[derive(Debug, Clone, clap::Args)]
-pub struct DemoteCluster {
-    /// Which node to ask.
-    #[command(flatten)]
-    pub api: Api,
-    /// Where the other cluster is
-    #[arg(long)]
-    pub host: Option<String>,
-    /// Its port
-    #[arg(long)]
-    pub port: Option<u16>,
-    /// How to fetch its WAL from an archive
-    #[arg(long, value_name = "COMMAND")]
-    pub restore_command: Option<String>,
-    /// The slot to stream through
-    #[arg(long, value_name = "SLOT")]
-    pub primary_slot_name: Option<String>,
-    /// Whether to ask.
-    #[command(flatten)]
-    pub force: Force,
 }
 
 /// Options of `flush`.
@@ -192,9 +163,6 @@ pub struct Flush {
     /// Whom it is about.
     #[command(flatten)]
     pub which: Which,
-    /// Whether to ask.
-    #[command(flatten)]
-    pub force: Force,
 }
 
 /// What can be scheduled.
@@ -463,57 +431,6 @@ pub async fn flush(cluster: &Cluster, args: &Flush) -> anyhow::Result<Printed> {
             each(cluster, members, (Method::DELETE, "/restart"), None).await
         }
     }
-}
-
-/// See [`super::Verb::DemoteCluster`].
-///
-/// # Errors
-/// See [`super::run`].
-pub async fn demote_cluster(cluster: &Cluster, args: &DemoteCluster) -> anyhow::Result<Printed> {
-    let picture = cluster.picture().await?;
-    let mut section = Map::new();
-    section.extend(args.host.clone().map(|host| ("host".to_owned(), host.into())));
-    section.extend(args.port.map(|port| ("port".to_owned(), port.into())));
-    section.extend(args.restore_command.clone().map(|c| ("restore_command".to_owned(), c.into())));
-    section.extend(args.primary_slot_name.clone().map(|s| ("primary_slot_name".to_owned(), s.into())));
-    if section.is_empty() {
-        bail!("whom shall it follow? --host, --port or --restore-command must be given");
-    }
-    let what = format!("{} takes no writes any more and follows another cluster.", picture.scope());
-    confirm(args.force, &what, picture.scope())?;
-    change_kind(cluster, section.into(), "standby_leader").await
-}
-
-/// See [`super::Verb::PromoteCluster`].
-///
-/// # Errors
-/// See [`super::run`].
-pub async fn promote_cluster(cluster: &Cluster, args: &Maintenance) -> anyhow::Result<Printed> {
-    let picture = cluster.picture().await?;
-    let what = format!("{} follows nobody any more and takes writes.", picture.scope());
-    confirm(args.force, &what, picture.scope())?;
-    change_kind(cluster, Value::Null, "leader").await
-}
-
-/// Writes the section, and waits until the leader is of that kind.
-async fn change_kind(cluster: &Cluster, section: Value, role: &'static str) -> anyhow::Result<Printed> {
-    let body = json!({ "standby_cluster": section });
-    let answer = cluster.call(None, (Method::PATCH, "/config"), Some(&body)).await?;
-    if !answer.is_success() {
-        bail!("{}", answer.text);
-    }
-    until(LONGEST, || async {
-        match cluster.picture().await {
-            Ok(picture) => match picture.leader() {
-                Some(leader) if leader.role() == role && leader.state() == "running" => None,
-                Some(leader) => Some(format!("{} is {}, {}", leader.name(), leader.role(), leader.state())),
-                None => Some("nobody leads".to_owned()),
-            },
-            Err(error) => Some(format!("{error:#}")),
-        }
-    })
-    .await?;
-    print("done\n")
 }
 
 #[cfg(test)]
