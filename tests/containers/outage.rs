@@ -49,7 +49,7 @@ async fn strike(stack: &Stack, fault: Fault, limit: Duration) {
 }
 
 #[tokio::test]
-async fn compose_brings_up_a_cluster_that_outlives_its_primary() {
+async fn compose_brings_up_a_cluster_with_ports_that_lead_to_the_primary_and_the_replicas() {
     let Some(_turn) = engine().await else { return };
     let began = clock::now();
     let stack = Stack::up(1);
@@ -65,7 +65,12 @@ async fn compose_brings_up_a_cluster_that_outlives_its_primary() {
     let through = async |port, query| client::ask(&stack.target(primary, port), query).await.unwrap();
     assert_eq!(through(READ_WRITE, "SELECT pg_is_in_recovery()::text").await, "false");
     assert_eq!(through(READ_ONLY, "SELECT pg_is_in_recovery()::text").await, "true");
+}
 
+#[tokio::test]
+async fn a_cluster_of_containers_outlives_its_primary() {
+    let Some(_turn) = engine_for_all().await else { return };
+    let stack = Stack::up(3);
     strike(&stack, Fault::Stop, AT_ONCE).await;
     strike(&stack, Fault::Kill, TTL + AFTER_TTL).await;
     strike(&stack, Fault::Pause, TTL + AFTER_TTL + UNNOTICED).await;

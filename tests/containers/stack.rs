@@ -13,7 +13,7 @@ use super::engine::{IMAGE, MOCK, compose, docker, try_docker};
 use super::eventually;
 
 /// What a cluster may take to form on a busy machine; the promise, 20 s on an idle one, is reported.
-pub(crate) const FORMED: Duration = Duration::from_secs(90);
+pub(crate) const FORMED: Duration = Duration::from_secs(240);
 /// One answer of an API.
 const ANSWER: Duration = Duration::from_secs(2);
 
