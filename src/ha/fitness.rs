@@ -23,6 +23,7 @@ use crate::postgres::{Check, Posture, Pulse, StopMode};
 use crate::supervisor::UnitState;
 use crate::types::{Access, Lsn, NodeName, Room, SyncMode, Timeline};
 
+use super::pause;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::sync::Electors;
 use super::view::{Candidate, Eligibility, Instance, Job, Lease, Poll, PollAnswer, View};
@@ -249,7 +250,8 @@ fn speaks_of_the_disk(words: &str) -> bool {
 
 /// A leader that cannot do its work: what it does about it; `None` when it goes on as ever.
 pub(super) fn unfit(view: &View, snapshot: &Snapshot) -> Option<Decision> {
-    let ailment = view.memory.vitals.failed.as_ref()?;
+    // In maintenance mode nothing is handed over: whoever pauses a cluster looks after it.
+    let ailment = view.memory.vitals.failed.as_ref().filter(|_| !pause::is_on(view))?;
     let heir = heir(view, snapshot, ailment);
     match (view.instance(), heir) {
         (Instance::Primary(..) | Instance::Silent, Some(heir)) => {

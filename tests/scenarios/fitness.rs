@@ -39,6 +39,15 @@ fn a_postmaster_that_makes_no_backends_for_a_ttl_is_replaced() {
     assert_eq!(only(mute.decide()), KILL);
 }
 
+/// Whoever pauses a cluster looks after it.
+#[test]
+fn nothing_is_handed_over_in_maintenance_mode() {
+    let mut mute = primary().sign(Check::Knock, 10, &SILENCE).seen();
+    mute.0.rules.pause = pgherd::ha::rules::Pause::On;
+    assert_eq!(reason(&mute), Reason::UnfitAlone(Ailment::Mute), "it stays, and says what is wrong");
+    assert!(!mute.decide().actions.iter().any(|action| matches!(action, Action::Begin(_))));
+}
+
 /// The status connection may have ended with it: then the instance is silent, which is no reason to wait for ever.
 #[test]
 fn a_postmaster_that_was_stopped_is_replaced_sooner_and_also_when_nothing_answers_at_all() {
