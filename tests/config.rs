@@ -328,3 +328,20 @@ fn a_public_address_without_tls_is_told() {
     let closed = accepted(&[("SSL_ENABLED", "true"), ("SSL_PASSPHRASE", "n7q2m5x9c4v8b1k6j3h0")]);
     assert_eq!(closed.exposure("203.0.113.7".parse().unwrap()), None);
 }
+
+#[test]
+fn tags_have_variables_and_others_are_shown_as_they_are() {
+    let config = accepted(&[
+        ("TAG_FAILOVER_PRIORITY", "2"),
+        ("TAG_NOSYNC", "true"),
+        ("TAG_CLONEFROM", "off"),
+        ("TAG_REPLICATEFROM", "n2"),
+        ("TAGS", "zone=a, rack=7\nspot=false"),
+    ]);
+    let tags = config.ha.tags;
+    assert_eq!((tags.failover_priority, tags.sync_priority), (2, 0));
+    assert_eq!(
+        serde_json::Value::Object(tags.to_json()).to_string(),
+        r#"{"failover_priority":2,"nosync":true,"replicatefrom":"n2","zone":"a","rack":7,"spot":false}"#
+    );
+}

@@ -55,6 +55,8 @@ const PURE: &[&str] = &[
     "ha/rules.rs",
     "ha/sync.rs",
     "ha/trail.rs",
+    "ha/tags.rs",
+    "ha/upstreams.rs",
     "etcd/ballot.rs",
     "etcd/decision.rs",
     "etcd/prune.rs",

@@ -11,6 +11,7 @@ use super::status::{SyncPart, is_paused, is_standby_cluster, known_view, leader_
 use crate::clock::Moment;
 use crate::dcs::{MemberState, ReplicationState, Role};
 use crate::ha;
+use crate::ha::tags::is_set;
 use crate::postgres::status::Kind;
 use crate::types::Lsn;
 
@@ -217,7 +218,7 @@ fn patience(status: &ha::Status) -> Duration {
 }
 
 fn takes_reads(filters: &Filters, status: &ha::Status, now: Moment) -> bool {
-    let balanced = !status.tags.get("noloadbalance").and_then(Value::as_bool).unwrap_or(false);
+    let balanced = !is_set(&status.tags, "noloadbalance");
     let replicates = match &filters.replication_state {
         None => true,
         Some(wanted) => replication_word(status) == Some(wanted.as_str()),

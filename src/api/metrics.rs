@@ -14,6 +14,7 @@ use super::status::{
 use crate::clock::Moment;
 use crate::dcs::{MemberState, ReplicationState, Role};
 use crate::ha::forecast::Forecast;
+use crate::ha::tags::Tags;
 use crate::postgres::status::{Answer, Kind};
 use crate::{discovery, etcd, ha};
 
@@ -334,12 +335,8 @@ fn flag(set: impl Into<bool>) -> u8 {
 }
 
 /// The priority that counts in an election: `nofailover` overrides the tag.
-fn failover_priority(status: &ha::Status) -> i64 {
-    if status.tags.get("nofailover").and_then(serde_json::Value::as_bool) == Some(true) {
-        return 0;
-    }
-    let tag = status.tags.get("failover_priority");
-    tag.and_then(|tag| tag.as_i64().or_else(|| tag.as_str()?.parse().ok())).unwrap_or(1)
+fn failover_priority(status: &ha::Status) -> u32 {
+    Tags::from_json(&status.tags).failover_priority
 }
 
 /// Patroni's index of a state; -1 for one that it has no number for.

@@ -86,7 +86,7 @@ pub struct Ha {
     pub sync_node_count: u32,
     /// `MAXIMUM_LAG_ON_FAILOVER`, in bytes.
     pub maximum_lag_on_failover: u64,
-    /// `TAG_NOFAILOVER`.
+    /// `TAG_NOFAILOVER` and the other tags.
     pub tags: Tags,
 }
 

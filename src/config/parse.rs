@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use serde_json::{Map, Value};
 
 use super::timing::Network;
 use crate::ha::rules::Strictness;
@@ -266,6 +267,43 @@ fn parameter(line: &str) -> Parsed<(String, String)> {
 fn unquoted(value: &str) -> String {
     let inner = value.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
     inner.map_or_else(|| value.to_owned(), |inner| inner.replace("''", "'"))
+}
+
+/// A tag's priority.
+pub(super) fn priority(text: &str) -> Parsed<u32> {
+    text.parse().map_err(|_not_a_number| "a whole number, 0 or more".to_owned())
+}
+
+/// `TAGS`: tags without a meaning to pgherd. A value keeps the type that it would have in YAML.
+pub(super) fn tags(text: &str) -> Parsed<Map<String, Value>> {
+    const OWN: &[&str] = &[
+        "nofailover",
+        "failover_priority",
+        "noloadbalance",
+        "clonefrom",
+        "nosync",
+        "sync_priority",
+        "nostream",
+        "replicatefrom",
+    ];
+    let mut all = Map::new();
+    for tag in lines(text).flat_map(|line| line.split(',')).map(str::trim).filter(|tag| !tag.is_empty()) {
+        let (name, value) = tag.split_once('=').ok_or("tags of the form name=value")?;
+        let (name, value) = (name.trim(), value.trim());
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
+            return expected("tags of the form name=value, the name of letters, digits, `_`, `-` and `.`");
+        }
+        if OWN.contains(&name) {
+            return Err(format!("other tags (this one is TAG_{})", name.to_ascii_uppercase()));
+        }
+        let number = || value.parse::<i64>().map(Value::from).ok();
+        let flag = || value.parse::<bool>().map(Value::from).ok();
+        let value = flag().or_else(number).unwrap_or_else(|| value.into());
+        if all.insert(name.to_owned(), value).is_some() {
+            return Err(format!("each tag once (`{name}` is there twice)"));
+        }
+    }
+    Ok(all)
 }
 
 /// `POSTGRES_HBA`: lines of pg_hba.conf; only rules, so that no file of elsewhere is included.

@@ -14,7 +14,8 @@ use super::timing::{self, Network, TimingChoice};
 use super::{Config, Database, Errors, Ha, Log, Proxy, RestartNode, Tls, Warning, parse};
 use crate::api::access::{Access, Basic};
 use crate::discovery::{self, Source};
-use crate::ha::rules::{Failover, Strictness, Tags};
+use crate::ha::rules::{Strictness, Tags};
+use crate::ha::tags::contradictions;
 use crate::log;
 use crate::postgres::ClientTls;
 use crate::proxy;
@@ -275,12 +276,7 @@ fn ha(r: &mut Reader) -> Ha {
         strictness: r.parsed("SYNCHRONOUS_MODE_STRICT", parse::strictness).unwrap_or(Strictness::Degrade),
         sync_node_count: r.parsed("SYNCHRONOUS_NODE_COUNT", parse::count).unwrap_or(1),
         maximum_lag_on_failover: r.parsed("MAXIMUM_LAG_ON_FAILOVER", parse::bytes).unwrap_or(1 << 20),
-        tags: Tags {
-            failover: match r.parsed("TAG_NOFAILOVER", parse::switch) {
-                Some(true) => Failover::Never,
-                Some(false) | None => Failover::Allowed,
-            },
-        },
+        tags: tags(r),
     }
 }
 
@@ -322,6 +318,27 @@ fn check_socket_dir(r: &mut Reader, dir: Option<&Utf8PathBuf>, clients: ClientTl
              PostgreSQL would refuse them",
         );
     }
+}
+
+/// This node's tags: a variable for each that has a meaning, `TAGS` for all others.
+fn tags(r: &mut Reader) -> Tags {
+    let mut tags = serde_json::Map::new();
+    let mut put = |name: &str, value: Option<serde_json::Value>| {
+        tags.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    put("nofailover", r.parsed("TAG_NOFAILOVER", parse::switch).map(Into::into));
+    put("failover_priority", r.parsed("TAG_FAILOVER_PRIORITY", parse::priority).map(Into::into));
+    put("noloadbalance", r.parsed("TAG_NOLOADBALANCE", parse::switch).map(Into::into));
+    put("clonefrom", r.parsed("TAG_CLONEFROM", parse::switch).map(Into::into));
+    put("nosync", r.parsed("TAG_NOSYNC", parse::switch).map(Into::into));
+    put("sync_priority", r.parsed("TAG_SYNC_PRIORITY", parse::priority).map(Into::into));
+    put("nostream", r.parsed("TAG_NOSTREAM", parse::switch).map(Into::into));
+    put("replicatefrom", r.parsed("TAG_REPLICATEFROM", parse::node_name).map(|name| name.0.into()));
+    tags.extend(r.parsed("TAGS", parse::tags).unwrap_or_default());
+    for contradiction in contradictions(&tags) {
+        r.warn("TAG_NOFAILOVER, TAG_NOSYNC", contradiction);
+    }
+    Tags::from_json(&tags)
 }
 
 fn log(r: &mut Reader) -> Log {

@@ -134,6 +134,38 @@ pub const VARIABLES: &[Variable] = &[
     secret("RESTAPI_PASSWORD", "none", "Password of `RESTAPI_USERNAME`."),
     plain("TAG_NOFAILOVER", "false", "`true`: this node never becomes the leader."),
     plain(
+        "TAG_FAILOVER_PRIORITY",
+        "1",
+        "Of replicas that have the same, the one with the higher number leads; 0: never.",
+    ),
+    plain(
+        "TAG_NOLOADBALANCE",
+        "false",
+        "`true`: the health checks for reads (`/replica` and others) answer 503 here.",
+    ),
+    plain("TAG_CLONEFROM", "false", "`true`: new nodes copy from this replica rather than from the leader."),
+    plain("TAG_NOSYNC", "false", "`true`: no commit ever waits for this node."),
+    plain(
+        "TAG_SYNC_PRIORITY",
+        "1",
+        "Commits wait for the node with the higher number first; 0: never for this one.",
+    ),
+    plain(
+        "TAG_NOSTREAM",
+        "false",
+        "`true`: this replica reads the WAL archive only (it needs a `restore_command`).",
+    ),
+    plain(
+        "TAG_REPLICATEFROM",
+        "the leader",
+        "Name of the member that this replica streams from, while it exists.",
+    ),
+    plain(
+        "TAGS",
+        "none",
+        "More tags, `name=value`, separated by commas or lines; shown to tools, asked for by `tag_<name>=`.",
+    ),
+    plain(
         "PROXY_ENABLED",
         "false",
         "`true`: HAProxy runs on this node and leads its ports to the primary and to the replicas.",

@@ -159,8 +159,8 @@ impl<D: Dcs> Agent<D> {
             Action::PutHistory(timeline) => self.put_history(view, timeline).await?,
             Action::Start(how, names) => self.start(&how, &names).await?,
             Action::Follow(upstream) => {
-                self.deps.postgres.follow(Some(&upstream)).await?;
-                (self.memory.following, self.memory.frozen) = (Some(upstream), None);
+                self.deps.postgres.follow(upstream.as_ref()).await?;
+                (self.memory.following, self.memory.frozen) = (upstream, None);
             }
             Action::Freeze => {
                 self.deps.postgres.freeze().await?;

@@ -25,6 +25,7 @@ use super::orders;
 use super::pause;
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::upstreams::{clone_source, feeder};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, UpstreamWal, View, upstream};
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
@@ -448,6 +449,7 @@ fn copy(view: &View, source: Upstream) -> Decision {
     if !view.may_try(Job::Clone) {
         return retry_later(view, Job::Clone);
     }
+    let source = clone_source(view, source);
     let reason = Reason::Cloning(source.name.clone());
     begin(Task::Clone(source), reason)
 }
@@ -469,15 +471,10 @@ fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decisio
     match lineage::of_stopped(control, ancestry) {
         Lineage::Part => {
             let reason = Reason::Following(source.name.clone());
-            start_standby(view, Some(source), reason)
+            start_standby(view, feeder(view, &source), reason)
         }
         Lineage::Unknown | Lineage::Left if copies(view) || view.n_failures(Job::Rewind) >= REWINDS => {
-            if view.may_try(Job::Clone) {
-                let reason = Reason::Cloning(source.name.clone());
-                begin(Task::Clone(source), reason)
-            } else {
-                retry_later(view, Job::Clone)
-            }
+            copy(view, source)
         }
         Lineage::Unknown | Lineage::Left if view.may_try(Job::Rewind) => {
             let reason = Reason::Diverged(source.name.clone());
@@ -518,8 +515,9 @@ fn keep_following(
             Some(_) => {}
         }
     }
-    if view.memory.following.as_ref() != Some(&source) || view.memory.frozen.is_some() {
-        return Decision { actions: vec![Action::Follow(source)], reason, wake: PROMPTLY };
+    let feeder = feeder(view, &source);
+    if view.memory.following != feeder || view.memory.frozen.is_some() {
+        return Decision { actions: vec![Action::Follow(feeder)], reason, wake: PROMPTLY };
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
     if !stalled {

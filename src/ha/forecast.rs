@@ -65,13 +65,15 @@ pub fn forecast(view: &View) -> Forecast {
 /// What a member would answer when it is asked for its position; `None` when it does not run as a replica.
 fn claim(view: &View, member: &Member) -> Option<Candidate> {
     let replica = member.state == MemberState::Running && member.role == Role::Replica;
+    let tags = Tags::from_json(&member.tags);
     let published = member.xlog_location.filter(|_| replica)?;
     let position = flushed(view, &member.name).map_or(published, |flushed| flushed.max(published));
     Some(Candidate {
         timeline: member.timeline?,
         position,
         motion: Motion::Frozen,
-        eligibility: Tags::from_json(&member.tags).failover.into(),
+        eligibility: tags.failover.into(),
+        priority: tags.failover_priority,
     })
 }
 

@@ -23,7 +23,9 @@ pub mod reason;
 pub mod rules;
 pub mod settings;
 pub mod sync;
+pub mod tags;
 pub mod trail;
+pub mod upstreams;
 pub mod view;
 
 use crate::clock::Moment;

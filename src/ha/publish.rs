@@ -16,7 +16,8 @@ use super::Phase;
 use super::lead::MEMBER_SLOTS_TTL;
 use super::orders::Scheduled;
 use super::rules::Pause;
-use super::view::{Candidate, Checkpoint, Eligibility, Instance, Job, Lease, Motion, PollAnswer, View};
+use super::tags::Tags;
+use super::view::{Candidate, Checkpoint, Instance, Job, Lease, Motion, PollAnswer, View};
 
 /// Patroni's version that we speak: peers and tools compare it as numbers.
 pub const PATRONI_VERSION: &str = "4.1.4";
@@ -215,12 +216,13 @@ pub fn poll_answer(page: &Value) -> PollAnswer {
     let (Some(position), Some(timeline)) = (furthest, timeline) else {
         return PollAnswer::Unreachable;
     };
-    let barred = page.pointer("/tags/nofailover").is_some_and(|v| v == true);
+    let tags = page.get("tags").and_then(Value::as_object).map(Tags::from_json).unwrap_or_default();
     PollAnswer::Standby(Candidate {
         timeline: Timeline(timeline),
         position,
         motion: motion(page),
-        eligibility: if barred { Eligibility::NoFailover } else { Eligibility::Eligible },
+        eligibility: tags.failover.into(),
+        priority: tags.failover_priority,
     })
 }
 
@@ -247,6 +249,7 @@ pub fn streams(answer: &Answer) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ha::view::Eligibility;
 
     #[test]
     fn a_status_page_becomes_a_claim() {
@@ -257,6 +260,7 @@ mod tests {
             position: Lsn(90),
             motion: Motion::Frozen,
             eligibility: Eligibility::NoFailover,
+            priority: 0,
         };
         assert_eq!(poll_answer(&page), PollAnswer::Standby(expected));
     }

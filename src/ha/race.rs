@@ -138,8 +138,32 @@ fn judge(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -
     if let Some(name) = fitness::roomier(view, snapshot, poll, mine) {
         return Err(Reason::Fuller(name.clone()));
     }
+    if let Some(reason) = outranked(view, poll, &electors, mine) {
+        return Err(reason);
+    }
     // In priority mode the quorum is zero but while the set changes from one standby to another.
     if sync.is_none() { Ok(()) } else { votes(view, poll, &electors, mine) }
+}
+
+/// At equal positions the higher `failover_priority` leads. It is a wish, not a right: who has it may be unable to take the
+/// lock, and is passed over after a moment.
+fn outranked(view: &View, poll: &Poll, electors: &Electors, mine: (Timeline, Lsn)) -> Option<Reason> {
+    let own = view.rules.tags.failover_priority;
+    let waited = view.memory.frozen.is_some_and(|since| view.now.since(since) >= view.rules.timing.loop_wait);
+    // With voters only those can be sure of the votes that this node would get.
+    let counts = |name: &NodeName| electors.voters.is_empty() || electors.voters.contains(name);
+    let above = |(name, answer): (&NodeName, &PollAnswer)| match answer {
+        PollAnswer::Standby(c)
+            if c.eligibility == Eligibility::Eligible
+                && c.priority > own
+                && counts(name)
+                && (c.timeline, c.position) == mine =>
+        {
+            Some(Reason::Outranked { name: name.clone(), theirs: c.priority, mine: own })
+        }
+        PollAnswer::Standby(_) | PollAnswer::Primary | PollAnswer::Down | PollAnswer::Unreachable => None,
+    };
+    if waited { None } else { poll.answers.iter().find_map(above) }
 }
 
 /// A member that may not lead does not stand in the way, unless it is a voter: then it holds acknowledged commits. In

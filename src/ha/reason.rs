@@ -64,8 +64,8 @@ pub enum Action {
     PutHistory(Timeline),
     /// Start PostgreSQL, with these `synchronous_standby_names` from its first commit on.
     Start(StartAs, String),
-    /// Follow this node (and resume a held walreceiver).
-    Follow(Upstream),
+    /// Stream from this node, or from nobody (and resume a held walreceiver).
+    Follow(Option<Upstream>),
     /// Hold the walreceiver so that the position no longer moves.
     Freeze,
     /// Set `synchronous_standby_names`.
@@ -206,6 +206,15 @@ pub enum Reason {
     LagTooLarge(u64),
     /// Another node has more.
     Behind(NodeName),
+    /// Another node has as much, and a higher priority.
+    Outranked {
+        /// Who.
+        name: NodeName,
+        /// Its priority.
+        theirs: u32,
+        /// This node's.
+        mine: u32,
+    },
     /// A primary answers although nobody holds the key.
     PrimaryAlive(NodeName),
     /// This node is no synchronous standby: it may lack acknowledged commits.
@@ -327,6 +336,10 @@ impl fmt::Display for Reason {
             }
             Self::LagTooLarge(bytes) => write!(f, "{bytes} bytes behind the last leader: not a candidate"),
             Self::Behind(name) => write!(f, "{name} has more: not a candidate"),
+            Self::Outranked { name, theirs, mine } => write!(
+                f,
+                "{name} has equally tolerable WAL position and priority {theirs}, while this node has priority {mine}"
+            ),
             Self::PrimaryAlive(name) => write!(f, "{name} still runs as a primary: waiting"),
             Self::NotSynchronous(who) => {
                 write!(f, "may lack acknowledged commits: only {} can lead", names(who))

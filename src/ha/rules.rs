@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::postgres::Stored;
 use crate::types::{SyncMode, Timing};
+
+pub use super::tags::{Failover, Tags};
 
 /// What the decisions depend on besides the facts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,39 +58,6 @@ pub enum Strictness {
     Degrade,
     /// They wait.
     Strict,
-}
-
-/// This node's tags.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tags {
-    /// `nofailover`.
-    pub failover: Failover,
-}
-
-/// Whether a node may ever lead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Failover {
-    /// It may.
-    #[default]
-    Allowed,
-    /// Tagged `nofailover`.
-    Never,
-}
-
-impl Tags {
-    /// A member's tags, as it has published them.
-    pub fn from_json(tags: &Map<String, Value>) -> Self {
-        let barred = tags.get("nofailover").and_then(flag).unwrap_or(false);
-        Self { failover: if barred { Failover::Never } else { Failover::Allowed } }
-    }
-
-    /// As Patroni publishes them: only what differs from the default.
-    pub fn to_json(self) -> Map<String, Value> {
-        match self.failover {
-            Failover::Allowed => Map::new(),
-            Failover::Never => Map::from_iter([("nofailover".to_owned(), Value::Bool(true))]),
-        }
-    }
 }
 
 impl Rules {

@@ -294,6 +294,8 @@ pub struct Candidate {
     pub motion: Motion,
     /// Whether it may lead.
     pub eligibility: Eligibility,
+    /// Its `failover_priority`.
+    pub priority: u32,
 }
 
 /// Whether a position can still move.

@@ -445,7 +445,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         pause: ha::rules::Pause::Off,
         primary_start_timeout: ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
-        tags: ha.tags,
+        tags: ha.tags.clone(),
         server: Some(Stored::initial(&config.database.parameters)),
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::Own;
 use crate::dcs::{Member, MemberState, Role, Snapshot};
-use crate::ha::{self, view::upstream};
+use crate::ha::{self, tags::is_set, view::upstream};
 use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeName};
 
@@ -157,7 +157,7 @@ impl Local<'_> {
             Knowledge::Known => self.runs() && self.status.role == Role::Replica,
             Knowledge::Assumed => member.state == MemberState::Running && member.role == Role::Replica,
         };
-        let wanted = !member.tags.get("noloadbalance").is_some_and(|tag| *tag == true);
+        let wanted = !is_set(&member.tags, "noloadbalance");
         let lag = end.zip(member.replay_lsn).map(|(end, replayed)| end.0.saturating_sub(replayed.0));
         (serves && wanted).then_some(Replica { target, lag })
     }

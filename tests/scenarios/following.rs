@@ -104,14 +104,14 @@ fn a_crashed_old_primary_is_rewound_and_after_failures_copied() {
 fn a_running_standby_is_pointed_at_the_new_leader() {
     let mut scene = Scene::new().standby(HERE);
     scene.0.memory.following = Some(upstream("n2"));
-    assert_eq!(only(scene.decide()), Action::Follow(upstream("n1")));
+    assert_eq!(only(scene.decide()), Action::Follow(Some(upstream("n1"))));
 }
 
 #[test]
 fn a_held_walreceiver_is_let_go_when_somebody_leads() {
     let mut scene = Scene::new().standby(HERE);
     scene.0.memory.frozen = Some(ago(1));
-    assert_eq!(only(scene.decide()), Action::Follow(upstream("n1")));
+    assert_eq!(only(scene.decide()), Action::Follow(Some(upstream("n1"))));
 }
 
 #[test]

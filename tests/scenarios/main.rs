@@ -16,6 +16,7 @@ mod leading;
 mod manual;
 mod orders;
 mod racing;
+mod replication;
 mod stopping;
 mod trail;
 

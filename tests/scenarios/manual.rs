@@ -117,6 +117,7 @@ fn nobody_is_stopped_for_a_candidate_that_cannot_take_over() {
         position: Lsn(HERE),
         motion: Motion::Streaming,
         eligibility: Eligibility::NoFailover,
+        priority: 0,
     };
     assert_eq!(with(PollAnswer::Standby(barred)), Unfit::NoFailover);
 }

@@ -246,6 +246,16 @@ impl Scene {
         self.with(|v| v.rules.tags.failover = Failover::Never)
     }
 
+    pub(crate) fn tagged(self, tags: serde_json::Value) -> Self {
+        self.with(|v| v.rules.tags = Tags::from_json(tags.as_object().unwrap()))
+    }
+
+    /// Changes what a member publishes.
+    pub(crate) fn member(self, name: &str, change: impl FnOnce(&mut Member)) -> Self {
+        let name = NodeName::from(name);
+        self.snapshot(|s| change(s.members.iter_mut().find(|m| m.name == name).unwrap()))
+    }
+
     pub(crate) fn initialize(self, value: Option<Initialize>) -> Self {
         self.snapshot(|s| s.initialize = value.map(versioned))
     }
@@ -337,6 +347,11 @@ pub(crate) fn room(free: u64) -> Room {
     Room { free: free << 20, total: 100 << 30, access: Access::Writable }
 }
 
+/// The position has been held for so many seconds, and everybody was asked just now.
+pub(crate) fn frozen_for(scene: Scene, seconds: u64) -> Scene {
+    scene.with(|v| v.memory.frozen = Some(ago(seconds)))
+}
+
 /// How to reach a member of the scene.
 pub(crate) fn upstream(name: &str) -> Upstream {
     let last = name.trim_start_matches('n');
@@ -359,6 +374,7 @@ pub(crate) fn candidate(timeline: u32, position: u64, motion: Motion) -> PollAns
         position: Lsn(position),
         motion,
         eligibility: Eligibility::Eligible,
+        priority: 1,
     })
 }
 

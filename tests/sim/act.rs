@@ -7,7 +7,7 @@ use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
 use pgherd::ha::view::Job;
 use pgherd::postgres::{StartAs, Upstream};
-use pgherd::types::{Lsn, Timeline};
+use pgherd::types::{Lsn, SlotName, Timeline};
 
 use crate::agent::{Acting, CALL, Ended, LocalOp, RELEASES, Slot, Stage, addresses, index};
 use crate::postgres::State;
@@ -121,13 +121,12 @@ impl World {
                 };
                 self.local(n, LocalOp::Start(upstream, names), 10_000, 80_000);
             }
-            Action::Follow(upstream) => self.local(n, LocalOp::Follow(index(&upstream)), 3_000, 30_000),
+            Action::Follow(upstream) => {
+                self.local(n, LocalOp::Follow(upstream.as_ref().map(index)), 3_000, 30_000)
+            }
             Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
             Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
-            Action::SetSlots(wanted) => {
-                self.nodes[n].pg.slots = wanted.into_iter().collect();
-                self.local(n, LocalOp::Slots, 1_000, 10_000);
-            }
+            Action::SetSlots(wanted) => self.set_slots(n, wanted.into_iter().collect()),
             // Settings are the real server's business.
             Action::Configure(_part) => self.act(n),
             Action::Begin(task) => {
@@ -144,6 +143,11 @@ impl World {
             | Action::AcceptReinitialize
             | Action::Finish => self.act(n),
         }
+    }
+
+    fn set_slots(&mut self, n: usize, wanted: Vec<SlotName>) {
+        self.nodes[n].pg.slots = wanted;
+        self.local(n, LocalOp::Slots, 1_000, 10_000);
     }
 
     fn put_shutdown(&mut self, n: usize, optime: Lsn, shutdown: &Shutdown) {
@@ -218,13 +222,13 @@ impl World {
             LocalOp::Slots => Ok(()),
             LocalOp::Start(upstream, names) => self.start_postgres(n, upstream, &names),
             LocalOp::Follow(to) => {
-                if self.nodes[n].pg.conn.is_some_and(|c| c.to != to) {
+                if self.nodes[n].pg.conn.is_some_and(|c| Some(c.to) != to) {
                     self.disconnect(n);
                 }
-                self.nodes[n].pg.upstream = Some(to);
+                self.nodes[n].pg.upstream = to;
                 let memory = &mut self.agent(n).memory;
                 memory.frozen = None;
-                let upstream = self.upstream(n, to);
+                let upstream = to.and_then(|to| self.upstream(n, to));
                 self.agent(n).memory.following = upstream;
                 Ok(())
             }

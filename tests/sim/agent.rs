@@ -12,7 +12,7 @@ use pgherd::ha::decide::decide;
 use pgherd::ha::fitness;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
-use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
+use pgherd::ha::rules::{Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
     Store, UpstreamWal, View, Volume, demote_margin,
@@ -53,7 +53,7 @@ pub(crate) enum Ended {
 #[derive(Debug, Clone)]
 pub(crate) enum LocalOp {
     Start(Option<Option<usize>>, String),
-    Follow(usize),
+    Follow(Option<usize>),
     Freeze,
     Frozen(u64),
     Names(String),
@@ -136,7 +136,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         pause: pgherd::ha::rules::Pause::Off,
         primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
-        tags: Tags { failover: Failover::Allowed },
+        tags: Tags::default(),
         server: None,
     }
 }
@@ -576,6 +576,7 @@ impl World {
                 position,
                 motion: if view.memory.frozen.is_some() { Motion::Frozen } else { Motion::Streaming },
                 eligibility: Eligibility::Eligible,
+                priority: view.rules.tags.failover_priority,
             }),
             Instance::Primary(..) | Instance::Standby(..) => PollAnswer::Down,
             Instance::Down | Instance::Silent | Instance::Ending => PollAnswer::Down,
