@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use pgherd::clock;
 use pgherd::dcs::ReplicationState;
 use pgherd::postgres::{
-    Answer, ClientTls, Config, ControlState, DataDir, Error, Kind, Part, Postgres, StartAs, Status, StopMode,
-    Stored, Upstream,
+    Answer, ClientTls, Config, ControlState, DataDir, Error, Horizon, Kind, Part, Postgres, SlotKind,
+    SlotPlan, StartAs, Status, StopMode, Stored, Upstream,
 };
 use pgherd::process::{self, InitLink, Mode, RunAs};
 use pgherd::supervisor::{Restart, Unit, UnitSpec, UnitState};
@@ -50,6 +50,20 @@ fn bin_dir() -> Utf8PathBuf {
 }
 
 impl Node {
+    /// Makes the physical slots that nobody uses be these.
+    async fn keep_slots(&self, wanted: &[SlotName]) {
+        let answer = self.until("an answer", |_| true).await;
+        let physical = answer.slots.iter().filter(|slot| slot.kind == SlotKind::Physical);
+        let drop = physical.map(|slot| slot.name.clone()).filter(|name| !wanted.contains(name)).collect();
+        let missing = wanted.iter().filter(|name| answer.slots.iter().all(|slot| slot.name != **name));
+        let create = missing.map(|name| (name.clone(), SlotKind::Physical)).collect();
+        self.pg.change_slots(&SlotPlan { drop, create, ..SlotPlan::default() }).await.unwrap();
+    }
+
+    async fn advance_slots(&self, advance: BTreeMap<SlotName, Lsn>) {
+        self.pg.change_slots(&SlotPlan { advance, ..SlotPlan::default() }).await.unwrap();
+    }
+
     /// A node with an empty volume at 127.0.16.`last`.
     fn new(name: &str, last: u8) -> Self {
         Self::with(name, last, |_config| {})
@@ -338,19 +352,33 @@ async fn settings_and_slots_follow_what_is_asked() {
     };
 
     node.ask("SELECT pg_create_logical_replication_slot('mine', 'pgoutput')").await;
-    node.pg.set_slots(&BTreeSet::from([slot("n1"), slot("n2")])).await.unwrap();
-    node.pg.set_slots(&BTreeSet::from([slot("n2"), slot("n3")])).await.unwrap();
+    node.keep_slots(&[slot("n1"), slot("n2")]).await;
+    node.keep_slots(&[slot("n2"), slot("n3")]).await;
     let answer = node.until("three slots", |answer| answer.slots.len() == 3).await;
     let mut names: Vec<_> = slots(&answer).split(' ').map(str::to_owned).collect();
     names.sort_unstable();
     assert_eq!(names, ["mine", "n2", "n3"]);
-    assert!(answer.slots.iter().all(|s| !s.active && s.physical == (s.name.0 != "mine")));
+    assert!(answer.slots.iter().all(|s| !s.active && (s.kind == SlotKind::Physical) == (s.name.0 != "mine")));
+
+    let mine = SlotKind::Logical { database: "App db".into(), plugin: "pgoutput".into() };
+    let logical = answer.slots.iter().find(|s| s.kind == mine).unwrap();
+    assert!(logical.confirmed.is_some() && logical.horizon == Horizon::Free, "{logical:?}");
+    let create = BTreeMap::from([(slot("theirs"), mine.clone()), (slot("mine"), mine)]);
+    node.pg.change_slots(&SlotPlan { create, ..SlotPlan::default() }).await.unwrap();
+    let drop = BTreeSet::from([slot("theirs"), slot("absent")]);
+    node.until("a logical slot more", |answer| answer.slots.len() == 4).await;
+    node.pg.change_slots(&SlotPlan { drop, ..SlotPlan::default() }).await.unwrap();
+    node.until("one slot less", |answer| answer.slots.len() == 3).await;
+    node.ask("ALTER ROLE replicator SET synchronous_commit = 'local'").await;
+    let weak = |answer: &Answer| answer.weakened == ["role replicator"];
+    node.until("a role whose commits wait for less", weak).await;
+    node.ask("ALTER ROLE replicator RESET synchronous_commit").await;
 
     let old = lsn_of(&answer, "n2");
     node.ask("CREATE TABLE t AS SELECT generate_series(1, 1000)").await;
     let target = position(&node.until("primary", is_primary).await);
     let positions = BTreeMap::from([(slot("n2"), target), (slot("absent"), target), (slot("n3"), Lsn(1))]);
-    node.pg.advance_slots(&positions).await.unwrap();
+    node.advance_slots(positions).await;
     let answer = node.until("primary", is_primary).await;
     assert_eq!((lsn_of(&answer, "n2"), lsn_of(&answer, "n3")), (target, old));
 
@@ -444,7 +472,7 @@ async fn a_standby_starts_with_no_less_than_its_primary_and_says_that_it_waits()
     let (a, b) = (Node::new("e-3", 14), Node::new("e-4", 15));
     a.pg.intend(stored(serde_json::json!({"parameters": {"max_connections": 150}})));
     a.bootstrap().await;
-    a.pg.set_slots(&BTreeSet::from([b.config.name.slot_name()])).await.unwrap();
+    a.keep_slots(&[b.config.name.slot_name()]).await;
     b.pg.clone_from(&a.upstream()).await.unwrap();
     b.pg.intend(stored(serde_json::json!({"parameters": {"max_connections": 60}})));
     let answer = b.start_standby_of(&a).await;
@@ -458,7 +486,7 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     let (a, b) = (Node::new("d-1", 4), Node::new("d-2", 5));
     a.bootstrap().await;
     a.ask("CREATE TABLE t (n int)").await;
-    a.pg.set_slots(&BTreeSet::from([b.config.name.slot_name()])).await.unwrap();
+    a.keep_slots(&[b.config.name.slot_name()]).await;
     b.pg.clone_from(&a.upstream()).await.unwrap();
     let DataDir::Cluster(copy) = b.status().await.data else { panic!("no copy") };
     let as_primary = b.pg.start(&StartAs::Primary, "").await;
@@ -501,6 +529,7 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     let DataDir::Cluster(crashed) = a.status().await.data else { panic!("no cluster") };
     assert_eq!(crashed.state, ControlState::InProduction);
     a.pg.rewind(&b.upstream()).await.unwrap();
+    b.keep_slots(&[a.config.name.slot_name()]).await;
     let rejoined = a.start_standby_of(&b).await;
     assert_eq!(rejoined.timeline, Timeline(2));
     let target = position(&b.until("primary", is_primary).await);
@@ -571,15 +600,15 @@ async fn a_position_that_cannot_settle_is_not_called_frozen(a: &Node, b: &Node) 
 
 async fn a_standby_keeps_slots_too(a: &Node, b: &Node) {
     let slot = a.config.name.slot_name();
-    b.pg.set_slots(&BTreeSet::from([slot.clone()])).await.unwrap();
+    b.keep_slots(std::slice::from_ref(&slot)).await;
     a.ask("INSERT INTO t SELECT 0 FROM generate_series(1, 1000)").await;
     a.ask("DELETE FROM t WHERE n = 0").await;
     let target = position(&a.until("primary", is_primary).await);
     b.until("replayed", |answer| replayed(answer) >= target).await;
-    b.pg.advance_slots(&BTreeMap::from([(slot.clone(), target)])).await.unwrap();
+    b.advance_slots(BTreeMap::from([(slot.clone(), target)])).await;
     let answer = b.until("standby", |_| true).await;
     assert_eq!(answer.slots.iter().find(|s| s.name == slot).unwrap().restart_lsn, Some(target));
-    b.pg.set_slots(&BTreeSet::new()).await.unwrap();
+    b.keep_slots(&[]).await;
     b.until("no slots", |answer| answer.slots.is_empty()).await;
 }
 
@@ -618,7 +647,7 @@ async fn a_stock_node_is_followed_by_its_address() {
     });
     let node = Node::new("h-2", 11);
     stock.bootstrap().await;
-    stock.pg.set_slots(&BTreeSet::from([node.config.name.slot_name()])).await.unwrap();
+    stock.keep_slots(&[node.config.name.slot_name()]).await;
     let upstream = Upstream { node_id: None, ..stock.upstream() };
     node.pg.clone_from(&upstream).await.unwrap();
     node.pg.start(&StartAs::Standby(None), "").await.unwrap();
@@ -668,7 +697,7 @@ async fn an_interrupted_clone_is_good_only_for_another_and_old_data_is_kept() {
     }
 
     // A clone or a rewind that fails leaves what was there.
-    a.pg.set_slots(&BTreeSet::from([b.config.name.slot_name()])).await.unwrap();
+    a.keep_slots(&[b.config.name.slot_name()]).await;
     b.start_standby_of(&a).await;
     b.pg.stop(FAST).await.unwrap();
     a.pg.stop(FAST).await.unwrap();

@@ -159,11 +159,13 @@ fn instance(now: Moment, kind: Kind) -> postgres::Status {
         sql: Some(Answer {
             server_version: 150_018,
             started_at_micros: STARTED,
+            loaded_at_micros: 1,
             timeline: Timeline(1),
             kind,
             sync_names: String::new(),
             slots: Vec::new(),
             pending_restart: Vec::new(),
+            weakened: Vec::new(),
         }),
         silence: None,
     }

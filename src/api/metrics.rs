@@ -187,6 +187,12 @@ fn pgherd_ha(page: &mut Page, facts: &Facts<'_>) {
     let seconds_of = |duration: Option<std::time::Duration>| duration.map_or(f64::NAN, |d| d.as_secs_f64());
     page.info("pgherd_build_info", "Version of pgherd.", ("version", env!("CARGO_PKG_VERSION")));
     page.info("pgherd_decision_info", "Why the last decision was taken.", ("reason", reason));
+    let weakened = facts.ha.and_then(|status| status.postgres.sql.as_ref()).map_or(0, |a| a.weakened.len());
+    page.gauge(
+        "pgherd_weakened_commits",
+        "Roles and databases for which synchronous_commit is lower than the cluster's promise.",
+        weakened,
+    );
     page.gauge(
         "pgherd_loop_age_seconds",
         "Time since the HA loop last ran.",

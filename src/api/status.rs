@@ -103,6 +103,10 @@ fn about_pgherd(status: &ha::Status) -> Value {
     if !status.complaints.is_empty() {
         page.insert("complaints".into(), status.complaints.clone().into());
     }
+    let weakened = status.postgres.sql.as_ref().map(|answer| &answer.weakened);
+    if let Some(weakened) = weakened.filter(|names| !names.is_empty()) {
+        page.insert("weakened_commits".into(), weakened.clone().into());
+    }
     if let Some(silence) = &status.postgres.silence {
         page.insert("silence".into(), silence.clone().into());
     }

@@ -22,6 +22,7 @@ use camino::Utf8PathBuf;
 use secrecy::{SecretSlice, SecretString};
 
 use crate::api::access::Access;
+use crate::ha::callbacks::Programs;
 use crate::ha::rules::{Strictness, Tags};
 use crate::postgres::ClientTls;
 use crate::tls::REPLICATION_ROLE;
@@ -88,6 +89,8 @@ pub struct Ha {
     pub maximum_lag_on_failover: u64,
     /// `TAG_NOFAILOVER` and the other tags.
     pub tags: Tags,
+    /// `CALLBACK_ON_START` and its kin.
+    pub callbacks: Programs,
 }
 
 /// `PROXY_*`.

@@ -269,6 +269,14 @@ fn unquoted(value: &str) -> String {
     inner.map_or_else(|| value.to_owned(), |inner| inner.replace("''", "'"))
 }
 
+/// A program that exists and may be run. It is named by its path: nothing is searched, and there is no shell.
+pub(super) fn program(text: &str) -> Parsed<Utf8PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = Utf8PathBuf::from(text);
+    let runs = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if path.is_absolute() && runs { Ok(path) } else { expected("the path of a program that can be run") }
+}
+
 /// A tag's priority.
 pub(super) fn priority(text: &str) -> Parsed<u32> {
     text.parse().map_err(|_not_a_number| "a whole number, 0 or more".to_owned())

@@ -14,6 +14,7 @@ use super::timing::{self, Network, TimingChoice};
 use super::{Config, Database, Errors, Ha, Log, Proxy, RestartNode, Tls, Warning, parse};
 use crate::api::access::{Access, Basic};
 use crate::discovery::{self, Source};
+use crate::ha::callbacks::{Event, Programs};
 use crate::ha::rules::{Strictness, Tags};
 use crate::ha::tags::contradictions;
 use crate::log;
@@ -277,7 +278,14 @@ fn ha(r: &mut Reader) -> Ha {
         sync_node_count: r.parsed("SYNCHRONOUS_NODE_COUNT", parse::count).unwrap_or(1),
         maximum_lag_on_failover: r.parsed("MAXIMUM_LAG_ON_FAILOVER", parse::bytes).unwrap_or(1 << 20),
         tags: tags(r),
+        callbacks: callbacks(r),
     }
+}
+
+/// From the environment only: see `ha::callbacks`.
+fn callbacks(r: &mut Reader) -> Programs {
+    let named = |(event, variable)| Some((event, r.parsed(variable, parse::program)?));
+    Event::ALL.into_iter().filter_map(named).collect()
 }
 
 /// `None` when it is switched off; what was said about it then is read all the same, so that a mistake shows before it

@@ -174,7 +174,7 @@ impl<D: Dcs> Agent<D> {
                 let stored = self.rules.server.clone().unwrap_or_default();
                 self.memory.configured = Some(Configured { stored, part });
             }
-            Action::SetSlots(wanted) => self.deps.postgres.set_slots(&wanted).await?,
+            Action::ChangeSlots(plan) => self.deps.postgres.change_slots(&plan).await?,
             Action::Begin(task) => self.begin(view, task)?,
             Action::Reload => self.memory.configured = None,
             Action::TakeUpSchedule => self.memory.orders.take_up_schedule(view.now),
@@ -217,8 +217,9 @@ impl<D: Dcs> Agent<D> {
 
     async fn put_history(&self, view: &View, timeline: Timeline) -> Result<(), Error> {
         let Some(snapshot) = view.snapshot() else { return Ok(()) };
-        let text = self.deps.postgres.local_history(timeline).await?;
-        let history = publish::history(view, snapshot, &text, &clock::wall().to_string());
+        let (text, written) = self.deps.postgres.local_history(timeline).await?;
+        let written = written.strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00").to_string();
+        let history = publish::history(view, snapshot, &text, &written);
         if snapshot.history.as_ref().is_some_and(|stored| stored.value == history) {
             return Ok(());
         }

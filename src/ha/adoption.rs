@@ -8,11 +8,31 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::reason::Reason;
-use super::view::SurveyAnswer;
+use super::view::{SurveyAnswer, View};
 use crate::peer::Adopted;
 
+/// Why no new cluster may be made: initdb happens only when every listed node has said that it has no data.
+pub(super) fn fresh_cluster_refused(view: &View) -> Option<Reason> {
+    if let Some(id) = view.volume.system_id {
+        return Some(Reason::DataLost(id));
+    }
+    let Some(survey) = view.memory.survey.as_ref() else {
+        return Some(Reason::Surveying);
+    };
+    let with_data = survey.answers.iter().find(|(_, a)| matches!(a, SurveyAnswer::Data(_)));
+    if let Some((address, _)) = with_data {
+        return Some(Reason::DataElsewhere(*address));
+    }
+    if let Some(reason) = refused(view.volume.adopted, &survey.answers) {
+        return Some(reason);
+    }
+    let unsure = |a: &SurveyAnswer| matches!(a, SurveyAnswer::Silent | SurveyAnswer::Unreadable);
+    let silent: Vec<_> = survey.answers.iter().filter(|(_, a)| unsure(a)).map(|(ip, _)| *ip).collect();
+    (!silent.is_empty()).then_some(Reason::SurveyIncomplete(silent))
+}
+
 /// Why this node may not begin the cluster, as far as adopted data is concerned.
-pub(super) fn refused(mine: Option<Adopted>, answers: &BTreeMap<IpAddr, SurveyAnswer>) -> Option<Reason> {
+fn refused(mine: Option<Adopted>, answers: &BTreeMap<IpAddr, SurveyAnswer>) -> Option<Reason> {
     answers.iter().find_map(|(address, answer)| {
         let theirs = match answer {
             SurveyAnswer::Adopted(theirs) => *theirs,

@@ -19,14 +19,16 @@ use super::adoption;
 use super::fitness;
 use super::lead;
 use super::lead::{NOW, PROMPTLY};
+use super::leaving::awaits_dismissal;
 use super::lineage::{self, Lineage};
 use super::manual;
 use super::orders;
 use super::pause;
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::slots;
 use super::upstreams::{clone_source, feeder};
-use super::view::{Ancestry, Instance, Job, Lease, Name, Store, SurveyAnswer, UpstreamWal, View, upstream};
+use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
 /// deadman's moment with the immediate one that follows.
@@ -121,6 +123,7 @@ fn stopping(view: &View) -> Decision {
     let patient = StopMode::Fast { patience: STOP_PATIENCE };
     match view.instance() {
         Instance::Primary(..) => begin(Task::StopAfterCheckpoint(patient), Reason::Stopping),
+        Instance::Standby(..) if awaits_dismissal(view) => idle(Reason::AwaitingDismissal, PROMPTLY),
         Instance::Standby(..) | Instance::Silent => begin(Task::Stop(patient), Reason::Stopping),
         Instance::Ending => idle(Reason::Ending, PROMPTLY),
         Instance::Down => {
@@ -307,7 +310,7 @@ fn make_cluster(view: &View, snapshot: &Snapshot) -> Decision {
             Initialize::Done(_) => return act(vec![Action::Release], Reason::NothingToLead),
         },
     };
-    if let Some(reason) = fresh_cluster_refused(view) {
+    if let Some(reason) = adoption::fresh_cluster_refused(view) {
         return act(vec![Action::Release], reason);
     }
     if !view.may_try(Job::Initdb) {
@@ -375,30 +378,10 @@ fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
             retry_later(view, Job::Survey)
         };
     }
-    match fresh_cluster_refused(view) {
+    match adoption::fresh_cluster_refused(view) {
         Some(reason) => idle(reason, Wake::Soon(HALF_A_SECOND)),
         None => take(claim),
     }
-}
-
-/// Why no new cluster may be made: initdb happens only when every listed node has said that it has no data.
-fn fresh_cluster_refused(view: &View) -> Option<Reason> {
-    if let Some(id) = view.volume.system_id {
-        return Some(Reason::DataLost(id));
-    }
-    let Some(survey) = view.memory.survey.as_ref() else {
-        return Some(Reason::Surveying);
-    };
-    let with_data = survey.answers.iter().find(|(_, a)| matches!(a, SurveyAnswer::Data(_)));
-    if let Some((address, _)) = with_data {
-        return Some(Reason::DataElsewhere(*address));
-    }
-    if let Some(reason) = adoption::refused(view.volume.adopted, &survey.answers) {
-        return Some(reason);
-    }
-    let unsure = |a: &SurveyAnswer| matches!(a, SurveyAnswer::Silent | SurveyAnswer::Unreadable);
-    let silent: Vec<_> = survey.answers.iter().filter(|(_, a)| unsure(a)).map(|(ip, _)| *ip).collect();
-    (!silent.is_empty()).then_some(Reason::SurveyIncomplete(silent))
 }
 
 /// Another node leads.
@@ -521,7 +504,7 @@ fn keep_following(
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
     if !stalled {
-        return idle(reason, manual::alertness(view, snapshot));
+        return keep_slots(view, snapshot, (answer, position), reason);
     }
     if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
         return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
@@ -535,6 +518,13 @@ fn keep_following(
         }
         Some(Lineage::Part | Lineage::Unknown) => idle(reason, manual::alertness(view, snapshot)),
     }
+}
+
+/// A standby has the slots that it would need as the leader.
+fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), reason: Reason) -> Decision {
+    let plan = slots::of_follower(view, snapshot, answer, at);
+    let actions = plan.map(Action::ChangeSlots).into_iter().collect();
+    Decision { actions, reason, wake: manual::alertness(view, snapshot) }
 }
 
 /// Whether the local timeline is one that this node began for itself: it was promoted to it, and the leader is on another of

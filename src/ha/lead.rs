@@ -1,18 +1,18 @@
 //! What a leader does: become the primary, and keep what others rely on (status, history, slots, the synchronous set).
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::dcs::{Initialize, Member, MemberState, Precondition, Role, Snapshot};
 use crate::postgres::StopMode;
 use crate::postgres::status::{Answer, ControlState, Kind, Standby};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, NodeName, SlotName, SyncMode, Timeline};
+use crate::types::{Lsn, SyncMode, Timeline};
 
+use super::candidates;
 use super::memory::ran_for;
-use super::pause;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::{START_TIMEOUT, Strictness};
+use super::slots;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
 use super::view::{Instance, Job, Life, PROMOTE_NEEDS, View};
 
@@ -24,8 +24,8 @@ pub const PROMPTLY: Wake = Wake::Soon(Duration::from_millis(50));
 const SOON: Wake = Wake::Soon(Duration::from_millis(300));
 /// After this many failed starts in a row the lock is given to another node, if there is one that runs.
 pub const FAILED_STARTS: u32 = 5;
-/// A member's slot is kept for this long after the member was last seen (Patroni's `member_slots_ttl`).
-pub const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(30 * 60);
+/// A standby that reconnects needs less.
+const STARVED: Duration = Duration::from_secs(1);
 
 /// The duties of a running primary with a valid lease.
 pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Decision {
@@ -44,9 +44,10 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
     };
     let mut actions: Vec<_> = sync.into_iter().collect();
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
-    actions.extend(slots(view, answer));
+    actions.extend(slots::of_leader(view, snapshot, answer, lsn).map(Action::ChangeSlots));
     actions.push(Action::PutStatus(lsn));
-    Decision { actions, reason: Reason::Leading, wake }
+    actions.extend(slots::logical(view, snapshot, answer, lsn).map(Action::ChangeSlots));
+    Decision { actions, reason: reason(view, answer), wake }
 }
 
 /// Keys that every leader keeps: written again when somebody has deleted them.
@@ -54,26 +55,20 @@ fn keys(view: &View, snapshot: &Snapshot, timeline: Timeline) -> [Option<Action>
     let known = matches!(snapshot.initialize.as_ref().map(|i| i.value), Some(Initialize::Done(_)));
     let identifier = view.control().map(|c| c.system_id).or(view.volume.system_id);
     let written = snapshot.history.as_ref().map_or(Timeline(1), |h| h.value.cluster_timeline());
+    // Patroni's rows have five columns; a row that lacks some was written before a name was known.
+    let whole = snapshot.history.as_ref().and_then(|h| h.value.0.last()).is_none_or(|row| row.len() >= 5);
     [
         identifier.filter(|_| !known).map(Action::PutInitialize),
         snapshot.config.is_none().then_some(Action::PutConfig),
-        (written != timeline).then_some(Action::PutHistory(timeline)),
+        (written != timeline || !whole).then_some(Action::PutHistory(timeline)),
     ]
 }
 
-/// One physical slot for every other member that was seen within the last half hour.
-fn slots(view: &View, answer: &Answer) -> Option<Action> {
-    let own = view.me.slot_name();
-    let seen = view.memory.seen_slots.iter();
-    let wanted: BTreeSet<SlotName> = seen
-        .filter(|(slot, seen)| **slot != own && view.now.since(**seen) < MEMBER_SLOTS_TTL)
-        .map(|(slot, _)| slot.clone())
-        .collect();
-    let present = || answer.slots.iter().filter(|s| s.physical);
-    let missing = wanted.iter().any(|slot| present().all(|s| s.name != *slot));
-    // One that is in use is somebody's, and stays until it is not.
-    let unwanted = present().any(|s| !s.active && !wanted.contains(&s.name)) && !pause::is_on(view);
-    (missing || unwanted).then_some(Action::SetSlots(wanted))
+/// A set that nobody confirms is a reason of its own: it is why clients hang.
+fn reason(view: &View, answer: &Answer) -> Reason {
+    let starved = view.memory.sync_starved.is_some_and(|since| view.now.since(since) >= STARVED);
+    let names = Names::parse(&answer.sync_names).names;
+    if starved { Reason::CommitsWait(names.into_iter().collect()) } else { Reason::Leading }
 }
 
 /// The next step of the synchronous set.
@@ -82,8 +77,8 @@ fn sync_step(view: &View, snapshot: &Snapshot, answer: &Answer) -> Option<Action
         return None;
     };
     let in_force = Names::parse(&answer.sync_names);
-    let confirmers: Vec<_> =
-        standbys.iter().filter(|s| streams(s, view, snapshot)).map(|s| confirmer(s, view)).collect();
+    let able = candidates::confirming(view, snapshot, standbys, &in_force);
+    let confirmers: Vec<_> = able.into_iter().map(|s| confirmer(s, view)).collect();
     if confirmers.is_empty() && waits_for_somebody(view) {
         return None;
     }
@@ -116,7 +111,11 @@ fn expects_standbys(view: &View, snapshot: &Snapshot, answer: &Answer) -> bool {
         | MemberState::Unknown => false,
     };
     view.rules.sync_mode == SyncMode::Quorum
-        && snapshot.members.iter().filter(coming).any(|m| !in_force.contains(&m.name))
+        && snapshot
+            .members
+            .iter()
+            .filter(coming)
+            .any(|m| !in_force.contains(&m.name) && candidates::may_confirm(m))
 }
 
 /// Commits wait for standbys already, and nobody can be elected on that yet: it is a matter of moments.
@@ -138,11 +137,6 @@ fn policy(view: &View) -> Policy {
         strictness: view.rules.strictness,
         count: view.rules.sync_node_count,
     }
-}
-
-/// Only a member that really streams counts.
-fn streams(standby: &Standby, view: &View, snapshot: &Snapshot) -> bool {
-    standby.state == "streaming" && standby.name != view.me && snapshot.member(&standby.name).is_some()
 }
 
 fn confirmer(standby: &Standby, view: &View) -> Confirmer {
@@ -173,7 +167,10 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
     if let (true, Instance::Standby(_, position)) = (outlives_shutdown(snapshot), view.instance()) {
         actions.push(Action::PutStatus(position));
     }
-    actions.push(Action::SetSyncNames(sync::names_at_promotion(&policy(view), expected(view, snapshot))));
+    actions.push(Action::SetSyncNames(sync::names_at_promotion(
+        &policy(view),
+        &candidates::expected(view, snapshot),
+    )));
     actions.push(Action::Begin(Task::Promote));
     // Whoever was asked for, somebody leads now; while PostgreSQL is being promoted there is time for it.
     actions.extend(snapshot.failover.as_ref().map(|request| Action::ClearFailover(request.revision)));
@@ -217,7 +214,7 @@ pub fn names_at_start(view: &View, snapshot: Option<&Snapshot>) -> String {
     }
     let electors = snapshot.and_then(|s| s.sync.as_ref()).map(|s| Electors::of(&s.value)).unwrap_or_default();
     if electors.voters.is_empty() {
-        return sync::names_at_promotion(&policy(view), BTreeSet::new());
+        return sync::names_at_promotion(&policy(view), &[]);
     }
     Names::implied_by(&electors).to_setting(view.rules.sync_mode)
 }
@@ -227,17 +224,8 @@ pub fn names_are_known(view: &View) -> bool {
     view.memory.sync_names.is_some() || view.rules.sync_mode == SyncMode::Off
 }
 
-/// The members that will follow in a moment.
-fn expected(view: &View, snapshot: &Snapshot) -> BTreeSet<NodeName> {
-    snapshot
-        .members
-        .iter()
-        .filter(|m| m.name != view.me && m.state == MemberState::Running && m.role == Role::Replica)
-        .map(|m| m.name.clone())
-        .collect()
-}
-
 /// Whether another member could lead in this node's place.
 pub fn somebody_else_runs(view: &View, snapshot: &Snapshot) -> bool {
-    !expected(view, snapshot).is_empty()
+    let runs = |m: &Member| m.name != view.me && m.state == MemberState::Running && m.role == Role::Replica;
+    snapshot.members.iter().any(runs)
 }

@@ -21,6 +21,7 @@ use super::race::{active_sync, ahead};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Pause;
 use super::sync::Electors;
+use super::tags::Tags;
 use super::view::{Candidate, Eligibility, Job, POLL_AGE, Poll, PollAnswer, View};
 
 /// A standby that may have to take over looks so often: its position is what the leader that stops waits for.
@@ -215,7 +216,7 @@ fn fitness(
     answer: &Answer,
     (request, poll, member): (&Failover, &Poll, &Member),
 ) -> Result<(), Unfit> {
-    if priority(member) <= 0 {
+    if priority(member) == 0 {
         return Err(Unfit::NoFailover);
     }
     // In quorum mode anybody may be elected, and a failover (by its nature) may go to anybody who has everything.
@@ -249,13 +250,8 @@ fn lag(answer: &Answer, member: &Member, candidate: &Candidate) -> u64 {
 }
 
 /// A member's effective `failover_priority`: 0 when it must not lead.
-pub fn priority(member: &Member) -> i64 {
-    let tag = |name: &str| member.tags.get(name);
-    if tag("nofailover").is_some_and(|value| *value == true) {
-        return 0;
-    }
-    let number = tag("failover_priority").and_then(|v| v.as_i64().or_else(|| v.as_str()?.parse().ok()));
-    number.unwrap_or(1)
+pub fn priority(member: &Member) -> u32 {
+    Tags::from_json(&member.tags).failover_priority
 }
 
 /// Down, with the lock, after a stop for a request: give the lock up if somebody has everything and the request still stands.

@@ -9,6 +9,7 @@ use crate::postgres::status::Kind;
 use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeName, Revision};
 
+use super::Phase;
 use super::publish::streams;
 use super::sync::Names;
 use super::view::{Failures, Instance, Job, Lease, Life, Memory, Observed, UpstreamWal, View};
@@ -51,6 +52,8 @@ impl Memory {
 
     /// Takes in what the local instance is; called with the view that is about to be decided on.
     pub fn saw_instance(&mut self, view: &View) {
+        self.leaving = (view.phase == Phase::Stopping).then(|| self.leaving.unwrap_or(view.now));
+        self.saw_slots(view);
         self.vitals.saw(view);
         if matches!(view.instance(), Instance::Primary(..) | Instance::Standby(..)) {
             self.life = Life::HasRun;
@@ -89,6 +92,13 @@ impl Memory {
             }
             Instance::Silent | Instance::Ending => {}
         }
+    }
+
+    fn saw_slots(&mut self, view: &View) {
+        let Some(answer) = &view.local.sql else { return };
+        let unused = answer.slots.iter().filter(|slot| !slot.active);
+        let since = |name| self.unused_slots.get(name).copied().unwrap_or(view.now);
+        self.unused_slots = unused.map(|slot| (slot.name.clone(), since(&slot.name))).collect();
     }
 
     /// Whoever has flushed the barrier has everything that was acknowledged before the set in force. It is read a moment

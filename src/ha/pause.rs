@@ -88,7 +88,7 @@ fn allowed(view: &View, action: &Action) -> bool {
         | Action::PutHistory(_)
         | Action::Follow(_)
         | Action::SetSyncNames(_)
-        | Action::SetSlots(_)
+        | Action::ChangeSlots(_)
         | Action::Configure(_)
         | Action::Reload
         | Action::TakeUpSchedule

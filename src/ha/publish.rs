@@ -1,21 +1,18 @@
 //! What this node writes for the others to read, and how it reads their answers. Patroni's words on both sides.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
-use crate::clock::Moment;
 use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Shutdown, Snapshot, Status};
 use crate::peer::{Adopted, DataFacts};
 use crate::postgres;
 use crate::postgres::status::{Answer, DataDir, Kind};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, SlotName, SystemId, Timeline};
+use crate::types::{Lsn, SystemId, Timeline};
 
 use super::Phase;
-use super::lead::MEMBER_SLOTS_TTL;
 use super::orders::Scheduled;
 use super::rules::Pause;
+use super::slots;
 use super::tags::Tags;
 use super::view::{Candidate, Checkpoint, Instance, Job, Lease, Motion, PollAnswer, View};
 
@@ -83,7 +80,7 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
         pgherd_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         node_id: Some(view.node_id.0.clone()),
         checkpoint_after_promote: (view.memory.checkpoint == Checkpoint::Owed).then_some(false),
-        tags: view.rules.tags.to_json(),
+        tags: tags(view),
         pending_restart: None,
         pending_restart_reason: None,
         scheduled_restart: view.memory.orders.scheduled.as_ref().map(Scheduled::to_json),
@@ -99,6 +96,21 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
         positions(&mut member, answer);
     }
     member
+}
+
+/// A standby that is stopping asks not to be waited for.
+fn tags(view: &View) -> serde_json::Map<String, Value> {
+    match (view.phase, view.instance()) {
+        (Phase::Stopping, Instance::Standby(..)) => view.rules.tags.of_a_leaving_standby(),
+        (
+            Phase::Stopping | Phase::Serving,
+            Instance::Standby(..)
+            | Instance::Primary(..)
+            | Instance::Silent
+            | Instance::Ending
+            | Instance::Down,
+        ) => view.rules.tags.to_json(),
+    }
 }
 
 fn positions(member: &mut Member, answer: &Answer) {
@@ -153,16 +165,21 @@ pub fn data_facts(
     }
 }
 
-/// `status`: the leader's position, and every member slot's (the leader's own under its name).
+/// `status`: the leader's position, and its slots'. When PostgreSQL is down only the position is known: the rest stays as it
+/// was written.
 pub fn status(view: &View, lsn: Lsn) -> Status {
-    let mut slots: BTreeMap<SlotName, Lsn> = BTreeMap::from([(view.me.slot_name(), lsn)]);
-    if let Some(answer) = &view.local.sql {
-        let member_slots = answer.slots.iter().filter(|s| s.physical);
-        slots.extend(member_slots.filter_map(|s| Some((s.name.clone(), s.restart_lsn?))));
+    let written =
+        view.snapshot().and_then(|s| s.status.as_ref()).map(|s| s.value.clone()).unwrap_or_default();
+    let Some(answer) = &view.local.sql else {
+        return Status { optime: Some(lsn), shutdown: None, ..written };
+    };
+    let retained: Vec<_> = slots::seen(view).cloned().collect();
+    Status {
+        optime: Some(lsn),
+        slots: Some(slots::positions(view, view.snapshot(), answer, lsn)),
+        retain_slots: Some(retained).filter(|slots| !slots.is_empty()),
+        shutdown: None,
     }
-    let recent = |seen: &Moment| view.now.since(*seen) < MEMBER_SLOTS_TTL;
-    let retain = view.memory.seen_slots.iter().filter(|(_, seen)| recent(seen)).map(|(slot, _)| slot.clone());
-    Status { optime: Some(lsn), slots: Some(slots), retain_slots: Some(retain.collect()), shutdown: None }
 }
 
 /// `status` of a leader that was shut down cleanly: what was there, and its end. A standby that lacks the shutdown
@@ -198,7 +215,10 @@ pub fn history(view: &View, snapshot: &Snapshot, text: &str, at: &str) -> Histor
         let fresh = vec![json!(timeline), json!(end), json!(reason), json!(at), leader];
         Some(known(timeline).unwrap_or(fresh))
     };
-    History(text.lines().filter_map(row).collect())
+    let mut rows: Vec<_> = text.lines().filter_map(row).collect();
+    let kept = view.rules.replication.max_timelines_history.unwrap_or(usize::MAX);
+    rows.drain(..rows.len().saturating_sub(kept));
+    History(rows)
 }
 
 /// What a member's status page says about its claim to lead. A page without a position counts as no answer.

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::dcs::{Claim, Precondition, Shutdown, Sync};
-use crate::postgres::{Part, StartAs, StopMode, Upstream};
-use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
+use crate::postgres::{Part, SlotPlan, StartAs, StopMode, Upstream};
+use crate::types::{Lsn, NodeName, Revision, SystemId, Timeline};
 
 use super::fitness::Ailment;
 use super::manual::Refusal;
@@ -72,8 +72,8 @@ pub enum Action {
     SetSyncNames(String),
     /// Bring the server to the settings for this part.
     Configure(Part),
-    /// Make the physical slots be these.
-    SetSlots(BTreeSet<SlotName>),
+    /// Drop, make and move replication slots.
+    ChangeSlots(SlotPlan),
     /// Begin a long action; it is shown as `doing` until it ends.
     Begin(Task),
     /// Bring the server to its settings again.
@@ -151,6 +151,8 @@ impl Task {
 pub enum Reason {
     /// A primary with a valid lease.
     Leading,
+    /// A primary with a valid lease, whose commits wait: none of these standbys streams.
+    CommitsWait(Vec<NodeName>),
     /// A standby of the leader.
     Following(NodeName),
     /// A long action is under way.
@@ -289,6 +291,8 @@ pub enum Reason {
     RetryLater(Job, String),
     /// Gives the key back, since this node has nothing to lead with.
     NothingToLead,
+    /// A standby that stops asks to be dropped from the synchronous set first.
+    AwaitingDismissal,
     /// Stopping, in order.
     Stopping,
     /// Stopped.
@@ -300,6 +304,9 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leading => f.write_str("the leader with the lock"),
+            Self::CommitsWait(who) => {
+                write!(f, "the leader with the lock; commits wait, since none of {} streams", names(who))
+            }
             Self::Following(leader) => write!(f, "a secondary, following the leader {leader}"),
             Self::Busy(job) => write!(f, "busy: {}", job.words()),
             Self::LeaseEnding => f.write_str("the lease is ending or lost: the primary must stop"),
@@ -397,6 +404,9 @@ impl fmt::Display for Reason {
             Self::ClaimingName => f.write_str("claiming the name of this member in the store"),
             Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job.words()),
             Self::NothingToLead => f.write_str("the lock is ours and there is no data here: giving it away"),
+            Self::AwaitingDismissal => {
+                f.write_str("stopping: commits shall not wait for this standby any more")
+            }
             Self::Stopping => f.write_str("stopping"),
             Self::Stopped => f.write_str("stopped"),
         }

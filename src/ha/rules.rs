@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::replication::Replication;
 use crate::postgres::Stored;
 use crate::types::{SyncMode, Timing};
 
@@ -33,6 +34,8 @@ pub struct Rules {
     pub primary_stop_timeout: Duration,
     /// This node's tags.
     pub tags: Tags,
+    /// What the store says of replication.
+    pub replication: Replication,
     /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster
     /// begins with.
     pub server: Option<Stored>,
@@ -127,6 +130,9 @@ impl Rules {
             Some(false) => Strictness::Degrade,
             None => self.strictness,
         };
+        let (replication, unused) = Replication::of(config);
+        rules.replication = replication;
+        complaints.extend(unused);
         (rules, complaints)
     }
 }
@@ -145,7 +151,7 @@ fn sync_mode(value: Option<&Value>) -> Option<SyncMode> {
 }
 
 /// A boolean in any of the spellings that Patroni reads.
-fn flag(value: &Value) -> Option<bool> {
+pub(super) fn flag(value: &Value) -> Option<bool> {
     match value.as_str().map(str::to_ascii_lowercase).as_deref() {
         Some("on" | "true" | "yes" | "1") => Some(true),
         Some("off" | "false" | "no" | "0") => Some(false),
@@ -175,6 +181,7 @@ mod tests {
             primary_start_timeout: START_TIMEOUT,
             primary_stop_timeout: Duration::ZERO,
             tags: Tags::default(),
+            replication: Replication::default(),
             server: Some(Stored::initial(&BTreeMap::new())),
         }
     }

@@ -137,8 +137,8 @@ pub fn closed(leader: &NodeName) -> Sync {
 
 /// What the setting should be at a promotion: the first commit waits for one of those that are expected to follow, so
 /// that a failover does not open a window in which a second one loses commits.
-pub fn names_at_promotion(policy: &Policy, expected: BTreeSet<NodeName>) -> String {
-    target(policy, &expected).to_setting(policy.mode)
+pub fn names_at_promotion(policy: &Policy, expected: &[NodeName]) -> String {
+    target(policy, expected).to_setting(policy.mode)
 }
 
 /// The next step towards what `policy` wants with these standbys, or none.
@@ -156,7 +156,7 @@ pub fn next_step(
         return Step::WriteKey(closed(me));
     };
     let electors = Electors::of(key);
-    let wanted = target(policy, &standbys.iter().map(|s| s.name.clone()).collect());
+    let wanted = target(policy, &standbys.iter().map(|s| s.name.clone()).collect::<Vec<_>>());
     if wanted != *in_force {
         return if safe(&electors, &wanted) {
             Step::SetNames(wanted.to_setting(policy.mode))
@@ -177,8 +177,8 @@ fn switch_off(key: Option<&Sync>, in_force: &Names) -> Step {
     }
 }
 
-/// The setting that the policy wants with these standbys.
-fn target(policy: &Policy, standbys: &BTreeSet<NodeName>) -> Names {
+/// The setting that the policy wants with these standbys, the first choice first.
+fn target(policy: &Policy, standbys: &[NodeName]) -> Names {
     match (policy.mode, standbys.is_empty(), policy.strictness) {
         (SyncMode::Off, _, _) | (_, true, Strictness::Degrade) => Names::default(),
         (_, true, Strictness::Strict) => {
@@ -189,7 +189,7 @@ fn target(policy: &Policy, standbys: &BTreeSet<NodeName>) -> Names {
             Names { need: len(names.len()), names }
         }
         (SyncMode::Quorum, false, _) => {
-            Names { need: policy.count.min(len(standbys.len())), names: standbys.clone() }
+            Names { need: policy.count.min(len(standbys.len())), names: standbys.iter().cloned().collect() }
         }
     }
 }

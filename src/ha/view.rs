@@ -175,6 +175,10 @@ pub struct Memory {
     pub failures: BTreeMap<Job, Failures>,
     /// Whom the local standby was last told to follow.
     pub following: Option<Upstream>,
+    /// Since when each slot has been without a user.
+    pub unused_slots: BTreeMap<SlotName, Moment>,
+    /// Since when this standby has been asking to be dropped from the synchronous set, because it stops.
+    pub leaving: Option<Moment>,
     /// When each member's slot was last wanted: the member was in the store, or an earlier leader retained it.
     pub seen_slots: BTreeMap<SlotName, Moment>,
     /// The TTL before the last change of the configuration, and when that was.

@@ -28,8 +28,9 @@ use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
 use crate::discovery::{self, Peers};
 use crate::etcd::{self, PrimaryHere};
 use crate::ha::publish::{self, Addresses};
+use crate::ha::replication::Replication;
 use crate::ha::rules::Rules;
-use crate::ha::{self, agent};
+use crate::ha::{self, agent, callbacks};
 use crate::peer::DataFacts;
 use crate::postgres::{ClientTls, Postgres, Stored};
 use crate::process::{self, InitLink, RunAs, VolumeLock};
@@ -211,8 +212,11 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
         peers: ground.peers.clone(),
         inbox,
     };
+    let programs = ground.config.ha.callbacks.clone();
+    let called = callbacks::run(programs, ground.place.run_as.clone(), channels.status.subscribe());
     let outlets = agent::Outlets { status: channels.status, data: channels.data };
     agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone());
+    background.spawn(called);
     let budget = ground.config.stop_budget;
     background.spawn(ground.certificates.renew(unit.clone()));
     Ok(Node { ha: ha_tasks, stop_ha, stop_store, stop_api, postgres: unit, etcd: etcd_unit, proxy, budget })
@@ -446,6 +450,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         primary_start_timeout: ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
         tags: ha.tags.clone(),
+        replication: Replication::default(),
         server: Some(Stored::initial(&config.database.parameters)),
     }
 }

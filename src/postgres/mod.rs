@@ -22,10 +22,11 @@ mod launch;
 mod probe;
 mod room;
 pub mod settings;
+mod slots;
 mod sql;
 pub mod status;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,15 +36,17 @@ use nix::sys::signal::Signal;
 use secrecy::SecretString;
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::peer::Adopted;
 use crate::process::{Exit, RunAs};
 use crate::supervisor::{Rung, Unit, UnitState};
-use crate::types::{Lsn, NodeId, NodeName, SlotName, SystemId, Timeline, TimelineHistory};
+use crate::types::{NodeId, NodeName, SystemId, Timeline, TimelineHistory};
 
 pub use adopt::{Memory, restore};
 pub use probe::{Check, Posture, Pulse};
 pub use settings::{Part, Stored};
-pub use status::{Answer, Control, ControlState, DataDir, Kind, PendingSetting, Slot, Standby, Status};
+pub use slots::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
+pub use status::{Answer, Control, ControlState, DataDir, Kind, PendingSetting, Standby, Status};
 
 /// How long an immediate shutdown may take before SIGKILL: measured 57 ms; 5 s with a stopped backend, which is what
 /// the sweep is for (supervision 4.2).
@@ -315,22 +318,12 @@ impl Postgres {
         lock(&self.shared.configuration).complaints()
     }
 
-    /// Makes the physical slots be exactly these. Active, temporary and logical slots stay; a wanted slot that has
-    /// lost its WAL is made anew.
+    /// Drops, makes and moves slots. Whatever somebody has begun to use stays as it is.
     ///
     /// # Errors
-    /// SQL fails (all slots are taken, the server is down).
-    pub async fn set_slots(&self, wanted: &BTreeSet<SlotName>) -> Result<(), Error> {
-        sql::set_slots(&self.shared, wanted).await
-    }
-
-    /// Moves physical slots forward (a replica's copies of the primary's slots). Slots that are absent,
-    /// active or already further stay as they are.
-    ///
-    /// # Errors
-    /// SQL fails.
-    pub async fn advance_slots(&self, positions: &BTreeMap<SlotName, Lsn>) -> Result<(), Error> {
-        sql::advance_slots(&self.shared, positions).await
+    /// SQL fails (all slots are taken, a plugin is missing, the server is down).
+    pub async fn change_slots(&self, plan: &SlotPlan) -> Result<(), Error> {
+        slots::change(&self.shared, plan).await
     }
 
     /// pg_basebackup into a temporary directory, then a swap: the old PGDATA goes to the quarantine only when the copy
@@ -375,16 +368,19 @@ impl Postgres {
         self.shared.unit.last_lines().iter().any(|line| line.contains("has already been removed"))
     }
 
-    /// The text of the local history file of this timeline; empty for the first, which has none.
+    /// The text of the local history file of this timeline and when it was written; empty for the first, which has none.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub async fn local_history(&self, timeline: Timeline) -> Result<String, Error> {
+    pub async fn local_history(&self, timeline: Timeline) -> Result<(String, jiff::Timestamp), Error> {
         if timeline <= Timeline(1) {
-            return Ok(String::new());
+            return Ok((String::new(), clock::wall()));
         }
         let path = self.shared.config.data_dir.join(format!("pg_wal/{:08X}.history", timeline.0));
-        tokio::fs::read_to_string(&path).await.map_err(Error::file("read", &path))
+        let text = tokio::fs::read_to_string(&path).await.map_err(Error::file("read", &path))?;
+        let written = tokio::fs::metadata(&path).await.and_then(|file| file.modified());
+        let written = written.map_err(Error::file("read", &path))?;
+        Ok((text, jiff::Timestamp::try_from(written).unwrap_or_else(|_out_of_range| clock::wall())))
     }
 
     /// Asks an upstream for its timeline and the history of that timeline, over a replication connection.

@@ -3,7 +3,7 @@
 //! Every session pins `search_path`, never waits for standbys itself, and keeps its statements out of the server's
 //! log. A connection that has failed or timed out is dropped; the next call opens another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row, Statement};
 use tracing::debug;
 
-use super::status::{Answer, Kind, PendingSetting, Slot, Standby};
+use super::slots::{Horizon, Slot, SlotKind, SlotWal};
+use super::status::{Answer, Kind, PendingSetting, Standby};
 use super::{Config, Error, Shared, conf, lock, settings};
 use crate::dcs::ReplicationState;
 use crate::types::{Lsn, NodeName, SlotName, Timeline};
@@ -22,7 +23,7 @@ use crate::types::{Lsn, NodeName, SlotName, Timeline};
 /// A local connection takes milliseconds, SCRAM included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Every short statement of ours; the server cancels it after this long even when we are gone.
-const STATEMENT_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(3);
 /// How often a state that is about to change is looked at.
 const POLL: Duration = Duration::from_millis(10);
 /// A reload needs two signals and a file of a few kilobytes.
@@ -63,8 +64,13 @@ impl Link {
 impl Session {
     /// Opens a session whose statements may each take `limit`.
     pub(super) async fn open(config: &Config, limit: Duration) -> Result<Self, Error> {
+        Self::open_in(config, "postgres", limit).await
+    }
+
+    /// The same in another database.
+    pub(super) async fn open_in(config: &Config, database: &str, limit: Duration) -> Result<Self, Error> {
         let connect = async {
-            let (client, connection) = parameters(config, limit).connect(NoTls).await?;
+            let (client, connection) = parameters(config, limit).dbname(database).connect(NoTls).await?;
             let mut driver = JoinSet::new();
             driver.spawn(async move {
                 if let Err(error) = connection.await {
@@ -146,7 +152,7 @@ pub(super) fn in_words(error: &Error) -> String {
 
 /// Does `work` with the kept connection, and drops the connection when it fails: an error of SQL leaves it usable, but
 /// a new one costs little and a broken one would cost every later call.
-async fn with_session<T, F>(
+pub(super) async fn with_session<T, F>(
     shared: &Shared,
     limit: Duration,
     what: &'static str,
@@ -185,6 +191,7 @@ const OBSERVE: &str = r"
 SELECT json_build_object(
   'server_version', current_setting('server_version_num')::int,
   'started_at_micros', (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+  'loaded_at_micros', (extract(epoch FROM pg_conf_load_time()) * 1000000)::bigint,
   'timeline', CASE WHEN r.recovering
     THEN (SELECT greatest(w.received_tli, c.min_recovery_end_timeline, k.timeline_id)
             FROM pg_control_recovery() c, pg_control_checkpoint() k LEFT JOIN pg_stat_wal_receiver w ON true)
@@ -198,9 +205,11 @@ SELECT json_build_object(
   'archive', current_setting('restore_command') <> '',
   'conninfo', current_setting('primary_conninfo'),
   'sync_names', current_setting('synchronous_standby_names'),
-  'slots', (SELECT json_agg(json_build_object('name', slot_name, 'physical', slot_type = 'physical',
-                                              'active', active, 'restart_lsn', restart_lsn))
-              FROM pg_replication_slots WHERE NOT temporary),
+  'slots', (SELECT json_agg(to_jsonb(s)) FROM pg_replication_slots s WHERE NOT s.temporary),
+  'weakened', (SELECT json_agg(concat_ws(' in ', 'role ' || r.rolname, 'database ' || d.datname))
+                 FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole
+                 LEFT JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) c
+                WHERE c ~* '^synchronous_commit=(off|false|no|0|local|remote_write)$'),
   'pending_restart', (SELECT json_agg(json_build_object('name', s.name, 'old_value', current_setting(s.name),
                         'new_value', coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name
                                                 ORDER BY f.seqno DESC LIMIT 1), s.boot_val, '')) ORDER BY s.name)
@@ -256,6 +265,7 @@ pub(super) async fn unreadable_rules(shared: &Shared) -> Result<Vec<(i32, String
 struct RawAnswer {
     server_version: u32,
     started_at_micros: i64,
+    loaded_at_micros: i64,
     timeline: u32,
     #[serde(deserialize_with = "lsn")]
     primary_lsn: Option<Lsn>,
@@ -270,19 +280,29 @@ struct RawAnswer {
     conninfo: String,
     sync_names: String,
     slots: Option<Vec<RawSlot>>,
+    weakened: Option<Vec<String>>,
     pending_restart: Option<Vec<RawSetting>>,
     shared: BTreeMap<String, String>,
     standbys: Option<Vec<RawStandby>>,
 }
 
+/// A row of `pg_replication_slots`: the last columns are those of newer versions.
 #[derive(Debug, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts, named as PostgreSQL names them")]
 struct RawSlot {
-    name: SlotName,
-    physical: bool,
+    slot_name: SlotName,
+    slot_type: String,
+    plugin: Option<String>,
+    database: Option<String>,
     active: bool,
+    xmin: Option<serde_json::Value>,
+    catalog_xmin: Option<serde_json::Value>,
     #[serde(deserialize_with = "lsn")]
     restart_lsn: Option<Lsn>,
+    #[serde(deserialize_with = "lsn")]
+    confirmed_flush_lsn: Option<Lsn>,
+    wal_status: Option<String>,
+    #[serde(default)]
+    failover: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -320,9 +340,11 @@ impl From<RawAnswer> for Answer {
         Self {
             server_version: raw.server_version,
             started_at_micros: raw.started_at_micros,
+            loaded_at_micros: raw.loaded_at_micros,
             timeline: Timeline(raw.timeline),
             sync_names: raw.sync_names.clone(),
-            slots: raw.slots.iter().flatten().map(Slot::from).collect(),
+            slots: raw.slots.take().into_iter().flatten().map(Slot::from).collect(),
+            weakened: raw.weakened.take().unwrap_or_default(),
             pending_restart: pending.into_iter().flatten().map(PendingSetting::from).collect(),
             kind: raw.kind(),
         }
@@ -358,13 +380,26 @@ impl From<RawSetting> for PendingSetting {
     }
 }
 
-impl From<&RawSlot> for Slot {
-    fn from(raw: &RawSlot) -> Self {
+impl From<RawSlot> for Slot {
+    fn from(raw: RawSlot) -> Self {
+        let kind = match raw.slot_type.as_str() {
+            "physical" => SlotKind::Physical,
+            _ => SlotKind::Logical {
+                database: raw.database.unwrap_or_default(),
+                plugin: raw.plugin.unwrap_or_default(),
+            },
+        };
+        // A logical slot always holds the catalogues.
+        let catalogues = raw.catalog_xmin.is_some() && kind == SlotKind::Physical;
         Self {
-            name: raw.name.clone(),
-            physical: raw.physical,
+            name: raw.slot_name,
+            kind,
             active: raw.active,
             restart_lsn: raw.restart_lsn,
+            confirmed: raw.confirmed_flush_lsn,
+            wal: if raw.wal_status.as_deref() == Some("lost") { SlotWal::Lost } else { SlotWal::Kept },
+            horizon: if raw.xmin.is_some() || catalogues { Horizon::Held } else { Horizon::Free },
+            synchronised: raw.failover.unwrap_or_default(),
         }
     }
 }
@@ -431,35 +466,6 @@ pub(super) async fn wait_for_sync_names(shared: &Shared, names: &str) -> Result<
             tokio::time::sleep(POLL).await;
         }
         Ok(())
-    })
-    .await
-}
-
-/// Drops and creates; a slot whose state changes between looking and acting is left to the next call.
-pub(super) async fn set_slots(shared: &Shared, wanted: &BTreeSet<SlotName>) -> Result<(), Error> {
-    let names: Vec<_> = wanted.iter().map(|slot| slot.0.clone()).collect();
-    with_session(shared, STATEMENT_LIMIT, "set the slots", async |session: Arc<Session>| {
-        let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                    WHERE slot_type = 'physical' AND NOT active AND NOT temporary
-                      AND (slot_name <> ALL ($1::text[]) OR wal_status = 'lost')";
-        session.query("drop slots", sql, &[&names]).await?;
-        let sql = "SELECT pg_create_physical_replication_slot(wanted, true) FROM unnest($1::text[]) wanted
-                    WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = wanted)";
-        session.query("create slots", sql, &[&names]).await.map(|_rows| ())
-    })
-    .await
-}
-
-/// Moves slots forward that are behind.
-pub(super) async fn advance_slots(shared: &Shared, positions: &BTreeMap<SlotName, Lsn>) -> Result<(), Error> {
-    let names: Vec<_> = positions.keys().map(|slot| slot.0.clone()).collect();
-    let targets: Vec<_> = positions.values().map(Lsn::to_string).collect();
-    with_session(shared, STATEMENT_LIMIT, "advance the slots", async |session: Arc<Session>| {
-        let sql = "SELECT pg_replication_slot_advance(s.slot_name, w.target::pg_lsn)
-                     FROM unnest($1::text[], $2::text[]) AS w (name, target)
-                     JOIN pg_replication_slots s ON s.slot_name = w.name
-                    WHERE s.slot_type = 'physical' AND NOT s.active AND s.restart_lsn < w.target::pg_lsn";
-        session.query("advance slots", sql, &[&names, &targets]).await.map(|_rows| ())
     })
     .await
 }

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use super::{Shared, control, lock, sql};
+use super::{Shared, Slot, control, lock, sql};
 use crate::clock::{self, Moment};
 use crate::dcs::ReplicationState;
 use crate::supervisor::UnitState;
-use crate::types::{Lsn, NodeName, SlotName, SystemId, Timeline};
+use crate::types::{Lsn, NodeName, SystemId, Timeline};
 
 /// The instance at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +90,8 @@ pub struct Answer {
     pub server_version: u32,
     /// Microseconds since the Unix epoch.
     pub started_at_micros: i64,
+    /// When the configuration was last read; microseconds since the Unix epoch.
+    pub loaded_at_micros: i64,
     /// The timeline it writes, or (a standby) has received or replayed.
     pub timeline: Timeline,
     /// Primary or standby, with what belongs to that.
@@ -98,22 +100,10 @@ pub struct Answer {
     pub sync_names: String,
     /// Physical and logical slots.
     pub slots: Vec<Slot>,
+    /// Roles and databases for which commits wait for less than the cluster promises (`synchronous_commit`).
+    pub weakened: Vec<String>,
     /// Settings that wait for a restart.
     pub pending_restart: Vec<PendingSetting>,
-}
-
-/// A slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts, named as PostgreSQL names them")]
-pub struct Slot {
-    /// Its name.
-    pub name: SlotName,
-    /// Whether it is physical.
-    pub physical: bool,
-    /// Whether somebody uses it.
-    pub active: bool,
-    /// The oldest WAL that it keeps.
-    pub restart_lsn: Option<Lsn>,
 }
 
 /// A setting that waits for a restart.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use pgherd::dcs::{Claim, Precondition, Sync};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, Lease};
-use pgherd::postgres::StartAs;
 use pgherd::postgres::status::ControlState;
+use pgherd::postgres::{SlotKind, SlotPlan, StartAs};
 use pgherd::types::{Revision, SyncMode, Timeline};
 
 use crate::scene::{CLUSTER, HERE, POSITION, Scene, ago, name, nothing_because, only};
@@ -133,8 +133,9 @@ fn a_leader_keeps_status_slots_and_missing_keys() {
     assert!(actions.contains(&Action::PutInitialize(CLUSTER)));
     assert!(actions.contains(&Action::PutConfig));
     assert!(actions.contains(&Action::PutStatus(POSITION)));
-    let slots = [name("n1").slot_name()].into();
-    assert!(actions.contains(&Action::SetSlots(slots)), "{actions:?}");
+    let create = ["n1", "n2"].map(|member| (name(member).slot_name(), SlotKind::Physical)).into();
+    let plan = SlotPlan { create, ..SlotPlan::default() };
+    assert!(actions.contains(&Action::ChangeSlots(plan)), "{actions:?}");
 }
 
 #[test]
@@ -153,7 +154,7 @@ fn commits_are_not_let_go_while_the_standbys_may_come_back() {
     scene = scene.primary("ANY 1 (n1)", &[]);
     scene.0.memory.sync_starved = Some(ago(3));
     let first = |scene: &Scene| scene.decide().actions.first().cloned();
-    assert_eq!(first(&scene), Some(Action::PutStatus(POSITION)));
+    assert!(!matches!(first(&scene), Some(Action::PutSync(..) | Action::SetSyncNames(_))));
     scene.0.memory.sync_starved = Some(ago(4));
     assert!(
         matches!(first(&scene), Some(Action::PutSync(..))),

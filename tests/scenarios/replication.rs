@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use pgherd::dcs::{Claim, Member, MemberState};
+use pgherd::dcs::{Claim, Member, MemberState, Role};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, PollAnswer};
-use pgherd::postgres::StartAs;
-use pgherd::types::{SyncMode, Timeline};
+use pgherd::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal, StartAs, StopMode};
+use pgherd::types::{Lsn, SyncMode, Timeline};
 
-use crate::scene::{HERE, Scene, frozen_for, name, nothing_because, only, still, upstream};
+use crate::scene::{HERE, POSITION, Scene, ago, frozen_for, name, nothing_because, only, still, upstream};
 
 mod tags {
     use super::*;
@@ -64,6 +64,13 @@ mod tags {
 mod upstreams {
     use super::*;
 
+    /// It follows `n1` already, and goes on.
+    fn stays_with_n1(scene: &Scene) -> bool {
+        let decision = scene.decide();
+        decision.actions.iter().all(|action| !matches!(action, Action::Follow(_)))
+            && decision.reason == Reason::Following(name("n1"))
+    }
+
     fn from_n2() -> Scene {
         Scene::new().standby(HERE).tagged(json!({"replicatefrom": "n2"}))
     }
@@ -78,17 +85,17 @@ mod upstreams {
     #[test]
     fn a_member_that_is_gone_or_down_feeds_nobody() {
         let gone = from_n2().snapshot(|s| s.members.retain(|m| m.name != name("n2")));
-        assert!(matches!(nothing_because(gone.decide()), Reason::Following(_)), "it follows n1 already");
+        assert!(stays_with_n1(&gone));
         let down = from_n2().member("n2", |m| m.state = MemberState::Stopped);
-        assert!(matches!(nothing_because(down.decide()), Reason::Following(_)));
+        assert!(stays_with_n1(&down));
     }
 
     #[test]
     fn two_that_name_each_other_are_not_cut_off() {
         let circle = from_n2().member("n2", |m| m.tags.extend([("replicatefrom".into(), "n0".into())]));
-        assert!(matches!(nothing_because(circle.decide()), Reason::Following(_)));
+        assert!(stays_with_n1(&circle));
         let own = Scene::new().standby(HERE).tagged(json!({"replicatefrom": "n0"}));
-        assert!(matches!(nothing_because(own.decide()), Reason::Following(_)));
+        assert!(stays_with_n1(&own));
     }
 
     #[test]
@@ -110,5 +117,244 @@ mod upstreams {
         assert_eq!(only(outdated.decide()), Action::Begin(Task::Clone(upstream("n1"))));
         let down = scene.member("n2", |m| m.state = MemberState::Crashed);
         assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    }
+}
+
+mod slots {
+    use super::*;
+
+    fn slot(name: &str, at: u64) -> Slot {
+        Slot {
+            name: pgherd::types::SlotName(name.into()),
+            kind: SlotKind::Physical,
+            active: false,
+            restart_lsn: Some(Lsn(at)),
+            confirmed: None,
+            wal: SlotWal::Kept,
+            horizon: Horizon::Free,
+            synchronised: false,
+        }
+    }
+
+    fn logical(name: &str) -> Slot {
+        let kind = SlotKind::Logical { database: "app".into(), plugin: "pgoutput".into() };
+        Slot { kind, confirmed: Some(POSITION), ..slot(name, HERE) }
+    }
+
+    fn plan(scene: &Scene) -> SlotPlan {
+        let mut plans = scene
+            .decide()
+            .actions
+            .into_iter()
+            .filter_map(|action| if let Action::ChangeSlots(plan) = action { Some(plan) } else { None });
+        plans.next_back().unwrap_or_default()
+    }
+
+    fn dropped(scene: &Scene) -> Vec<String> {
+        plan(scene).drop.into_iter().map(|slot| slot.0).collect()
+    }
+
+    fn created(scene: &Scene) -> Vec<String> {
+        plan(scene).create.into_keys().map(|slot| slot.0).collect()
+    }
+
+    fn leader(slots: &[Slot]) -> Scene {
+        Scene::new().leads().primary("", &["n1", "n2"]).slots(slots)
+    }
+
+    fn follower(slots: &[Slot]) -> Scene {
+        Scene::new().standby(HERE).slots(slots)
+    }
+
+    #[test]
+    fn every_node_has_a_slot_for_every_other_member() {
+        assert_eq!(created(&leader(&[])), ["n1", "n2"]);
+        assert_eq!(created(&follower(&[])), ["n1", "n2"]);
+        let none = follower(&[]).config(json!({"postgresql": {"use_slots": false}}));
+        assert_eq!(plan(&none), SlotPlan::default());
+        let only_users = follower(&[]).config(json!({"member_slots_ttl": 0}));
+        assert_eq!(plan(&only_users), SlotPlan::default(), "nobody streams from here");
+    }
+
+    #[test]
+    fn a_copy_follows_what_the_leader_publishes_and_never_beyond_its_own_position() {
+        let slots = [slot("n1", HERE - 9), slot("n2", HERE - 9)];
+        let scene = follower(&slots).published_slots(&[("n1", HERE - 5), ("n2", HERE + 5)]);
+        let advance = [(slots[0].name.clone(), Lsn(HERE - 5)), (slots[1].name.clone(), POSITION)].into();
+        assert_eq!(plan(&scene), SlotPlan { advance, ..SlotPlan::default() });
+    }
+
+    #[test]
+    fn a_slot_that_somebody_streams_through_is_moved_by_its_user_alone() {
+        let cascade = |m: &mut Member| m.tags.extend([("replicatefrom".into(), "n0".into())]);
+        let scene = follower(&[slot("n1", HERE), slot("n2", HERE - 9)]).member("n2", cascade);
+        assert_eq!(plan(&scene.published_slots(&[("n2", HERE)])), SlotPlan::default());
+    }
+
+    #[test]
+    fn the_leader_moves_the_slot_of_a_member_that_streams_from_another() {
+        let scene = leader(&[slot("n1", HERE), slot("n2", HERE - 9)]).member("n2", |m| {
+            m.tags.extend([("replicatefrom".into(), "n1".into())]);
+            m.receive_lsn = Some(Lsn(HERE - 3));
+        });
+        let advance = [(slot("n2", 0).name, Lsn(HERE - 3))].into();
+        assert_eq!(plan(&scene), SlotPlan { advance, ..SlotPlan::default() });
+    }
+
+    #[test]
+    fn the_slot_of_an_absent_member_is_kept_for_a_while() {
+        let mut scene = leader(&[slot("n1", HERE), slot("n2", HERE), slot("gone", 1)]);
+        scene.0.memory.seen_slots.insert(name("gone").slot_name(), ago(1700));
+        assert_eq!(plan(&scene), SlotPlan::default());
+        scene.0.memory.seen_slots.insert(name("gone").slot_name(), ago(1800));
+        assert_eq!(dropped(&scene), ["gone"]);
+        let scene = follower(&[slot("n1", HERE), slot("n2", HERE), slot("gone", HERE)]);
+        assert_eq!(dropped(&scene), ["gone"]);
+        assert_eq!(plan(&scene.retained_slots(&["gone"])), SlotPlan::default());
+    }
+
+    #[test]
+    fn a_slot_of_nobody_goes_unless_it_is_used_ignored_or_the_cluster_paused() {
+        let with = |extra: Slot| leader(&[slot("n1", HERE), slot("n2", HERE), extra]);
+        assert_eq!(dropped(&with(slot("x", 1))), ["x"]);
+        assert_eq!(dropped(&with(Slot { active: true, ..slot("x", 1) })), [""; 0]);
+        assert_eq!(dropped(&with(Slot { synchronised: true, ..logical("x") })), [""; 0]);
+        let ignored = with(slot("x", 1)).config(json!({"ignore_slots": [{"name": "x", "type": "physical"}]}));
+        assert_eq!(dropped(&ignored), [""; 0]);
+        assert_eq!(dropped(&with(slot("x", 1)).config(json!({"pause": true}))), [""; 0]);
+        let spoilt = || Slot { wal: SlotWal::Lost, ..slot("n1", HERE) };
+        let scene = || leader(&[spoilt(), slot("n2", HERE)]);
+        assert_eq!(dropped(&scene()), ["n1"]);
+        assert_eq!(plan(&scene().config(json!({"pause": true}))), SlotPlan::default());
+    }
+
+    /// Its reader may be away for a moment, and would lose its place.
+    #[test]
+    fn a_logical_slot_that_nobody_asked_for_goes_when_it_was_unused_for_long() {
+        let mut scene = leader(&[slot("n1", HERE), slot("n2", HERE), logical("cdc")]);
+        scene.0.memory.unused_slots.insert(logical("cdc").name, ago(60));
+        assert_eq!(dropped(&scene), [""; 0]);
+        scene.0.memory.unused_slots.insert(logical("cdc").name, ago(1800));
+        assert_eq!(dropped(&scene), ["cdc"]);
+        let outdated = follower(&[slot("n1", HERE), slot("n2", HERE), logical("cdc")]);
+        assert_eq!(dropped(&outdated), ["cdc"], "a standby's copy is of an earlier life");
+    }
+
+    #[test]
+    fn a_slot_without_its_wal_and_a_copy_that_holds_back_vacuum_are_made_anew() {
+        let lost = leader(&[Slot { wal: SlotWal::Lost, ..slot("n1", 1) }, slot("n2", HERE)]);
+        assert_eq!((dropped(&lost), created(&lost)), (vec!["n1".to_owned()], vec!["n1".to_owned()]));
+        let held = follower(&[Slot { horizon: Horizon::Held, ..slot("n1", HERE) }, slot("n2", HERE)]);
+        assert_eq!((dropped(&held), created(&held)), (vec!["n1".to_owned()], vec!["n1".to_owned()]));
+    }
+
+    #[test]
+    fn permanent_slots_are_made_wherever_they_belong() {
+        let config = json!({"slots": {
+            "backup": {"type": "physical"}, "dr": {"type": "physical", "cluster_type": "standby"},
+            "cdc": {"type": "logical", "database": "app", "plugin": "pgoutput"}}});
+        let have = [slot("n1", HERE), slot("n2", HERE)];
+        assert_eq!(created(&follower(&have).config(config.clone())), ["backup"]);
+        let actions = leader(&have).config(config.clone()).decide().actions;
+        let plans: Vec<_> = actions.iter().filter(|a| matches!(a, Action::ChangeSlots(_))).collect();
+        assert_eq!(plans.len(), 2, "a plugin that is missing must not cost a standby its slot");
+        let never_leads = follower(&have).config(config).tagged(json!({"nofailover": true}));
+        assert_eq!(created(&never_leads), [""; 0]);
+        assert_eq!(dropped(&never_leads), ["n1", "n2"]);
+    }
+
+    #[test]
+    fn a_member_that_does_not_stream_needs_no_slot() {
+        let scene =
+            leader(&[slot("n1", HERE)]).member("n2", |m| m.tags.extend([("nostream".into(), true.into())]));
+        assert_eq!(plan(&scene), SlotPlan::default());
+    }
+}
+
+mod synchronous_set {
+    use super::*;
+
+    fn priority_mode(names: &str, standbys: &[&str]) -> Scene {
+        Scene::new().leads().sync_mode(SyncMode::On).sync_key("n0", 0, &[]).primary(names, standbys)
+    }
+
+    fn names_set(scene: &Scene) -> Option<String> {
+        scene
+            .decide()
+            .actions
+            .into_iter()
+            .find_map(|action| if let Action::SetSyncNames(names) = action { Some(names) } else { None })
+    }
+
+    fn tag(scene: Scene, member: &str, tag: &str, value: serde_json::Value) -> Scene {
+        scene.member(member, |m| m.tags.extend([(tag.to_owned(), value)]))
+    }
+
+    #[test]
+    fn the_highest_sync_priority_is_chosen_then_whoever_confirms_already() {
+        let both = || priority_mode("", &["n1", "n2"]);
+        assert_eq!(names_set(&both()).as_deref(), Some("n1"));
+        assert_eq!(names_set(&tag(both(), "n2", "sync_priority", 2.into())).as_deref(), Some("n2"));
+        let sitting = priority_mode("n2", &["n1", "n2"]).sync_key("n0", 0, &["n2"]);
+        assert_eq!(names_set(&sitting), None);
+    }
+
+    #[test]
+    fn a_member_tagged_nosync_confirms_nothing_in_either_mode() {
+        let one = tag(priority_mode("", &["n1", "n2"]), "n1", "nosync", true.into());
+        assert_eq!(names_set(&one).as_deref(), Some("n2"));
+        let quorum = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
+        let quorum = tag(quorum.primary("", &["n1", "n2"]), "n1", "sync_priority", 0.into());
+        assert_eq!(names_set(&quorum).as_deref(), Some("ANY 1 (n2)"));
+    }
+
+    #[test]
+    fn a_laggard_is_swapped_out() {
+        let slow = |scene: Scene| scene.flushed("n1", HERE - 2000);
+        let limit = json!({"maximum_lag_on_syncnode": 1000});
+        let first = slow(priority_mode("", &["n1", "n2"]));
+        assert_eq!(names_set(&first.clone().config(limit.clone())).as_deref(), Some("n2"));
+        assert_eq!(
+            names_set(&first.flushed("n2", HERE - 2500).config(limit)).as_deref(),
+            Some("n1"),
+            "by the first one"
+        );
+    }
+
+    #[test]
+    fn a_standby_that_stops_is_let_go_first_where_commits_would_wait_for_it() {
+        let needed =
+            || Scene::new().standby(HERE).sync_mode(SyncMode::Quorum).sync_key("n1", 0, &["n0"]).stopping();
+        assert_eq!(nothing_because(needed().decide()), Reason::AwaitingDismissal);
+        let stop =
+            |scene: Scene| matches!(only(scene.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. })));
+        assert!(stop(needed().sync_key("n1", 0, &[])), "it was let go");
+        assert!(stop(needed().sync_key("n1", 1, &["n0", "n2"])), "n2 confirms alone");
+        assert!(stop(needed().member("n1", |m| m.state = MemberState::Stopping)), "nobody is left to do it");
+        let mut late = needed();
+        late.0.memory.leaving = Some(ago(3));
+        assert!(stop(late), "it was not let go in time");
+    }
+
+    #[test]
+    fn commits_that_wait_for_nobody_in_sight_are_a_reason_of_their_own() {
+        let mut scene = Scene::new()
+            .leads()
+            .sync_mode(SyncMode::Quorum)
+            .sync_key("n0", 0, &["n1"])
+            .primary("ANY 1 (n1)", &[]);
+        scene.0.memory.sync_starved = Some(ago(2));
+        let reason = scene.decide().reason;
+        assert_eq!(reason, Reason::CommitsWait(vec![name("n1")]));
+        assert!(reason.to_string().contains("commits wait, since none of n1 streams"), "{reason}");
+    }
+
+    #[test]
+    fn at_a_promotion_only_those_who_may_confirm_are_waited_for() {
+        let scene = Scene::new().leader("n0").lease(0).standby(HERE).sync_mode(SyncMode::Quorum);
+        let scene = scene.member("n1", |m| m.role = Role::Replica);
+        assert_eq!(names_set(&scene).as_deref(), Some("ANY 1 (n1,n2)"));
+        let without = tag(scene, "n2", "nosync", true.into());
+        assert_eq!(names_set(&without).as_deref(), Some("ANY 1 (n1)"));
     }
 }

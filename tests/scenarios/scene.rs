@@ -12,18 +12,19 @@ use pgherd::dcs::{
 use pgherd::ha::Phase;
 use pgherd::ha::decide::decide;
 use pgherd::ha::reason::{Action, Decision, Reason};
+use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Name, Observed, Poll, PollAnswer,
     Store, Survey, SurveyAnswer, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
-use pgherd::postgres::{self, Check, Pulse, Upstream};
+use pgherd::postgres::{self, Check, Pulse, Slot, Upstream};
 use pgherd::record::Bootstrap;
 use pgherd::supervisor::UnitState;
 use pgherd::types::{
-    Access, LeaseId, Lsn, NodeId, NodeName, Revision, Room, SyncMode, SystemId, Timeline, TimelineHistory,
-    Timing,
+    Access, LeaseId, Lsn, NodeId, NodeName, Revision, Room, SlotName, SyncMode, SystemId, Timeline,
+    TimelineHistory, Timing,
 };
 
 /// The cluster's identifier.
@@ -81,6 +82,7 @@ impl Scene {
             primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
             primary_stop_timeout: Duration::ZERO,
             tags: Tags::default(),
+            replication: Replication::default(),
             server: None,
         };
         let view = View {
@@ -248,6 +250,41 @@ impl Scene {
 
     pub(crate) fn tagged(self, tags: serde_json::Value) -> Self {
         self.with(|v| v.rules.tags = Tags::from_json(tags.as_object().unwrap()))
+    }
+
+    /// The stored configuration, and what it says of replication.
+    pub(crate) fn config(self, config: serde_json::Value) -> Self {
+        let read = self.0.rules.with_config(&config).0;
+        self.with(|v| (v.rules.replication, v.rules.pause) = (read.replication, read.pause))
+            .snapshot(|s| s.config = Some(versioned(config)))
+    }
+
+    pub(crate) fn slots(self, slots: &[Slot]) -> Self {
+        self.with(|v| v.local.sql.as_mut().unwrap().slots = slots.to_vec())
+    }
+
+    /// Where the leader says that slots are.
+    pub(crate) fn published_slots(self, slots: &[(&str, u64)]) -> Self {
+        let slots = slots.iter().map(|(name, at)| (SlotName((*name).into()), Lsn(*at))).collect();
+        let status = LeaderStatus { slots: Some(slots), ..LeaderStatus::default() };
+        self.snapshot(|s| s.status = Some(versioned(status)))
+    }
+
+    /// Whose slots the leader retains.
+    pub(crate) fn retained_slots(self, slots: &[&str]) -> Self {
+        let slots = slots.iter().map(|name| SlotName((*name).into())).collect();
+        let status = LeaderStatus { retain_slots: Some(slots), ..LeaderStatus::default() };
+        self.snapshot(|s| s.status = Some(versioned(status)))
+    }
+
+    /// What a standby of the local primary has flushed.
+    pub(crate) fn flushed(self, name: &str, at: u64) -> Self {
+        self.with(|v| match &mut v.local.sql.as_mut().unwrap().kind {
+            Kind::Primary { standbys, .. } => {
+                standbys.iter_mut().find(|s| s.name.as_str() == name).unwrap().flushed = Some(Lsn(at));
+            }
+            Kind::Standby { .. } => panic!("no primary in this scene"),
+        })
     }
 
     /// Changes what a member publishes.
@@ -443,11 +480,13 @@ fn answer(kind: Kind, sync_names: &str) -> Answer {
     Answer {
         server_version: 150_018,
         started_at_micros: 1,
+        loaded_at_micros: 1,
         timeline: Timeline(1),
         kind,
         sync_names: sync_names.into(),
         slots: vec![],
         pending_restart: vec![],
+        weakened: vec![],
     }
 }
 

@@ -6,8 +6,8 @@ use pgherd::dcs::{Failover, Precondition, Shutdown};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
 use pgherd::ha::view::Job;
-use pgherd::postgres::{StartAs, Upstream};
-use pgherd::types::{Lsn, SlotName, Timeline};
+use pgherd::postgres::{SlotPlan, StartAs, Upstream};
+use pgherd::types::{Lsn, Timeline};
 
 use crate::agent::{Acting, CALL, Ended, LocalOp, RELEASES, Slot, Stage, addresses, index};
 use crate::postgres::State;
@@ -126,7 +126,7 @@ impl World {
             }
             Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
             Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
-            Action::SetSlots(wanted) => self.set_slots(n, wanted.into_iter().collect()),
+            Action::ChangeSlots(plan) => self.change_slots(n, plan),
             // Settings are the real server's business.
             Action::Configure(_part) => self.act(n),
             Action::Begin(task) => {
@@ -145,8 +145,10 @@ impl World {
         }
     }
 
-    fn set_slots(&mut self, n: usize, wanted: Vec<SlotName>) {
-        self.nodes[n].pg.slots = wanted;
+    fn change_slots(&mut self, n: usize, plan: SlotPlan) {
+        let slots = &mut self.nodes[n].pg.slots;
+        slots.retain(|slot| !plan.drop.contains(slot));
+        slots.extend(plan.create.into_keys());
         self.local(n, LocalOp::Slots, 1_000, 10_000);
     }
 

@@ -12,6 +12,7 @@ use pgherd::ha::decide::decide;
 use pgherd::ha::fitness;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
+use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
@@ -137,6 +138,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
         tags: Tags::default(),
+        replication: Replication::default(),
         server: None,
     }
 }

@@ -54,13 +54,13 @@ starved|decide.rs|s/&& starved\(view\) \{/\&\& (true || starved(view)) {/
 names-in-force-at-start|lead.rs|s/if let Some\(names\) = &view.memory.sync_names \{/if let Some(names) = view.memory.sync_names.as_ref().filter(|_| false) {/
 names-implied-at-start|lead.rs|s/if electors.voters.is_empty\(\) \{/if true {/
 promotion-needs-time|lead.rs|s/if left < PROMOTE_NEEDS \{/if false {/
-close-sync-key|lead.rs|s/if view.rules.sync_mode != SyncMode::Off && !mine \{/if false \&\& !mine {/
-names-at-promotion|lead.rs|s/actions.push\(Action::SetSyncNames\(sync::names_at_promotion\(&policy\(view\), expected\(view, snapshot\)\)\)\);//
+close-sync-key|lead.rs|s/if view.rules.sync_mode != SyncMode::Off && snapshot/if false \&\& snapshot/
+names-at-promotion|lead.rs|s/&candidates::expected\(view, snapshot\),/\&[],/
 starved-patience|lead.rs|s/if confirmers.is_empty\(\) && waits_for_somebody\(view\) \{/if false {/
 confirmer-progress|lead.rs|s/let progress = if caught_up \{/let progress = if caught_up || true {/
-confirmer-streams|lead.rs|s/standby.state == "streaming" && /(true || standby.state == "streaming") \&\& /
-confirmer-member|lead.rs|s/ && snapshot.member\(&standby.name\).is_some\(\)//
-slots-ttl|lead.rs|s/ && view.now.since\(\*\*seen\) < MEMBER_SLOTS_TTL//
+confirmer-streams|candidates.rs|s/standby.state == "streaming" && /(true || standby.state == "streaming") \&\& /
+confirmer-member|candidates.rs|s/map_or\(0, member_priority\)/map_or(1, member_priority)/
+slots-ttl|slots.rs|s/view.now.since\(\*seen\) < ttl/true/
 set-is-safe|sync.rs|s/(pub fn safe\([^{]*\{)/$1 if true { return true; }/
 race-nofailover|race.rs|s/if view.rules.tags.failover == Failover::Never \{/if false {/
 race-timeline|race.rs|s/if timeline < cluster \{/if false {/

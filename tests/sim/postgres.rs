@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use pgherd::dcs::ReplicationState;
 use pgherd::ha::sync::Names;
-use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Slot, Standby, Status};
+use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby, Status};
+use pgherd::postgres::{Horizon, Slot, SlotKind, SlotWal};
 use pgherd::record::Bootstrap;
 use pgherd::supervisor::UnitState;
 use pgherd::types::{Lsn, SlotName, SystemId, Timeline, TimelineFork, TimelineHistory};
@@ -221,16 +222,26 @@ impl World {
             (highest, kind)
         };
         let pg = &self.nodes[n].pg;
-        let slot =
-            |name: &SlotName| Slot { name: name.clone(), physical: true, active: true, restart_lsn: None };
+        let slot = |name: &SlotName| Slot {
+            name: name.clone(),
+            kind: SlotKind::Physical,
+            active: true,
+            restart_lsn: None,
+            confirmed: None,
+            wal: SlotWal::Kept,
+            horizon: Horizon::Free,
+            synchronised: false,
+        };
         Answer {
             server_version: 150_000,
             started_at_micros: 0,
+            loaded_at_micros: 1,
             timeline,
             kind,
             sync_names: pg.names_text.clone(),
             slots: pg.slots.iter().map(slot).collect(),
             pending_restart: Vec::new(),
+            weakened: Vec::new(),
         }
     }
 

@@ -1,0 +1,213 @@
+//! Which slots this node should have: those of the members, on every node, so that a failover keeps the WAL that they
+//! need; permanent ones; and none that belongs to nobody.
+//!
+//! A slot through which somebody streams from here is moved by its user; a copy is moved along what the leader publishes. A
+//! copy holds back no vacuum. Only what nobody uses is dropped, never in maintenance mode; a logical slot that nobody has
+//! asked for may be a consumer's that is away: on a primary it has as long as an absent member's. What is absent: copies of
+//! logical slots on standbys.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::clock::Moment;
+use crate::dcs::{Member, Snapshot};
+use crate::postgres::status::Answer;
+use crate::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
+use crate::types::{Lsn, NodeName, SlotName};
+
+use super::pause;
+use super::replication::{Clusters, UseSlots};
+use super::tags::{Failover, Streaming, Tags};
+use super::view::View;
+
+/// A slot that should exist here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    kind: SlotKind,
+    /// Where a copy should be; `None` for a slot whose user moves it.
+    copied: Option<Lsn>,
+}
+
+/// What this node is to its slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Leader,
+    Follower,
+}
+
+/// What a primary changes about its physical slots, if anything.
+pub fn of_leader(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Option<SlotPlan> {
+    let mut plan = plan(view, snapshot, answer, (Side::Leader, lsn));
+    plan.create.retain(|_, kind| *kind == SlotKind::Physical);
+    (!plan.is_empty()).then_some(plan)
+}
+
+/// The logical slots that a primary lacks: apart from the others, since a plugin or a database that is missing must not
+/// cost anybody else's slot.
+pub fn logical(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Option<SlotPlan> {
+    let mut create = plan(view, snapshot, answer, (Side::Leader, lsn)).create;
+    create.retain(|_, kind| *kind != SlotKind::Physical);
+    (!create.is_empty()).then(|| SlotPlan { create, ..SlotPlan::default() })
+}
+
+/// What a standby changes about its slots, if anything.
+pub fn of_follower(view: &View, snapshot: &Snapshot, answer: &Answer, position: Lsn) -> Option<SlotPlan> {
+    let plan = plan(view, snapshot, answer, (Side::Follower, position));
+    (!plan.is_empty()).then_some(plan)
+}
+
+fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Side, Lsn)) -> SlotPlan {
+    let wanted = wanted(view, snapshot, side);
+    let paused = pause::is_on(view);
+    let mut plan = SlotPlan::default();
+    for slot in answer.slots.iter().filter(|slot| !slot.active) {
+        match wanted.get(&slot.name) {
+            Some(wanted) if !paused && is_spoilt(slot, wanted) => drop(plan.drop.insert(slot.name.clone())),
+            Some(wanted) => {
+                let target = wanted.copied.map(|at| at.min(position));
+                let behind = target.filter(|target| slot.restart_lsn.is_some_and(|at| at < *target));
+                plan.advance.extend(behind.map(|target| (slot.name.clone(), target)));
+            }
+            None if !paused && is_nobodys(view, slot, side) => drop(plan.drop.insert(slot.name.clone())),
+            None => {}
+        }
+    }
+    let missing = |name: &SlotName| plan.drop.contains(name) || answer.slots.iter().all(|s| s.name != *name);
+    plan.create =
+        wanted.into_iter().filter(|(name, _)| missing(name)).map(|(name, w)| (name, w.kind)).collect();
+    plan
+}
+
+/// A slot that has lost its WAL helps nobody, and a copy that holds back vacuum harms everybody: both are made anew. A
+/// logical slot never is: whoever reads it must know.
+fn is_spoilt(slot: &Slot, wanted: &Wanted) -> bool {
+    let holds = wanted.copied.is_some() && slot.horizon == Horizon::Held;
+    slot.kind == SlotKind::Physical
+        && wanted.kind == SlotKind::Physical
+        && (slot.wal == SlotWal::Lost || holds)
+}
+
+/// Whether a slot that was not asked for may go.
+fn is_nobodys(view: &View, slot: &Slot, side: Side) -> bool {
+    if slot.synchronised || view.rules.replication.ignores(slot) {
+        return false;
+    }
+    match (&slot.kind, side) {
+        (SlotKind::Physical, _) | (SlotKind::Logical { .. }, Side::Follower) => true,
+        (SlotKind::Logical { .. }, Side::Leader) => {
+            let unused = view.memory.unused_slots.get(&slot.name);
+            unused.is_some_and(|since| view.now.since(*since) >= view.rules.replication.member_slots_ttl)
+        }
+    }
+}
+
+fn wanted(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName, Wanted> {
+    let mut wanted = permanent(view, snapshot, side);
+    wanted.extend(of_members(view, snapshot, side));
+    wanted.remove(&view.me.slot_name());
+    wanted
+}
+
+/// A node that never leads keeps no WAL for others than those that stream from it.
+fn permanent(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName, Wanted> {
+    if side == Side::Follower && view.rules.tags.failover == Failover::Never {
+        return BTreeMap::new();
+    }
+    let here = |clusters: Clusters| match clusters {
+        Clusters::Any | Clusters::Primary => true,
+        Clusters::Standby => false,
+    };
+    let slots = view.rules.replication.permanent.iter().filter(|(_, slot)| here(slot.clusters));
+    let slots = slots.filter(|(_, slot)| side == Side::Leader || slot.kind == SlotKind::Physical);
+    let copied = |name: &SlotName| match side {
+        Side::Leader => None,
+        Side::Follower => published(snapshot, name),
+    };
+    slots
+        .map(|(name, slot)| (name.clone(), Wanted { kind: slot.kind.clone(), copied: copied(name) }))
+        .collect()
+}
+
+fn of_members(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName, Wanted> {
+    let replication = &view.rules.replication;
+    if replication.slots == UseSlots::No {
+        return BTreeMap::new();
+    }
+    let everybody = !replication.member_slots_ttl.is_zero();
+    let leads_never = side == Side::Follower && view.rules.tags.failover == Failover::Never;
+    let mut wanted = BTreeMap::new();
+    for member in snapshot.members.iter().filter(|m| m.name != view.me) {
+        let tags = Tags::from_json(&member.tags);
+        let streams_from_here = streams_from(view, snapshot, member, &tags, side);
+        if tags.stream == Streaming::Never || !(streams_from_here || (everybody && !leads_never)) {
+            continue;
+        }
+        let name = member.name.slot_name();
+        let at = match side {
+            Side::Leader => member.receive_lsn,
+            Side::Follower => published(snapshot, &name),
+        };
+        let copied = if streams_from_here { None } else { Some(at.unwrap_or_default()) };
+        wanted.insert(name, Wanted { kind: SlotKind::Physical, copied });
+    }
+    if everybody && !leads_never {
+        for name in retained(view, snapshot, side) {
+            let copied = (side == Side::Follower).then(|| published(snapshot, &name).unwrap_or_default());
+            wanted.entry(name).or_insert(Wanted { kind: SlotKind::Physical, copied });
+        }
+    }
+    wanted
+}
+
+/// Absent members whose WAL is still kept: by the leader's own memory, and by its word on the others.
+fn retained(view: &View, snapshot: &Snapshot, side: Side) -> BTreeSet<SlotName> {
+    let without_slot = |m: &&Member| Tags::from_json(&m.tags).stream == Streaming::Never;
+    let never: BTreeSet<_> =
+        snapshot.members.iter().filter(without_slot).map(|m| m.name.slot_name()).collect();
+    let names: BTreeSet<_> = match side {
+        Side::Leader => seen(view).cloned().collect(),
+        Side::Follower => {
+            snapshot.status.iter().flat_map(|s| s.value.retain_slots.iter().flatten().cloned()).collect()
+        }
+    };
+    names.difference(&never).cloned().collect()
+}
+
+/// The slots of members that were seen lately, the leader's own included.
+pub fn seen(view: &View) -> impl Iterator<Item = &SlotName> {
+    let ttl = view.rules.replication.member_slots_ttl;
+    let recent = move |seen: &Moment| view.now.since(*seen) < ttl;
+    view.memory.seen_slots.iter().filter(move |(_, seen)| recent(seen)).map(|(slot, _)| slot)
+}
+
+fn streams_from(view: &View, snapshot: &Snapshot, member: &Member, tags: &Tags, side: Side) -> bool {
+    let leads = snapshot.leader_name() == Some(&member.name);
+    let feeder: Option<&NodeName> =
+        tags.replicate_from.as_ref().filter(|name| **name == view.me || snapshot.member(name).is_some());
+    match (feeder, side) {
+        (Some(feeder), Side::Leader | Side::Follower) => *feeder == view.me && !leads,
+        (None, Side::Leader) => true,
+        (None, Side::Follower) => false,
+    }
+}
+
+/// Where the leader says that a slot is.
+fn published(snapshot: &Snapshot, name: &SlotName) -> Option<Lsn> {
+    snapshot.status.as_ref()?.value.slots.as_ref()?.get(name).copied()
+}
+
+/// What a leader publishes of its slots: those of the members and the permanent ones, and itself under its own name.
+pub fn positions(
+    view: &View,
+    snapshot: Option<&Snapshot>,
+    answer: &Answer,
+    lsn: Lsn,
+) -> BTreeMap<SlotName, Lsn> {
+    let ours = snapshot.map(|s| wanted(view, s, Side::Leader)).unwrap_or_default();
+    let position = |slot: &Slot| match slot.kind {
+        SlotKind::Physical => slot.restart_lsn,
+        SlotKind::Logical { .. } => slot.confirmed,
+    };
+    let slots = answer.slots.iter().filter(|slot| ours.contains_key(&slot.name));
+    let slots = slots.filter_map(|slot| Some((slot.name.clone(), position(slot)?)));
+    slots.chain([(view.me.slot_name(), lsn)]).collect()
+}
