@@ -85,7 +85,8 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
         () = stop.first() => return Ok(ExitCode::SUCCESS),
     };
     let units = [node.postgres.clone(), node.etcd.clone()].into_iter().chain(node.proxy.clone());
-    background.spawn(reports.answer(units.collect(), init));
+    let (_fixed, units) = watch::channel(units.collect());
+    background.spawn(reports.answer(units, init));
     tokio::select! {
         () = stop.first() => info!("asked to stop"),
         Some(ended) = background.join_next() => {

@@ -5,6 +5,7 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use super::{Unit, UnitState};
 use crate::clock::{self, Moment};
@@ -27,10 +28,10 @@ impl Reports {
         Ok(Self { asked: signal(SignalKind::user_defined1())?, _hang_up: signal(SignalKind::hangup())? })
     }
 
-    /// Answers each request with a line for every unit, until it is dropped.
-    pub async fn answer(mut self, units: Vec<Unit>, init: InitLink) {
+    /// Answers each request with a line for every unit that there is then, until it is dropped.
+    pub async fn answer(mut self, units: watch::Receiver<Vec<Unit>>, init: InitLink) {
         while self.asked.recv().await.is_some() {
-            for unit in &units {
+            for unit in units.borrow().iter() {
                 tracing::info!(
                     unit = unit.name,
                     state = describe(*unit.state.borrow(), clock::now()),

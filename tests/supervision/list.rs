@@ -34,6 +34,8 @@ pub(super) const TESTS: &[Test] = &[
     ("t40_lines_stay_whole_and_in_order", order_of_lines),
     ("t42_no_secret_in_any_environment_of_a_list", environments),
     ("t43_limits_are_set", limits),
+    ("t44_a_changed_list_moves_only_what_has_changed", changed_list),
+    ("t44_services_leave_in_order_and_a_stop_takes_the_leaving_along", leaving),
     ("t45_a_read_only_root_will_do", read_only_root),
     ("t46_an_account_without_a_name_will_do", nameless_account),
     ("t47_dying_orphans_disturb_nobody", dying_orphans),
@@ -473,6 +475,69 @@ fn limits() {
     );
     init.signal(Signal::SIGTERM);
     init.code();
+}
+
+/// Notes each life and each reload.
+fn chronicle(name: &str, more: &str) -> Value {
+    let script = format!(
+        "trap 'echo reload >> DIR/{name}' HUP; trap 'echo end >> DIR/{name}; exit 0' TERM; {more} \
+         echo life >> DIR/{name}; while :; do sleep 0.02; done"
+    );
+    with(sh(name, &script), json!({"reload": "HUP"}))
+}
+
+fn changed_list() {
+    let list = List::new(json!([chronicle("same", ""), chronicle("changed", ""), chronicle("gone", "")]));
+    let mut init = list.start();
+    let noted = |name: &str, text: &str| {
+        wait_until(&format!("{text:?} of {name}"), || read(&list.file(name)) == text);
+    };
+    for name in ["same", "changed", "gone"] {
+        noted(name, "life\n");
+    }
+    // What cannot be used changes nothing, and says why.
+    list.write(json!([{"name": "same", "exec": ["/bin/true"], "colour": 1}]));
+    init.signal(Signal::SIGHUP);
+    list.wait_for("unknown field `colour`");
+    list.wait_for("everything stays as it was");
+    // The second comes first, and what is new waits for it.
+    let new = with(chronicle("new", ""), json!({"after": ["changed"]}));
+    list.write(json!([chronicle("changed", "sleep 0.1;"), new, chronicle("same", "")]));
+    init.signal(Signal::SIGHUP);
+    noted("changed", "life\nend\nlife\n");
+    noted("new", "life\n");
+    noted("gone", "life\nend\n");
+    noted("same", "life\nreload\n");
+    init.signal(Signal::SIGUSR1);
+    list.wait_for("state unit=new state=running");
+    init.signal(Signal::SIGTERM);
+    assert_eq!(init.code(), Some(0), "{}", list.log());
+    assert_eq!(read(&list.file("gone")), "life\nend\n", "what has left stays away");
+    assert_eq!(read(&list.file("same")), "life\nreload\nend\n");
+}
+
+fn leaving() {
+    let ears = "trap 'echo x >> DIR/asked' TERM; echo $$ > DIR/deaf; while :; do sleep 0.02; done";
+    let deaf = with(sh("deaf", ears), json!({"stop": [{"signal": "TERM", "wait": 60}]}));
+    let above = with(sh("above", "echo $$ > DIR/above; exec sleep 1000"), json!({"after": ["deaf"]}));
+    let stays = sh("stays", "echo $$ > DIR/stays; exec sleep 1000");
+    let list = List::new(json!([deaf, above, stays]));
+    let mut init = list.start();
+    let [deaf, above, stays_pid] = ["deaf", "above", "stays"].map(|name| pid_in(&list.file(name)));
+    list.write(json!([stays]));
+    init.signal(Signal::SIGHUP);
+    wait_until("the stop of what was needed", || read(&list.file("asked")) == "x\n");
+    assert!(!is_alive(above), "what needs it ends before");
+    assert!(is_alive(deaf));
+    // A stop waits for the leaving too; the hurry reaches it.
+    init.signal(Signal::SIGTERM);
+    wait_until("the first", || !is_alive(stays_pid));
+    init.signal(Signal::SIGTERM);
+    list.wait_for("stopping already");
+    assert!(is_alive(deaf));
+    init.signal(Signal::SIGQUIT);
+    assert_eq!(init.code(), Some(137), "{}", list.log());
+    assert!(!is_alive(deaf));
 }
 
 fn read_only_root() {

@@ -1,8 +1,7 @@
 //! `pgherd supervise FILE`: any list of services under our own PID 1 and on our own units. A container that wants another
 //! set of services gets one this way, and every test suite for inits gets something to hold on to.
 //!
-//! Two processes as for a node: `init`, and a child of it that runs the units. Absent: readiness by file descriptor,
-//! reloading of the file (SIGHUP is passed to the services that ask for it).
+//! Two processes as for a node: `init`, and a child of it that runs the units. Absent: readiness by file descriptor.
 
 mod run;
 pub mod spec;
@@ -81,5 +80,8 @@ pub fn units(args: &Args) -> anyhow::Result<ExitCode> {
     let _log = log::install(&config).context("could not start the log")?;
     // One thread: children are bound to the thread that forked them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("could not start the runtime")?.block_on(run::run(services)).map(ExitCode::from)
+    runtime
+        .context("could not start the runtime")?
+        .block_on(run::run(&args.file, services))
+        .map(ExitCode::from)
 }

@@ -1,19 +1,23 @@
-//! The life of a supervised list: start in order, live, stop in the reverse order.
+//! The life of a supervised list: start in order, live, follow the list when it is read again, stop in the reverse order.
 //!
-//! Each service has one task that brings it up and waits for its end; everything else is decided in [`Life::serve`] and
-//! [`Life::stop`]. Invariant: once a stop has begun nothing is started any more.
+//! Each service has one task that brings it up and waits for its end; everything else is decided in [`Life::serve`],
+//! [`Life::reload`] and [`Life::stop`]. Invariants: once a stop has begun nothing is started any more; a service that was
+//! written anew starts only after its predecessor and all that came of it are gone.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use camino::Utf8Path;
 use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::spec::{OnEnd, Probe, Service};
+use super::spec::{self, OnEnd, Probe, Service};
 use crate::process::{self, Command, Exit, InitLink};
 use crate::supervisor::{Reports, Rung, Unit, UnitSpec, UnitState};
 use crate::types::Chain;
@@ -33,16 +37,17 @@ const NOT_READY: u8 = 1;
 /// The exit code when a service had to be killed at an ordered stop, 128 + SIGKILL.
 const KILLED: u8 = 137;
 
-/// Runs the services until they end or a signal asks for it; returns the exit code.
-pub(super) async fn run(services: Vec<Service>) -> anyhow::Result<u8> {
+/// Runs the services of this file until they end or a signal asks for it; returns the exit code.
+pub(super) async fn run(file: &Utf8Path, services: Vec<Service>) -> anyhow::Result<u8> {
     let init = InitLink::inherit();
     let mut ears = Ears::listen()?;
     let reports = Reports::listen().context("could not listen for signals")?;
     let mut background = JoinSet::new();
     background.spawn(beat(init.clone()));
-    let mut life = Life::new(services, &init, &mut background);
-    background.spawn(reports.answer(life.units(), init));
-    let code = life.serve(&mut ears).await;
+    let mut life = Life::new(init.clone());
+    life.follow(services);
+    background.spawn(reports.answer(life.units.subscribe(), init));
+    let code = life.serve(file, &mut ears).await;
     life.stop(&mut ears, code).await
 }
 
@@ -97,6 +102,15 @@ struct Member {
     ready: watch::Sender<bool>,
 }
 
+/// A member, and what runs for it.
+struct Held {
+    member: Member,
+    /// The task of its unit; without it there is no unit.
+    _task: JoinSet<()>,
+    /// Of [`live`].
+    life: AbortHandle,
+}
+
 /// How the life of a service ended.
 enum Ended {
     Exited(Exit),
@@ -105,8 +119,16 @@ enum Ended {
 }
 
 struct Life {
-    members: Vec<Member>,
-    lives: JoinSet<(usize, Ended)>,
+    init: InitLink,
+    members: Vec<Held>,
+    lives: JoinSet<(&'static str, Ended)>,
+    /// Whether a service of this name has been ready since it was last started anew.
+    ready: BTreeMap<&'static str, watch::Sender<bool>>,
+    /// What is no longer in the list, until it is down.
+    leaving: Vec<Held>,
+    farewells: JoinSet<()>,
+    /// Every unit that there is, for whoever asks how they are.
+    units: watch::Sender<Vec<Unit>>,
 }
 
 /// What we end with.
@@ -118,29 +140,20 @@ enum Code {
 }
 
 impl Life {
-    fn new(services: Vec<Service>, init: &InitLink, tasks: &mut JoinSet<()>) -> Self {
-        let mut members = Vec::new();
-        for service in services {
-            let spec = UnitSpec { name: service.name, restart: service.restart, stop: service.stop.clone() };
-            let unit = Unit::spawn(spec, init.clone(), tasks);
-            members.push(Member { service, unit, ready: watch::Sender::new(false) });
+    fn new(init: InitLink) -> Self {
+        Self {
+            init,
+            members: Vec::new(),
+            lives: JoinSet::new(),
+            ready: BTreeMap::new(),
+            leaving: Vec::new(),
+            farewells: JoinSet::new(),
+            units: watch::Sender::new(Vec::new()),
         }
-        let mut lives = JoinSet::new();
-        for (place, member) in members.iter().enumerate() {
-            let needed = member.service.after.iter().filter_map(|place| members.get(*place));
-            let needed: Vec<_> = needed.map(|member| member.ready.subscribe()).collect();
-            let member = member.clone();
-            lives.spawn(async move { (place, live(&member, needed).await) });
-        }
-        Self { members, lives }
-    }
-
-    fn units(&self) -> Vec<Unit> {
-        self.members.iter().map(|member| member.unit.clone()).collect()
     }
 
     /// Until somebody asks for the end, a service takes everybody along, or nothing is left.
-    async fn serve(&mut self, ears: &mut Ears) -> Code {
+    async fn serve(&mut self, file: &Utf8Path, ears: &mut Ears) -> Code {
         let mut worst = 0;
         loop {
             let ended = tokio::select! {
@@ -148,19 +161,23 @@ impl Life {
                 asked = ears.next() => match asked {
                     Asked::Stop | Asked::StopQuickly => return Code::Asked(asked),
                     Asked::Reload => {
-                        self.reload();
+                        self.reload(file);
                         continue;
                     }
                 },
             };
-            let Some(Ok((place, ended))) = ended else { return Code::Given(worst) };
-            let Some(member) = self.members.get(place) else { continue };
+            let Some(ended) = ended else { return Code::Given(worst) };
+            // A life that was ended by a new list says nothing.
+            let Ok((name, ended)) = ended else { continue };
+            let Some(held) = self.members.iter().find(|held| held.member.service.name == name) else {
+                continue;
+            };
             match ended {
                 Ended::NotReady => return Code::Given(NOT_READY),
                 Ended::Exited(exit) => {
                     let code = code_of(exit);
-                    tracing::info!(unit = member.service.name, code, "has ended for good");
-                    match member.service.on_end {
+                    tracing::info!(unit = name, code, "has ended for good");
+                    match held.member.service.on_end {
                         OnEnd::ExitContainer => return Code::Given(code),
                         OnEnd::Stay if code != 0 => worst = code,
                         OnEnd::Stay => {}
@@ -170,24 +187,108 @@ impl Life {
         }
     }
 
-    fn reload(&self) {
-        for member in &self.members {
-            if let Some(signal) = member.service.reload {
-                member.unit.signal(signal);
+    /// Reads the list again. One that cannot be used changes nothing.
+    fn reload(&mut self, file: &Utf8Path) {
+        match spec::read(file) {
+            Ok(services) => self.follow(services),
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "the list cannot be used; everything stays as it was");
             }
         }
     }
 
-    /// The deepest first: nobody loses what it needs before it has ended itself.
+    /// Runs these services from now on: what is new starts, what is written otherwise stops and starts, what is gone
+    /// stops, and everything else only gets the signal by which it reads its own configuration again.
+    fn follow(&mut self, services: Vec<Service>) {
+        let mut before = std::mem::take(&mut self.members);
+        let names: Vec<_> = services.iter().map(|service| service.name).collect();
+        for service in services {
+            let known = before.iter().position(|held| held.member.service.name == service.name);
+            match known.map(|place| before.swap_remove(place)) {
+                Some(mut held) if held.member.service.is_written_as(&service) => {
+                    if let Some(signal) = service.reload {
+                        held.member.unit.signal(signal);
+                    }
+                    // Its place among the others may be another.
+                    held.member.service = service;
+                    self.members.push(held);
+                }
+                Some(held) => {
+                    tracing::info!(unit = service.name, "is written otherwise in the list: it starts anew");
+                    let predecessor = held.member.unit.clone();
+                    self.dismiss(vec![held]);
+                    self.take_on(service, &names, Some(predecessor));
+                }
+                None => self.take_on(service, &names, None),
+            }
+        }
+        for held in &before {
+            tracing::info!(unit = held.member.service.name, "is no longer in the list: it stops");
+        }
+        self.dismiss(before);
+        self.units.send_replace(self.all_units());
+    }
+
+    /// Brings a service to life, once its predecessor is gone.
+    fn take_on(&mut self, service: Service, names: &[&'static str], predecessor: Option<Unit>) {
+        let mut ready = |name| self.ready.entry(name).or_default().clone();
+        let needed = service.after.iter().filter_map(|place| names.get(*place));
+        let needed: Vec<_> = needed.map(|name| ready(*name).subscribe()).collect();
+        let ready = ready(service.name);
+        ready.send_replace(false);
+        let mut task = JoinSet::new();
+        let spec = UnitSpec { name: service.name, restart: service.restart, stop: service.stop.clone() };
+        let unit = Unit::spawn(spec, self.init.clone(), &mut task);
+        let member = Member { service, unit, ready };
+        let living = member.clone();
+        let life = self.lives.spawn(async move {
+            if let Some(predecessor) = predecessor {
+                predecessor.stop(None).await;
+                predecessor.settle().await;
+            }
+            (living.service.name, live(&living, needed).await)
+        });
+        self.members.push(Held { member, _task: task, life });
+    }
+
+    /// Stops them, the deepest first.
+    fn dismiss(&mut self, mut gone: Vec<Held>) {
+        self.leaving.retain(|held| !matches!(*held.member.unit.state().borrow(), UnitState::Down { .. }));
+        gone.sort_by_key(|held| Reverse(held.member.service.depth));
+        let members: Vec<_> = gone.iter().map(|held| held.member.clone()).collect();
+        for held in &gone {
+            held.life.abort();
+        }
+        self.leaving.extend(gone);
+        self.farewells.spawn(async move {
+            for same_depth in members.chunk_by(|one, other| one.service.depth == other.service.depth) {
+                let mut stops = JoinSet::new();
+                for unit in same_depth.iter().map(|member| member.unit.clone()) {
+                    stops.spawn(async move { unit.stop(None).await });
+                }
+                stops.join_all().await;
+            }
+        });
+    }
+
+    fn all_units(&self) -> Vec<Unit> {
+        self.members.iter().chain(&self.leaving).map(|held| held.member.unit.clone()).collect()
+    }
+
+    /// The deepest first: nobody loses what it needs before it has ended itself. What was leaving already goes first.
     async fn stop(mut self, ears: &mut Ears, code: Code) -> anyhow::Result<u8> {
         self.lives.shutdown().await;
         let mut hasty = matches!(code, Code::Asked(Asked::StopQuickly));
         let mut killed = false;
-        let deepest = self.members.iter().map(|member| member.service.depth).max().unwrap_or(0);
+        let deepest = self.members.iter().map(|held| held.member.service.depth).max().unwrap_or(0);
+        let leaving = self.leaving.iter().map(|held| (deepest, held));
+        let members = self.members.iter().map(|held| (held.member.service.depth, held));
+        let stages: Vec<_> =
+            leaving.chain(members).map(|(depth, held)| (depth, held.member.unit.clone())).collect();
         for depth in (0..=deepest).rev() {
             let mut stops = JoinSet::new();
-            for member in self.members.iter().filter(|member| member.service.depth == depth) {
-                let unit = member.unit.clone();
+            for (_, unit) in stages.iter().filter(|(stage, _)| *stage == depth) {
+                let unit = unit.clone();
                 let ladder = hasty.then(haste);
                 stops.spawn(async move { unit.stop(ladder).await });
             }
@@ -201,7 +302,7 @@ impl Life {
                         Asked::Stop | Asked::Reload => tracing::info!("stopping already"),
                         Asked::StopQuickly => {
                             hasty = true;
-                            for unit in self.units() {
+                            for unit in self.all_units() {
                                 stops.spawn(async move { unit.stop(Some(haste())).await });
                             }
                         }
@@ -209,7 +310,7 @@ impl Life {
                 }
             }
         }
-        for unit in self.units() {
+        for unit in self.all_units() {
             unit.settle().await;
         }
         tracing::info!("stopped");

@@ -2,7 +2,8 @@
 //!
 //! Invariant: what is unknown, missing or contradictory is refused before anything is started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -48,7 +49,7 @@ struct File {
 }
 
 /// One service as it is written down.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
     name: String,
@@ -107,21 +108,21 @@ pub enum Probe {
     File(Utf8PathBuf),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Step {
     signal: String,
     wait: f64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Delays {
     base: f64,
     cap: f64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Limit {
     restarts: u32,
@@ -165,6 +166,14 @@ pub struct Service {
     pub reload: Option<Signal>,
     /// How many services it needs, one after another: the deepest stop first.
     pub depth: usize,
+    written: Entry,
+}
+
+impl Service {
+    /// Nothing of it differs between two readings of the list.
+    pub fn is_written_as(&self, other: &Self) -> bool {
+        self.written == other.written
+    }
 }
 
 /// Reads a file.
@@ -223,10 +232,22 @@ fn service(entry: Entry, names: &[String]) -> Result<Service, Error> {
         },
         reload: entry.reload.as_ref().map(|name| parse_signal(&entry, name)).transpose()?,
         depth: 0,
-        ready: entry.ready,
-        // A handful of names that are needed as long as the process lives.
-        name: Box::leak(entry.name.into_boxed_str()),
+        ready: entry.ready.clone(),
+        name: kept_name(&entry.name),
+        written: entry,
     })
+}
+
+/// The name, for as long as the process lives. However often a list is read, the same name is kept once.
+fn kept_name(name: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kept) = names.get(name) {
+        return kept;
+    }
+    let kept: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    names.insert(kept);
+    kept
 }
 
 fn command(entry: &Entry) -> Result<Command, Error> {
