@@ -41,14 +41,6 @@ struct Node {
     _volume: tempfile::TempDir,
 }
 
-/// The newest installed server.
-fn bin_dir() -> Utf8PathBuf {
-    let version = |path: &Utf8PathBuf| path.file_name().unwrap_or("").parse::<u32>().unwrap_or(0);
-    let installed = Utf8Path::new("/usr/lib/postgresql").read_dir_utf8().unwrap();
-    let paths = installed.map(|entry| entry.unwrap().path().to_owned());
-    paths.max_by_key(version).unwrap().join("bin")
-}
-
 impl Node {
     /// Makes the physical slots that nobody uses be these.
     async fn keep_slots(&self, wanted: &[SlotName]) {
@@ -78,7 +70,7 @@ impl Node {
         let id = NodeId(format!("{last:016x}"));
         let address: IpAddr = format!("127.0.16.{last}").parse().unwrap();
         let mut config = Config {
-            bin_dir: bin_dir(),
+            bin_dir: pgherd::config::newest_postgres().unwrap(),
             data_dir: root.join("data/pgdata"),
             state_dir: root.join("data/pgherd"),
             run_dir: root.join("run"),

@@ -31,6 +31,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use pgherd::clock::{self, Backoff};
+use pgherd::config::newest_postgres;
 use pgherd::process::{self, Exit, InitLink, RunAs};
 use pgherd::supervisor::{Restart, Rung, Unit, UnitSpec, UnitState};
 use tokio::task::JoinSet;
@@ -673,16 +674,8 @@ fn gate_after_orphans() {
     assert!(millis < 1000, "the gate opened after {millis} ms");
 }
 
-/// Where a PostgreSQL is installed.
-fn postgres_programs() -> Option<camino::Utf8PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").ok()?.filter_map(Result::ok);
-    let bins =
-        versions.filter_map(|version| camino::Utf8PathBuf::from_path_buf(version.path().join("bin")).ok());
-    bins.filter(|bin| bin.join("initdb").exists()).max()
-}
-
 fn real_postgres_crash() {
-    if postgres_programs().is_none() || !Uid::effective().is_root() {
+    if newest_postgres().is_none() || !Uid::effective().is_root() {
         println!("skipped: no PostgreSQL, or not root");
         return;
     }

@@ -66,9 +66,7 @@ fn target() -> Target {
 }
 
 fn bin(name: &str) -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").unwrap();
-    let newest = versions.filter_map(|v| v.ok()?.file_name().to_str()?.parse::<u32>().ok()).max().unwrap();
-    PathBuf::from(format!("/usr/lib/postgresql/{newest}/bin/{name}"))
+    pgherd::config::newest_postgres().unwrap().join(name).into()
 }
 
 /// A command as PostgreSQL's own account, since it does not run as root.

@@ -29,6 +29,7 @@ use crate::tls::REPLICATION_ROLE;
 use crate::types::{NodeName, Ports, SyncMode};
 use crate::{discovery, log, postgres, proxy};
 
+pub use programs::newest_postgres;
 pub use timing::{EtcdTiming, Network, TimingChoice};
 pub use variables::{Kind, VARIABLES, Variable, markdown_table};
 
@@ -229,7 +230,7 @@ impl Config {
     /// `PATH`.
     pub fn bin_dir(&self) -> Option<Utf8PathBuf> {
         let beside = || Some(self.program("postgres")?.parent()?.to_owned());
-        self.database.bin_dir.clone().or_else(programs::newest_postgres).or_else(beside)
+        self.database.bin_dir.clone().or_else(newest_postgres).or_else(beside)
     }
 
     /// A program of `PATH`.

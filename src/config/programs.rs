@@ -5,8 +5,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 /// Where Debian and Ubuntu, and the images made of them, install each major version.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-/// The newest installed version's programs.
-pub(super) fn newest_postgres() -> Option<Utf8PathBuf> {
+/// The newest installed PostgreSQL's programs, where Debian's packages and the images made of them put them.
+pub fn newest_postgres() -> Option<Utf8PathBuf> {
     newest(Utf8Path::new(DEBIAN))
 }
 

@@ -16,6 +16,7 @@ mod support;
 
 mod failure;
 mod formation;
+mod helpers;
 mod membership;
 mod operator;
 mod proxy;

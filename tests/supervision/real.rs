@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pgherd::clock;
+use pgherd::config::newest_postgres;
 use pgherd::process::{self, Exit, InitLink, RunAs};
 use pgherd::supervisor::{Rung, Unit, UnitState};
 use tokio::task::JoinSet;
@@ -30,7 +31,7 @@ struct Server {
 
 impl Server {
     async fn new(dir: &Path) -> Self {
-        let bin = super::super::postgres_programs().unwrap();
+        let bin = newest_postgres().unwrap();
         let who = RunAs::account("postgres").unwrap();
         let data = Utf8PathBuf::from_path_buf(dir.join("data")).unwrap();
         process::make_private_dir(&data, &who).unwrap();

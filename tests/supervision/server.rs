@@ -9,8 +9,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 use pgherd::clock;
+use pgherd::config::newest_postgres;
 
-use super::{PGHERD, Running, Stage, Test, postgres_programs, read, text, wait_until};
+use super::{PGHERD, Running, Stage, Test, read, text, wait_until};
 
 pub(super) const TESTS: &[Test] = &[
     ("t51_t52_t53_t55_a_real_postgres_is_stopped_in_time", real_stops),
@@ -18,7 +19,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn has_postgres() -> bool {
-    let has = postgres_programs().is_some() && Uid::effective().is_root();
+    let has = newest_postgres().is_some() && Uid::effective().is_root();
     if !has {
         println!("SKIPPED: no PostgreSQL, or not root");
     }
