@@ -13,7 +13,10 @@ use super::conf::{self, Settings};
 use super::settings::Part;
 use super::status::DataDir;
 use super::{Config, Error, Shared, StartAs, configure, control};
-use crate::process::Command;
+use crate::process::{self, Command};
+
+/// How much more readily the kernel ends a backend than the postmaster when memory runs out.
+const EXPENDABLE_BACKEND: i32 = 300;
 
 /// Why a directory with a `backup_label` is not used as one that has been a primary.
 pub(super) const UNSTARTED_COPY: &str = "a base backup that has never been started as a standby";
@@ -53,9 +56,9 @@ pub(super) fn server(shared: &Shared) -> Command {
     let config = &shared.config;
     Command::new("postgres", config.bin_dir.join("postgres"))
         .args(["-D", config.data_dir.as_str()])
-        // Backends give back the protection from the OOM killer that the postmaster may have inherited.
+        // When memory runs out the kernel is to take a backend: the postmaster's end would be everybody's.
         .env("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj")
-        .env("PG_OOM_ADJUST_VALUE", "0")
+        .env("PG_OOM_ADJUST_VALUE", process::oom_score_above(EXPENDABLE_BACKEND).to_string())
         .run_as(&config.run_as)
 }
 

@@ -74,19 +74,40 @@ pub fn spawn(command: &Command) -> Result<(Child, Streams), Error> {
     let failed = |source| Error::Start { program: command.program.clone(), source };
     let (alive, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
     let mut std_command = command.to_std();
-    let mut plan = Plan::service(&command.run_as, command.death_signal, held.as_raw_fd());
+    let mut plan =
+        Plan::service(&command.run_as, command.death_signal, held.as_raw_fd()).oom_score(command.oom_score);
     if let Some(lock) = &command.lock {
         plan = plan.keep(lock.raw_fd(), lock.raw_fd());
     }
     plan.install(&mut std_command);
     let mut started = std_command.spawn().map_err(failed)?;
     drop(held);
+    if let Some(score) = command.oom_score {
+        check_oom_score(command, started.id(), score);
+    }
     watch(&mut started, alive, command).map_err(|source| {
         // What cannot be watched must not run. A failure here means that it has already ended.
         drop(started.kill());
         drop(started.wait());
         failed(source)
     })
+}
+
+/// What protects more than we are protected takes a right that a container seldom has.
+fn check_oom_score(command: &Command, pid: u32, wanted: i32) {
+    let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+    // One that cannot be read has ended already.
+    if let Ok(score) = score
+        && score.trim().parse() != Ok(wanted)
+    {
+        let (unit, score) = (&command.name, score.trim());
+        tracing::warn!(
+            unit,
+            score,
+            wanted,
+            "its oom_score_adj could not be set: CAP_SYS_RESOURCE is missing"
+        );
+    }
 }
 
 fn watch(

@@ -13,6 +13,19 @@ use super::lock::VolumeLock;
 /// Where programs that a child starts by name are looked for.
 const CHILD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How much more expendable a service is whose loss costs a moment, on the kernel's scale to 1000.
+const EXPENDABLE: i32 = 100;
+/// The end of the kernel's scale.
+const OOM_SCORE_MAX: i32 = 1000;
+
+/// Our own `oom_score_adj` and so much more. Whoever is protected shares that protection with nobody who is expendable:
+/// below zero it counts as zero.
+pub fn oom_score_above(more: i32) -> i32 {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj");
+    let own: i32 = own.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    if own < 0 { 0 } else { (own + more).min(OOM_SCORE_MAX) }
+}
+
 /// Whether a one-shot's lines go to the log as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLines {
@@ -37,6 +50,8 @@ pub struct Command {
     pub stdin: Option<SecretString>,
     /// Whether its lines are logged.
     pub log: LogLines,
+    /// Its `oom_score_adj`, when that is to differ from ours.
+    pub oom_score: Option<i32>,
     /// The volume's lock, which it and its descendants keep for as long as one of them lives.
     pub lock: Option<VolumeLock>,
 }
@@ -54,6 +69,7 @@ impl Command {
             death_signal: Signal::SIGKILL,
             stdin: None,
             log: LogLines::Yes,
+            oom_score: None,
             lock: None,
         }
     }
@@ -111,6 +127,13 @@ impl Command {
     #[must_use]
     pub fn hold(mut self, lock: &VolumeLock) -> Self {
         self.lock = Some(lock.clone());
+        self
+    }
+
+    /// Has the kernel take it rather than the others when memory runs out.
+    #[must_use]
+    pub fn expendable(mut self) -> Self {
+        self.oom_score = Some(oom_score_above(EXPENDABLE));
         self
     }
 

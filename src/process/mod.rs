@@ -29,7 +29,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub use account::{Account, RunAs, account_has_a_name, account_lines, name_library};
 pub use alarm::{Alarm, Setting};
 pub use child::{Child, End, Feed, News, PidHandle, Streams, Waiting, pump, read_out, spawn};
-pub use command::{Command, LogLines};
+pub use command::{Command, LogLines, oom_score_above};
 pub use environment::take_environment;
 pub use file::{Mode, give_tree, make_private_dir, make_shared_dir, write_atomic};
 pub use lines::Lines;

@@ -39,6 +39,8 @@ pub struct Plan {
     keep: Vec<(RawFd, RawFd)>,
     others: Others,
     limits: Limits,
+    /// What it writes into its `oom_score_adj`, when that is to differ from ours.
+    oom_score: Option<String>,
 }
 
 /// What becomes of descriptors that we were born with.
@@ -77,7 +79,14 @@ impl Plan {
             keep: Vec::new(),
             others: Others::Closed,
             limits: Limits::Inherited,
+            oom_score: None,
         }
+    }
+
+    /// Sets how readily the kernel ends the child when memory runs out.
+    #[must_use]
+    pub(super) fn oom_score(self, score: Option<i32>) -> Self {
+        Self { oom_score: score.map(|score| score.to_string()), ..self }
     }
 
     /// Lets the child have every descriptor that is not marked for closing.
@@ -114,6 +123,9 @@ impl Plan {
         match self.others {
             Others::Closed => close_on_exec_from(3),
             Others::Inherited => {}
+        }
+        if let Some(score) = &self.oom_score {
+            set_oom_score(score.as_bytes());
         }
         for (fd, number) in &self.keep {
             keep_open(*fd, *number)?;
@@ -213,6 +225,19 @@ fn set_limits() {
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
         libc::umask(0o077);
+    }
+}
+
+/// Best effort: where `/proc` is read-only, the kernel chooses by size alone.
+#[expect(unsafe_code, reason = "system calls between fork and exec")]
+fn set_oom_score(score: &[u8]) {
+    // SAFETY: the path ends with a zero, and the bytes were made before the fork.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file >= 0 {
+            libc::write(file, score.as_ptr().cast(), score.len());
+            libc::close(file);
+        }
     }
 }
 

@@ -135,7 +135,8 @@ impl Agent {
         let cfg = self.config.rendered(Template::HaproxyCfg.name());
         let command = Command::new("haproxy", self.config.program.clone())
             .args(["-db", "-f", cfg.as_str()])
-            .run_as(&self.config.run_as);
+            .run_as(&self.config.run_as)
+            .expendable();
         match self.deps.unit.start(command).await {
             Ok(_pid) => AGAIN,
             Err(error) => {

@@ -149,3 +149,21 @@ async fn streams_again(cluster: &Cluster, node: u8) {
     let again = async || cluster.sql(node, query).await.ok().filter(|status| status == "streaming");
     assert!(eventually(FORMED, again).await.is_some(), "node {node} does not stream again");
 }
+
+/// PostgreSQL's `restart_after_crash`: by default the same postmaster recovers; without it the end of a backend is the end of
+/// the postmaster, and the HA core decides what follows.
+#[tokio::test]
+async fn a_crash_is_recovered_from_by_postgresql_or_by_the_ha_core_as_it_is_set() {
+    for (value, same_postmaster) in [("on", true), ("off", false)] {
+        let setup = Setup { nodes: 1, ..Setup::three() }
+            .env("POSTGRES_PARAMETERS", &format!("restart_after_crash={value}"));
+        let mut cluster = Cluster::start(setup).await;
+        assert_eq!(cluster.all_stream(FORMED).await, 1);
+        let before = cluster.node(1).postmaster();
+        kill_backend(&cluster, 1, "walwriter").await;
+        let back = eventually(FORMED, async || cluster.is_writable(1).await.then_some(())).await;
+        assert!(back.is_some(), "{value}: it does not come back");
+        let after = cluster.node(1).postmaster();
+        assert_eq!(after == before, same_postmaster, "{value}: {before:?}, then {after:?}");
+    }
+}

@@ -462,9 +462,11 @@ fn environments() {
 fn limits() {
     let script =
         "ulimit -n > DIR/nofile; ulimit -c > DIR/core; umask > DIR/umask; echo > DIR/done; exec sleep 1000";
-    let list = List::new(json!([sh("a", script)]));
+    let script = format!("cat /proc/self/oom_score_adj > DIR/oom; {script}");
+    let list = List::new(json!([with(sh("a", &script), json!({"oom_score_adj": 700}))]));
     let mut init = list.start();
     wait_until("the limits", || list.file("done").exists());
+    assert_eq!(read(&list.file("oom")), "700\n");
     let nofile: u64 = read(&list.file("nofile")).trim().parse().unwrap();
     // Where the hard limit is lower and may not be raised, all of it.
     let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();

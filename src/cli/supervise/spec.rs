@@ -74,6 +74,7 @@ struct Entry {
     healthy_after: f64,
     give_up: Option<Limit>,
     reload: Option<String>,
+    oom_score_adj: Option<i32>,
 }
 
 fn root() -> Utf8PathBuf {
@@ -264,6 +265,12 @@ fn command(entry: &Entry) -> Result<Command, Error> {
     let mut command =
         Command::new(&entry.name, program.as_str()).args(args).cwd(entry.cwd.clone()).run_as(&run_as);
     command.env.clone_from(&entry.env);
+    command.oom_score = match entry.oom_score_adj {
+        Some(score) if !(-1000..=1000).contains(&score) => {
+            return Err(wrong(entry, format!("oom_score_adj goes from -1000 to 1000, {score} is outside")));
+        }
+        score => score,
+    };
     Ok(command)
 }
 
@@ -359,6 +366,7 @@ mod tests {
             (r#"{"name": "a", "exec": ["/x"], "after": ["a"]}"#, "unit a: it waits for itself"),
             (r#"{"name": "a b", "exec": ["/x"]}"#, "its name must be"),
             (r#"{"name": "a", "exec": ["/x"], "stop": [{"signal": "NO", "wait": 1}]}"#, "NO is not a signal"),
+            (r#"{"name": "a", "exec": ["/x"], "oom_score_adj": 1001}"#, "1001 is outside"),
             (r#"{"name": "a", "exec": ["/x"], "healthy_after": -1}"#, "-1 is not a number of seconds"),
         ] {
             let error = parse(&format!(r#"{{"units": [{units}]}}"#)).unwrap_err();
