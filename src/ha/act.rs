@@ -163,6 +163,8 @@ impl<D: Dcs> Agent<D> {
                 (self.memory.following, self.memory.frozen) = (upstream, None);
             }
             Action::Freeze => {
+                // Whatever becomes of the vote, it must be told again whom to follow.
+                self.memory.following = None;
                 self.deps.postgres.freeze().await?;
                 self.memory.frozen = Some(clock::now());
             }

@@ -447,7 +447,7 @@ fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decisio
     let Some(control) = view.control() else {
         return idle(Reason::WaitingForLeader, Wake::Loop);
     };
-    if is_private(view, control.timeline, ancestry) {
+    if is_private(view, control.reached(), ancestry) {
         // pg_rewind goes by numbers: it would find nothing to rewind.
         return copy(view, source);
     }
@@ -551,7 +551,7 @@ fn starved(view: &View) -> bool {
 
 /// The timeline of a standby for a comparison: what it receives, or replays, never older than its control file's.
 fn standby_timeline(view: &View, answer: &Answer) -> Timeline {
-    view.control().map_or(answer.timeline, |c| c.timeline.max(answer.timeline))
+    view.control().map_or(answer.timeline, |c| c.reached().max(answer.timeline))
 }
 
 fn take(claim: Claim) -> Decision {

@@ -107,7 +107,7 @@ async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publis
                 let paused = *deps.pause.borrow_and_update();
                 match paused {
                     Pause::On => deps.init.disarm(),
-                    Pause::Off => deps.arm(*publish.borrow()),
+                    Pause::Off => deps.arm_again(*publish.borrow()),
                 }
             }
             changed = deps.process.changed() => {
@@ -157,20 +157,79 @@ impl<D: Dcs> Deps<D> {
         }
     }
 
-    /// Tells the deadman which postmaster to stop, and when.
+    /// Tells the deadman which postmaster to stop, and when. Also when that moment has passed: a postmaster whose start was
+    /// under way while the machine stood still is stopped at once, since nobody else looks at the clock for sure.
     fn arm(&self, lease: Lease) {
         let Lease::Held { sent, ttl } = lease else { return };
+        self.arm_at(sent + ttl - DEADMAN_MARGIN);
+    }
+
+    /// After maintenance mode, in which a lease may have run out unheeded: `node` gets the time for an orderly stop that it
+    /// would have had.
+    fn arm_again(&self, lease: Lease) {
+        let Lease::Held { sent, ttl } = lease else { return };
+        let orderly = clock::now() + (demote_margin(ttl) - DEADMAN_MARGIN);
+        self.arm_at((sent + ttl - DEADMAN_MARGIN).max(orderly));
+    }
+
+    fn arm_at(&self, deadline: Moment) {
         if *self.pause.borrow() == Pause::On {
-            return;
-        }
-        if clock::now() >= sent + ttl - demote_margin(ttl) {
-            // Too late for a postmaster that was started under this lease; what runs by now is none.
             return;
         }
         let pid = match *self.process.borrow() {
             UnitState::Running { pid, .. } | UnitState::Stopping { pid } => pid,
             UnitState::Down { .. } | UnitState::Draining { .. } | UnitState::Backoff { .. } => return,
         };
-        self.init.arm(pid, sent + ttl - DEADMAN_MARGIN);
+        self.init.arm(pid, deadline);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dcs::memory::{MemoryCluster, MemoryStore};
+    use crate::process::InitEnd;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    /// The task's things beside a postmaster that runs, and `init`'s end of the link.
+    fn deps() -> (Deps<MemoryStore>, InitEnd) {
+        let (link, init) = InitLink::pair(TTL).unwrap();
+        let timing =
+            Timing { ttl: TTL, loop_wait: Duration::from_secs(2), retry_timeout: Duration::from_secs(4) };
+        let process = UnitState::Running { pid: std::process::id(), since: clock::now() };
+        let deps = Deps {
+            store: Arc::new(MemoryCluster::default().store(TTL)),
+            me: NodeName::from("n1"),
+            init: link,
+            process: watch::channel(process).1,
+            timing: watch::channel(timing).1,
+            pause: watch::channel(Pause::Off).1,
+        };
+        (deps, init)
+    }
+
+    /// A lease whose last renewal was sent so long ago.
+    fn sent(ago: Duration) -> Lease {
+        Lease::Held { sent: clock::now() - ago, ttl: TTL }
+    }
+
+    #[test]
+    fn a_postmaster_that_was_started_too_late_is_stopped_at_once() {
+        let (deps, init) = deps();
+        deps.arm(sent(Duration::from_secs(8)));
+        assert!(init.lease.setting().is_some(), "after the demotion, before the deadline");
+        assert_eq!(init.lease.take_due(), None);
+        deps.arm(sent(TTL));
+        assert!(init.lease.take_due().is_some());
+    }
+
+    #[test]
+    fn after_maintenance_mode_an_old_lease_leaves_time_for_an_orderly_stop() {
+        let (deps, init) = deps();
+        deps.arm_again(sent(10 * TTL));
+        assert_eq!(init.lease.take_due(), None);
+        let left = clock::now().until(init.lease.setting().unwrap().at);
+        assert!(left > Duration::from_secs(1) && left <= Duration::from_secs(2), "{left:?}");
     }
 }

@@ -29,7 +29,7 @@ pub fn of_running(timeline: Timeline, position: Lsn, leader: &Ancestry) -> Linea
 
 /// The lineage of a stopped instance, by its control file.
 pub fn of_stopped(control: &Control, leader: &Ancestry) -> Lineage {
-    let timeline = control.timeline.max(control.min_recovery_timeline);
+    let timeline = control.reached();
     if timeline == leader.timeline {
         return Lineage::Part;
     }

@@ -111,5 +111,5 @@ pub fn was_the_primary(view: &View, snapshot: &Snapshot, control: &Control) -> b
             | ControlState::InProduction
             | ControlState::InCrashRecovery
     );
-    is_on(view) && view.memory.life == Life::Fresh && primary && control.timeline >= cluster
+    is_on(view) && view.memory.life == Life::Fresh && primary && control.reached() >= cluster
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Shutdown, Snapshot, Status};
 use crate::peer::{Adopted, DataFacts};
 use crate::postgres;
-use crate::postgres::status::{Answer, DataDir, Kind};
+use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::record::Bootstrap;
 use crate::types::{Lsn, SystemId, Timeline};
 
@@ -160,7 +160,7 @@ pub fn data_facts(
         unreadable,
         adopted: adopted.filter(|_aside| local.data == DataDir::Empty),
         system_id: control.map(|c| c.system_id).or(remembered),
-        timeline: local.sql.as_ref().map(|a| a.timeline).or_else(|| control.map(|c| c.timeline)),
+        timeline: local.sql.as_ref().map(|a| a.timeline).or_else(|| control.map(Control::reached)),
         lsn: answered.or_else(|| control.map(|c| c.checkpoint)),
     }
 }
@@ -192,7 +192,7 @@ pub fn status_at_shutdown(snapshot: &Snapshot, optime: Lsn, shutdown: &Shutdown)
 /// The timeline that a promotion of the local standby begins.
 pub fn next_timeline(view: &View) -> Option<Timeline> {
     let answered = view.local.sql.as_ref().map(|answer| answer.timeline);
-    let present = answered.max(view.control().map(|control| control.timeline))?;
+    let present = answered.max(view.control().map(Control::reached))?;
     Some(Timeline(present.0.saturating_add(1)))
 }
 

@@ -62,6 +62,14 @@ pub struct Control {
     pub min_recovery_timeline: Timeline,
 }
 
+impl Control {
+    /// The newest timeline that the data is known to be on: a promotion shows itself in the second of the two at once, in the
+    /// first only with its checkpoint.
+    pub fn reached(&self) -> Timeline {
+        self.timeline.max(self.min_recovery_timeline)
+    }
+}
+
 /// "Database cluster state".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ControlState {

@@ -48,6 +48,23 @@ fn a_standby_whose_wal_is_gone_upstream_is_copied_anew() {
     assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
 }
 
+/// A server that dies right after its promotion has the new timeline in its control file, and no checkpoint on it yet.
+#[test]
+fn a_timeline_that_was_begun_here_is_known_before_its_first_checkpoint() {
+    let mut down = Scene::new().data(ControlState::InProduction).forked_at(HERE);
+    down.0.volume.promoted = Some(Timeline(2));
+    assert_eq!(only(down.decide()), Action::Begin(Task::Rewind(upstream("n1"))), "it was never on it");
+    assert_eq!(only(down.reached(Timeline(2)).decide()), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
+/// A vote that came to nothing has stopped the walreceiver all the same.
+#[test]
+fn a_standby_is_told_again_whom_to_follow_after_a_hold_that_did_not_succeed() {
+    let mut scene = Scene::new().standby(HERE);
+    scene.0.memory.following = None;
+    assert_eq!(only(scene.decide()), Action::Follow(Some(upstream("n1"))));
+}
+
 /// Two promotions can give their timelines one number; going by numbers the logs would be joined.
 #[test]
 fn a_timeline_that_was_begun_here_and_is_not_the_clusters_is_replaced_not_joined() {

@@ -318,6 +318,15 @@ impl Scene {
             .with(|v| v.memory.ancestry = Some(ancestry))
     }
 
+    /// The data has been on this timeline, whatever its last checkpoint says.
+    pub(crate) fn reached(self, timeline: Timeline) -> Self {
+        self.with(|v| {
+            if let DataDir::Cluster(control) = &mut v.local.data {
+                (control.min_recovery_timeline, control.min_recovery_end) = (timeline, POSITION);
+            }
+        })
+    }
+
     pub(crate) fn same_timeline(self) -> Self {
         let leader = NodeName::from("n1");
         let history = TimelineHistory::default();

@@ -124,7 +124,7 @@ impl World {
             Action::Follow(upstream) => {
                 self.local(n, LocalOp::Follow(upstream.as_ref().map(index)), 3_000, 30_000)
             }
-            Action::Freeze => self.local(n, LocalOp::Freeze, 3_000, 30_000),
+            Action::Freeze => self.freeze(n),
             Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
             Action::ChangeSlots(plan) => self.change_slots(n, plan),
             // Settings are the real server's business.
@@ -168,6 +168,11 @@ impl World {
             return self.act(n);
         }
         self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
+    }
+
+    fn freeze(&mut self, n: usize) {
+        self.agent(n).memory.following = None;
+        self.local(n, LocalOp::Freeze, 3_000, 30_000);
     }
 
     fn give_away(&mut self, n: usize) {

@@ -271,12 +271,13 @@ impl World {
     }
 
     pub(crate) fn deadman(&mut self, n: usize, generation: u64) {
-        let Some((pid, deadline)) = self.nodes[n].deadman else { return };
+        let Some(deadline) = self.nodes[n].deadman else { return };
         if self.nodes[n].deadman_gen != generation || self.clock(n) < deadline {
             return;
         }
         self.nodes[n].deadman = None;
-        if self.nodes[n].pg.pid == pid && self.nodes[n].pg.state != State::Down {
+        // Whatever is PostgreSQL at that moment: `init` is told of every postmaster.
+        if self.nodes[n].pg.state != State::Down {
             self.log(n, || "the deadman stops PostgreSQL".into());
             self.end_agent(n);
             self.pg_stop(n, None);
@@ -289,11 +290,8 @@ impl World {
         if self.nodes[n].pg.state == State::Down || !self.schedule.deadman {
             return;
         }
-        if self.clock(n) >= sent + ttl - demote_margin(ttl) {
-            return;
-        }
         let deadline = sent + ttl - DEADMAN_MARGIN;
-        self.nodes[n].deadman = Some((self.nodes[n].pg.pid, deadline));
+        self.nodes[n].deadman = Some(deadline);
         self.nodes[n].deadman_gen += 1;
         let (delay, generation) = (self.until(n, deadline), self.nodes[n].deadman_gen);
         self.at(delay, Ev::Deadman(n, generation));

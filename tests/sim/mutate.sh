@@ -45,7 +45,8 @@ follow-foreign|decide.rs|s/if Some\(control.system_id\) != view.cluster_system_i
 follow-wal-removed|decide.rs|s/DataDir::Cluster\(_\)\) if view.memory.upstream_wal == UpstreamWal::Removed =>/DataDir::Cluster(_)) if false =>/
 ancestry-current|decide.rs|s/known_ancestry\(view, &source\).filter\(current\)/known_ancestry(view, \&source).filter(|a| current(a) || true)/
 ancestry-age|decide.rs|s/view.now.since\(a.at\) < ANCESTRY_AGE/true/
-private-timeline-down|decide.rs|s/if is_private\(view, control.timeline, ancestry\) \{/if false \&\& is_private(view, control.timeline, ancestry) {/
+private-timeline-down|decide.rs|s/if is_private\(view, control.reached\(\), ancestry\) \{/if false \&\& is_private(view, control.reached(), ancestry) {/
+private-timeline-reached|decide.rs|s/if is_private\(view, control.reached\(\), ancestry\) \{/if is_private(view, control.timeline, ancestry) {/
 private-timeline-running|decide.rs|s/Some\(ancestry\) if is_private\(/Some(ancestry) if false \&\& is_private(/
 lineage|decide.rs|s/match lineage::of_stopped\(control, ancestry\) \{/let _ = control; match Lineage::Part {/
 rewind-limit|decide.rs|s/view.n_failures\(Job::Rewind\) >= REWINDS/false/

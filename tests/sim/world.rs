@@ -100,8 +100,8 @@ pub(crate) struct Node {
     pub(crate) frozen: bool,
     deferred: Vec<Ev>,
     clock: (u64, i64),
-    /// The postmaster and when it must stop.
-    pub(crate) deadman: Option<(u32, Moment)>,
+    /// When PostgreSQL must have stopped.
+    pub(crate) deadman: Option<Moment>,
     pub(crate) deadman_gen: u64,
     store_out: bool,
     store_in: bool,
