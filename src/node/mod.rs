@@ -49,8 +49,9 @@ const AFTER_POSTGRES: Duration = Duration::from_secs(2);
 const BEAT: Duration = Duration::from_secs(10);
 /// How long a node that knows its voters waits for the location list.
 const LIST_PATIENCE: Duration = Duration::from_secs(5);
-/// A primary has settled after this long.
-const SETTLED_PRIMARY: Duration = Duration::from_secs(10);
+/// A primary has settled after this long. As long as it carries raft leadership too, the loss of its machine costs the
+/// store's election and a lease that begins anew, some two seconds more than the lease.
+const SETTLED_PRIMARY: Duration = Duration::from_secs(3);
 /// The first look at the data directory may start `pg_controldata` on a cold disk.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
