@@ -67,7 +67,8 @@ async fn compose_brings_up_a_cluster_with_ports_that_lead_to_the_primary_and_the
     assert_eq!(through(READ_ONLY, "SELECT pg_is_in_recovery()::text").await, "true");
 }
 
-#[tokio::test]
+// The writer must not stand still while a command of the engine runs.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_of_containers_outlives_its_primary() {
     let Some(_turn) = engine_for_all().await else { return };
     let stack = Stack::up(3);
@@ -77,7 +78,8 @@ async fn a_cluster_of_containers_outlives_its_primary() {
     strike(&stack, Fault::Unplug, TTL + AFTER_TTL + UNNOTICED).await;
 }
 
-#[tokio::test]
+// The writer must not stand still while a command of the engine runs.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_is_cut_off_one_way_is_replaced() {
     let Some(_turn) = engine_for_all().await else { return };
     let stack = Stack::up(2);
