@@ -449,6 +449,30 @@ async fn head_and_options_answer_like_get_without_a_body() {
     api.end().await;
 }
 
+/// The description and the routes agree: every path that is described answers, with a code and a kind of content that are
+/// described.
+#[tokio::test]
+async fn the_description_describes_what_is_answered() {
+    let api = start("127.0.0.1", Plain::Accepted).await;
+    let document = api.page("/openapi.json").await;
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap();
+            let url = format!("http://{}{path}", api.address);
+            let answer = api.client.request(method.clone(), url).send().await.unwrap();
+            let described = &operation["responses"][answer.status().as_str()];
+            assert!(described.is_object(), "{method} {path}: {} is not described", answer.status());
+            let kind = answer.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+            if let Some(content) = described["content"].as_object() {
+                let kind = kind.unwrap_or_default();
+                assert!(content.keys().any(|known| kind.starts_with(known)), "{method} {path}: {kind}");
+            }
+        }
+    }
+    api.end().await;
+}
+
 #[tokio::test]
 async fn what_is_unknown_is_not_supported() {
     let api = start("127.0.17.5", Plain::Accepted).await;

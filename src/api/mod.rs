@@ -19,6 +19,7 @@ mod fixture;
 pub mod health;
 mod listener;
 pub mod metrics;
+pub mod openapi;
 mod routes;
 pub mod status;
 pub mod why;

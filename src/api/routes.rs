@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::health::{self, Check, Filters};
 use super::listener::{Caller, Trust};
-use super::{State, actions, cluster, metrics, status, why};
+use super::{State, actions, cluster, metrics, openapi, status, why};
 use crate::clock::{self, Moment};
 use crate::ha;
 use crate::peer::{NodeStatus, PromiseRequest};
@@ -69,6 +69,7 @@ fn answer(state: &State, uri: &Uri, now: Moment) -> Response {
         "history" => json(StatusCode::OK, &history(ha.as_ref())),
         "config" => document(config(ha.as_ref())),
         "failsafe" => document(failsafe(ha.as_ref())),
+        "openapi.json" => json(StatusCode::OK, &openapi::document()),
         "metrics" => metrics_page(state, ha.as_ref(), now),
         "liveness" => verdict(health::is_live(ha.as_ref(), now)).into_response(),
         "readiness" => {
