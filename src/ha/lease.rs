@@ -110,6 +110,7 @@ async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publis
                     Pause::Off => deps.arm_again(*publish.borrow()),
                 }
             }
+            Ok(()) = deps.timing.changed() => deps.shorten(&publish),
             changed = deps.process.changed() => {
                 if changed.is_err() {
                     return;
@@ -139,6 +140,17 @@ impl<D: Dcs> Deps<D> {
         });
         self.arm(lease);
         held.sent + self.timing.borrow().loop_wait
+    }
+
+    /// A shorter TTL counts at once: the next renewal puts the key under a lease of that length, and its answer may be lost.
+    fn shorten(&mut self, publish: &watch::Sender<Lease>) {
+        let limit = self.timing.borrow_and_update().ttl;
+        let Lease::Held { sent, ttl } = *publish.borrow() else { return };
+        if limit < ttl {
+            let lease = Lease::Held { sent, ttl: limit };
+            publish.send_replace(lease);
+            self.arm(lease);
+        }
     }
 
     async fn renew(&self, publish: &watch::Sender<Lease>) -> Option<Moment> {
@@ -231,5 +243,23 @@ mod tests {
         assert_eq!(init.lease.take_due(), None);
         let left = clock::now().until(init.lease.setting().unwrap().at);
         assert!(left > Duration::from_secs(1) && left <= Duration::from_secs(2), "{left:?}");
+    }
+
+    #[test]
+    fn a_shorter_ttl_counts_before_a_renewal_with_it_is_answered() {
+        let (mut deps, init) = deps();
+        let Lease::Held { sent, .. } = sent(Duration::from_secs(1)) else { unreachable!() };
+        let (publish, state) = watch::channel(Lease::Held { sent, ttl: 2 * TTL });
+        deps.shorten(&publish);
+        assert_eq!(*state.borrow(), Lease::Held { sent, ttl: TTL });
+        let left = clock::now().until(init.lease.setting().unwrap().at);
+        assert!(left <= TTL - Duration::from_secs(1) - DEADMAN_MARGIN, "{left:?}");
+        publish.send_replace(Lease::Held { sent, ttl: TTL / 2 });
+        deps.shorten(&publish);
+        assert_eq!(
+            *state.borrow(),
+            Lease::Held { sent, ttl: TTL / 2 },
+            "a longer one has to be granted first"
+        );
     }
 }

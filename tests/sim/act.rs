@@ -196,14 +196,21 @@ impl World {
     pub(crate) fn acted(&mut self, n: usize, result: Ended) {
         let Some(acting) = self.acting(n) else { return };
         let sent = acting.sent;
+        let held = match &result {
+            Ended::Answer(answer) => match **answer {
+                Answer::Held(ttl) => Some(ttl),
+                Answer::Done | Answer::Conflict | Answer::Snapshot(_) => None,
+            },
+            Ended::Done | Ended::Unknown | Ended::Failed(_) => None,
+        };
         let ok = match &result {
             Ended::Done => true,
-            Ended::Answer(answer) => matches!(**answer, Answer::Done),
+            Ended::Answer(answer) => matches!(**answer, Answer::Done | Answer::Held(_)),
             Ended::Unknown | Ended::Failed(_) => false,
         };
         match (acting.current.clone(), ok) {
             (None, _) => return self.acted_all(n),
-            (Some(Action::Acquire(_)), true) => self.hold(n, sent),
+            (Some(Action::Acquire(_)), true) => held.into_iter().for_each(|ttl| self.hold(n, sent, ttl)),
             (Some(Action::Release), false) if acting.releases + 1 < RELEASES => {
                 acting.releases += 1;
                 return self.local(n, LocalOp::ReleaseAgain, 100_000, 100_001);

@@ -299,13 +299,15 @@ impl World {
 
     // ---- the lease task
 
-    pub(crate) fn hold(&mut self, n: usize, sent: Moment) {
+    pub(crate) fn hold(&mut self, n: usize, sent: Moment, ttl: u64) {
         let agent = self.agent(n);
         agent.woken |= !matches!(agent.lease, Lease::Held { .. });
-        agent.lease = Lease::Held { sent, ttl: agent.rules.timing.ttl };
+        agent.lease = Lease::Held { sent, ttl: Duration::from_micros(ttl) };
         agent.renewal += 1;
         let (inc, renewal, wait) = (agent.inc, agent.renewal, agent.rules.timing.loop_wait);
         self.arm(n);
+        // One that was under way when the configuration changed.
+        self.shorten(n);
         let delay = self.until(n, sent + wait);
         self.at(delay, Ev::Renewal(n, inc, renewal));
     }
@@ -324,17 +326,34 @@ impl World {
         self.agent(n).renewing = None;
         let (inc, renewal) = (self.nodes[n].agent.inc, self.nodes[n].agent.renewal);
         match result {
-            Ended::Answer(answer) if matches!(**answer, Answer::Done) => self.hold(n, sent),
-            Ended::Answer(_) | Ended::Failed(_) | Ended::Done => {
-                self.log(n, || "the lease is lost".into());
-                self.agent(n).lease = Lease::Lost;
-                self.woken(n);
-            }
+            Ended::Answer(answer) => match **answer {
+                Answer::Held(ttl) => self.hold(n, sent, ttl),
+                Answer::Done | Answer::Conflict | Answer::Snapshot(_) => self.lost(n),
+            },
+            Ended::Failed(_) | Ended::Done => self.lost(n),
             Ended::Unknown => self.at(200_000, Ev::Renewal(n, inc, renewal)),
         }
         if std::mem::take(&mut self.agent(n).forget) {
             self.forgotten(n);
         }
+    }
+
+    /// A shorter TTL counts at once, as the lease task has it.
+    fn shorten(&mut self, n: usize) {
+        let agent = self.agent(n);
+        let limit = agent.rules.timing.ttl;
+        if let Lease::Held { sent, ttl } = agent.lease
+            && limit < ttl
+        {
+            agent.lease = Lease::Held { sent, ttl: limit };
+            self.arm(n);
+        }
+    }
+
+    fn lost(&mut self, n: usize) {
+        self.log(n, || "the lease is lost".into());
+        self.agent(n).lease = Lease::Lost;
+        self.woken(n);
     }
 
     pub(crate) fn forget(&mut self, n: usize) {
@@ -431,7 +450,7 @@ impl World {
                 *snapshot = Some(match result {
                     Ended::Answer(answer) => match *answer {
                         Answer::Snapshot(snapshot) => Some(snapshot),
-                        Answer::Done | Answer::Conflict => None,
+                        Answer::Done | Answer::Held(_) | Answer::Conflict => None,
                     },
                     Ended::Unknown | Ended::Done | Ended::Failed(_) => None,
                 });
@@ -533,10 +552,11 @@ impl World {
             if ttl != before {
                 agent.memory.ttl_before = Some((before, now));
                 self.store.set_ttl(&name(n), ttl.as_micros() as u64);
+                self.shorten(n);
             }
         }
         let number = |m: &pgherd::dcs::Member| m.name.as_str()[1..].parse().expect("n0, n1, ...");
-        agent.others = snapshot.members.iter().map(number).filter(|i| *i != n).collect();
+        self.agent(n).others = snapshot.members.iter().map(number).filter(|i| *i != n).collect();
         Store::Fresh(snapshot)
     }
 

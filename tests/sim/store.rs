@@ -39,6 +39,8 @@ pub(crate) enum Document {
 pub(crate) enum Answer {
     Snapshot(Box<Snapshot>),
     Done,
+    /// The leader key is the asker's, under a lease of so many microseconds.
+    Held(u64),
     Conflict,
 }
 
@@ -46,7 +48,8 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 pub(crate) struct Store {
     revision: i64,
-    leases: BTreeMap<i64, u64>,
+    /// When each ends, and for how long it was granted: that never changes.
+    leases: BTreeMap<i64, (u64, u64)>,
     last_lease: i64,
     lease_of: BTreeMap<NodeName, i64>,
     ttl: u64,
@@ -109,7 +112,7 @@ impl Store {
     /// Leases end.
     pub(crate) fn expire(&mut self, now: u64) {
         let before = self.leases.len();
-        self.leases.retain(|_id, end| *end > now);
+        self.leases.retain(|_id, (end, _ttl)| *end > now);
         if self.leases.len() == before {
             return;
         }
@@ -124,30 +127,32 @@ impl Store {
 
     /// The store's own leader changes: every lease starts anew.
     pub(crate) fn restart_leases(&mut self, now: u64) {
-        let ttl = self.ttl_of.values().copied().max().unwrap_or(0).max(self.ttl);
-        self.leases.values_mut().for_each(|end| *end = now + ttl);
+        self.leases.values_mut().for_each(|(end, ttl)| *end = now + *ttl);
     }
 
-    fn lease(&mut self, me: &NodeName, now: u64) -> LeaseId {
-        let known = self.lease_of.get(me).copied().filter(|id| self.leases.contains_key(id));
+    /// The node's lease, kept alive now; another one when it is for another time. The old one then runs out by itself, and with
+    /// it what is still bound to it.
+    fn lease(&mut self, me: &NodeName, now: u64) -> (LeaseId, u64) {
+        let ttl = self.ttl_of.get(me).copied().unwrap_or(self.ttl);
+        let same = |id: &i64| self.leases.get(id).is_some_and(|(_end, granted)| *granted == ttl);
+        let known = self.lease_of.get(me).copied().filter(same);
         let id = known.unwrap_or_else(|| {
             self.last_lease += 1;
             self.last_lease
         });
         self.lease_of.insert(me.clone(), id);
-        let ttl = self.ttl_of.get(me).copied().unwrap_or(self.ttl);
-        self.leases.insert(id, now + ttl);
-        LeaseId(id)
+        self.leases.insert(id, (now + ttl, ttl));
+        (LeaseId(id), ttl)
     }
 
     fn lead(&mut self, me: &NodeName, now: u64) -> Answer {
-        let lease = self.lease(me, now);
+        let (lease, ttl) = self.lease(me, now);
         let revision = self.next();
         if self.leader() != Some(me) {
             self.hints += 1;
         }
         self.leader = Some(Leader { name: me.clone(), lease, revision });
-        Answer::Done
+        Answer::Held(ttl)
     }
 
     fn next(&mut self) -> Revision {
@@ -228,7 +233,7 @@ impl Store {
             Request::Renew => Answer::Conflict,
             Request::Release(lease) => self.release(me, lease),
             Request::Member(member) => {
-                let lease = self.lease(me, now);
+                let (lease, _ttl) = self.lease(me, now);
                 self.revision += 1;
                 self.members.insert(me.clone(), (*member, lease.0));
                 Answer::Done
