@@ -320,7 +320,10 @@ fn heir<'a>(view: &View, snapshot: &'a Snapshot, ailment: &Ailment) -> Option<&'
     let near = |m: &Member| {
         optime.bytes_ahead_of(m.xlog_location.unwrap_or_default()) <= view.rules.maximum_lag_on_failover
     };
-    let fit = |m: &&Member| is_candidate(view, m) && has_room(m, ailment);
+    // In a race it would be no candidate: it has nothing of what was written since.
+    let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
+    let current = |m: &Member| m.timeline.is_none_or(|timeline| timeline >= cluster);
+    let fit = |m: &&Member| is_candidate(view, m) && current(m) && has_room(m, ailment);
     let electors = snapshot.sync.as_ref().map(|s| Electors::of(&s.value));
     match (view.rules.sync_mode, electors) {
         (SyncMode::Off, _) => snapshot.members.iter().filter(fit).find(|m| near(m)).map(|m| &m.name),

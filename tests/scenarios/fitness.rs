@@ -1,15 +1,15 @@
 //! A leader that cannot do a primary's work: when it hands over, to whom, and when it stays.
 
-use pgherd::dcs::{Claim, Role};
+use pgherd::dcs::{Claim, History, Role};
 use pgherd::ha::fitness::{Ailment, due};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, Lease};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{Check, Posture, Pulse, StartAs, StopMode};
 use pgherd::supervisor::UnitState;
-use pgherd::types::{Access, SyncMode};
+use pgherd::types::{Access, SyncMode, Timeline};
 
-use crate::scene::{HERE, Scene, ago, name, nothing_because, only, room, still};
+use crate::scene::{HERE, Scene, ago, name, nothing_because, only, room, still, versioned};
 
 const SILENCE: Pulse = Pulse::Silent(Posture::Alive);
 const STOPPED: Pulse = Pulse::Silent(Posture::Stopped);
@@ -37,6 +37,20 @@ fn a_postmaster_that_makes_no_backends_for_a_ttl_is_replaced() {
     let mute = primary().sign(Check::Knock, 10, &SILENCE).seen();
     assert_eq!(reason(&mute), Reason::Unfit(Ailment::Mute, name("n1")));
     assert_eq!(only(mute.decide()), KILL);
+}
+
+#[test]
+fn nothing_is_handed_over_to_a_standby_of_an_older_timeline_which_could_not_be_elected() {
+    let rows = vec![vec![1.into(), HERE.into(), "".into()]];
+    let ill = |timeline| {
+        let scene = primary().sign(Check::Knock, 10, &SILENCE).seen().snapshot(|s| {
+            s.history = Some(versioned(History(rows.clone())));
+            s.members.iter_mut().for_each(|m| m.timeline = Some(Timeline(timeline)));
+        });
+        reason(&scene)
+    };
+    assert_eq!(ill(1), Reason::UnfitAlone(Ailment::Mute));
+    assert_eq!(ill(2), Reason::Unfit(Ailment::Mute, name("n1")));
 }
 
 /// Whoever pauses a cluster looks after it.

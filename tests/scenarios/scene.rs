@@ -424,7 +424,7 @@ pub(crate) fn candidate(timeline: u32, position: u64, motion: Motion) -> PollAns
     })
 }
 
-fn versioned<T>(value: T) -> Versioned<T> {
+pub(crate) fn versioned<T>(value: T) -> Versioned<T> {
     Versioned { value, revision: Revision(3) }
 }
 

@@ -82,6 +82,7 @@ takeover-ours-only|view.rs|s/&& holder_is_ours && /\&\& (holder_is_ours || true)
 takeover-longer-ttl|view.rs|s/=> ttl.max\(before\)/=> { let _ = before; ttl }/
 start-backoff|view.rs|s/Job::Start => 2,/Job::Start => 2000,/
 unfit-hands-over|decide.rs|s/= fitness::unfit\(view, snapshot\) \{/= fitness::unfit(view, snapshot).filter(|_| false) {/
+unfit-heir-timeline|fitness.rs|s/ && current\(m\)//
 unfit-stands-back|decide.rs|s/if fitness::stands_back\(view\) =>/if false =>/
 unfit-roomier|race.rs|s/= fitness::roomier\(view, snapshot, poll, mine\) \{/= fitness::roomier(view, snapshot, poll, mine).filter(|_| false) {/
 unfit-stop-hangs|decide.rs|s/\.or_else\(\|\| fitness::stop_hangs\(view\)\)//
