@@ -260,6 +260,23 @@ impl PeerClient {
         Ok(value.into())
     }
 
+    /// Asks the member at this `api_url` to promise a leader that it will not take its place. Over mutual TLS, which every
+    /// node of ours speaks on that port whatever its `api_url` says; a stock node gets what its URL says.
+    ///
+    /// # Errors
+    /// See [`Error`]; a refusal is [`Error::Rejected`]. After any error the promise may have been made nevertheless.
+    pub async fn failsafe(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
+        let url = format!("{}/failsafe", api_url.strip_suffix("/patroni").unwrap_or(api_url));
+        let ours = url.replacen("http://", "https://", 1);
+        let (code, body) = match self.exchange(&ours, self.http.post(&ours).json(ping)).await {
+            Err(Error::Unreachable { source, .. }) if ours != url && !source.is_timeout() => {
+                self.exchange(&url, self.http.post(&url).json(ping)).await?
+            }
+            answered => answered?,
+        };
+        accepted(&url, code, &[200], &body)
+    }
+
     fn url(&self, address: IpAddr, path: &str) -> String {
         // SocketAddr puts the brackets around an IPv6 address.
         format!("https://{}{path}", SocketAddr::new(address, self.api_port))

@@ -60,12 +60,24 @@ pub struct Record {
     /// The promise that binds this volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promised: Option<Promise>,
+    /// The leader that was promised not to be replaced (failsafe). After a restart it binds for its whole length once more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failsafe: Option<Loyalty>,
     /// The last address this node advertised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_address: Option<std::net::IpAddr>,
     /// The members (name and role) last seen in the store.
     #[serde(default)]
     pub members: Vec<(NodeName, String)>,
+}
+
+/// A promise to a leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loyalty {
+    /// Who leads.
+    pub leader: NodeName,
+    /// For how long it binds, counted from each time that it is given, in milliseconds.
+    pub millis: u64,
 }
 
 /// How far the first start of a new cluster has come on this volume.
@@ -227,6 +239,7 @@ impl Record {
             member_id: None,
             voters: Vec::new(),
             promised: None,
+            failsafe: None,
             last_address: None,
             members: Vec::new(),
         }

@@ -45,6 +45,8 @@ pub struct PostgresqlConf<'a> {
     pub tls_dir: &'a Utf8Path,
     /// This member's name.
     pub cluster_name: &'a str,
+    /// What a slot may keep of the WAL: by the size of the volume.
+    pub max_slot_wal_keep_size: &'a str,
     /// `POSTGRES_PARAMETERS`; a name that the cluster owns ([`CLUSTER_OWNED`]) is refused by `config` and, should one
     /// get here, overridden by the lines below it.
     pub parameters: &'a BTreeMap<String, String>,
@@ -322,6 +324,7 @@ mod tests {
             socket_directory: "/run/pgherd".into(),
             tls_dir: "/run/pgherd/tls".into(),
             cluster_name: "node-203-0-113-7",
+            max_slot_wal_keep_size: "4096MB",
             parameters,
             shared: &NO_PARAMETERS,
             primary_conninfo: conninfo,

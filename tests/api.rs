@@ -177,6 +177,7 @@ async fn start(listen: &str, plain: Plain) -> Api {
         store: store_seen,
         peers: peers_seen,
         data: data_seen,
+        promises: None,
         etcd: None,
         desk: None,
         access: api::access::Access::default(),
@@ -517,7 +518,13 @@ async fn pages_tell_what_was_published() {
     let mut safe = fixture::configured(fixture::primary(clock::now()), json!({"failsafe_mode": true}));
     let map = dcs::Failsafe::from([(NodeName::from("n0"), "http://127.0.1.1:8008/patroni".to_owned())]);
     safe.snapshot.as_mut().unwrap().failsafe = Some(Versioned { value: map, revision: Revision(4) });
+    safe.failsafe.mode = ha::rules::Outlast::AllAgree;
     api.says(safe);
+    let stranger = api.ask(Method::POST, "/failsafe").await;
+    assert_eq!(
+        stranger.0, 403,
+        "this machine may change something, but a promise is for members: {stranger:?}"
+    );
     assert_eq!(api.page("/failsafe").await, json!({"n0": "http://127.0.1.1:8008/patroni"}));
     let (code, metrics) = api.ask(Method::GET, "/metrics").await;
     assert_eq!(code, 200);
@@ -604,6 +611,7 @@ async fn a_busy_port_is_an_error_at_the_start() {
         store,
         peers,
         data,
+        promises: None,
         etcd: None,
         desk: None,
         access: api::access::Access::default(),

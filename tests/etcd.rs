@@ -129,6 +129,7 @@ impl Node {
             store: handle.status(),
             peers: self.peers.subscribe(),
             data: data_seen,
+            promises: None,
             etcd: Some(handle.clone()),
             desk: None,
             access: api::access::Access::default(),

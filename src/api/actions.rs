@@ -118,7 +118,7 @@ async fn perform(state: &State, request: Request) -> Answered<Response> {
 
 // ---- who may, and what is said
 
-fn admit(state: &State, caller: Caller, headers: &HeaderMap) -> Result<(), Denied> {
+pub(super) fn admit(state: &State, caller: Caller, headers: &HeaderMap) -> Result<(), Denied> {
     let ha = state.ha.borrow();
     let members = ha.iter().filter_map(|ha| ha.snapshot.as_ref()).flat_map(|snapshot| &snapshot.members);
     let addresses = members.filter_map(|m| ha::view::upstream(m).map(|upstream| upstream.address));
@@ -126,7 +126,7 @@ fn admit(state: &State, caller: Caller, headers: &HeaderMap) -> Result<(), Denie
     state.access.check((caller.address.ip(), caller.trust), header, addresses)
 }
 
-fn turned_away(denied: Denied) -> Response {
+pub(super) fn turned_away(denied: Denied) -> Response {
     let mut response = match denied {
         Denied::Stranger => text(StatusCode::FORBIDDEN, "Access is denied"),
         Denied::NoHeader => text(StatusCode::UNAUTHORIZED, "no auth header received"),
@@ -142,7 +142,7 @@ fn turned_away(denied: Denied) -> Response {
 }
 
 /// A body that must be there.
-async fn required(request: Request) -> Answered<Value> {
+pub(super) async fn required(request: Request) -> Answered<Value> {
     let headers = request.headers();
     if !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(deny_page(StatusCode::LENGTH_REQUIRED));

@@ -103,6 +103,7 @@ pub(crate) fn primary(now: Moment) -> ha::Status {
         maximum_lag_on_failover: 1_048_576,
         tags: serde_json::Map::new(),
         phase: ha::Phase::Serving,
+        failsafe: ha::failsafe::Facts::default(),
         vitals: ha::fitness::Vitals::default(),
         primary_start_timeout: Duration::from_secs(300),
         scheduled_restart: None,

@@ -8,12 +8,12 @@ use std::fmt::{Display, Write as _};
 
 use super::NodeFacts;
 use super::health::{is_primary, is_standby_leader};
-use super::status::{
-    PATRONI_VERSION, SyncPart, is_paused, is_restart_pending, is_set, is_unlocked, role, sync_part,
-};
+use super::status::{PATRONI_VERSION, SyncPart, is_paused, is_restart_pending, is_unlocked, role, sync_part};
 use crate::clock::Moment;
 use crate::dcs::{MemberState, ReplicationState, Role};
+use crate::ha::failsafe::Activity;
 use crate::ha::forecast::Forecast;
+use crate::ha::rules::Outlast;
 use crate::ha::tags::Tags;
 use crate::postgres::status::{Answer, Kind};
 use crate::{discovery, etcd, ha};
@@ -143,11 +143,15 @@ fn patroni_cluster(page: &mut Page, facts: &Facts<'_>) {
         "Value is 1 if the cluster is unlocked, 0 if locked.",
         flag(ha.is_none_or(|ha| is_unlocked(ha, facts.now))),
     );
-    page.gauge("patroni_failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive.", 0);
+    page.gauge(
+        "patroni_failsafe_mode_is_active",
+        "Value is 1 if failsafe mode is active, 0 if inactive.",
+        flag(ha.is_some_and(|ha| ha.failsafe.activity == Activity::Active)),
+    );
     page.gauge(
         "patroni_failsafe_mode_enabled",
         "Value is 1 if failsafe mode is enabled, 0 otherwise.",
-        flag(ha.is_some_and(|ha| is_set(ha, "failsafe_mode"))),
+        flag(ha.is_some_and(|ha| ha.failsafe.mode == Outlast::AllAgree)),
     );
     page.gauge(
         "patroni_failsafe_member",

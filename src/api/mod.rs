@@ -9,11 +9,12 @@
 //! (`listener`). Node-to-node calls (`/v1/...`) need a client certificate of the internal CA.
 //!
 //! What changes something (`PATCH /config`, `POST /switchover`, ...) is checked against memory and handed to the HA loop, which
-//! alone acts; the handler waits for what becomes of it.
+//! alone acts; the handler waits for what becomes of it. `POST /failsafe` gives a leader a promise, without the loop.
 
 pub mod access;
 mod actions;
 pub mod cluster;
+mod failsafe;
 #[cfg(test)]
 mod fixture;
 pub mod health;
@@ -80,6 +81,8 @@ pub struct State {
     pub peers: watch::Receiver<discovery::Peers>,
     /// This volume's data in a few words.
     pub data: watch::Receiver<DataFacts>,
+    /// Who gives a leader the promise not to take its place; without it `POST /failsafe` says no.
+    pub promises: Option<ha::promises::Promises>,
     /// Who answers promises; without it `POST /v1/promise` says 503.
     pub etcd: Option<etcd::Handle>,
     /// Where an operator's requests go; without it they are answered with 503.

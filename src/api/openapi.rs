@@ -60,7 +60,7 @@ fn paths() -> Map<String, Value> {
         ("/metrics", json!({ "get": metrics() })),
         ("/openapi.json", json!({ "get": page("This document", "Object") })),
         ("/config", config()),
-        ("/failsafe", json!({ "get": stored("Who must agree before a primary goes on without the store") })),
+        ("/failsafe", failsafe()),
         ("/switchover", switchover()),
         (
             "/failover",
@@ -157,6 +157,17 @@ fn change(summary: &str, refused: &[u16]) -> Value {
     operation(summary, Some("Object"), &[("200".to_owned(), now)], refused)
 }
 
+fn failsafe() -> Value {
+    json!({
+        "get": stored("Who must agree before a primary goes on without the store"),
+        "post": action(
+            "A leader without the store asks this member to promise that it will not take its place",
+            "Failsafe",
+            &[200, 400, 500, 502, 503],
+        ),
+    })
+}
+
 fn switchover() -> Value {
     json!({
         "post": action("Make a replica the primary, in order and without loss, now or at a time", "Switchover",
@@ -192,7 +203,7 @@ fn operation(summary: &str, body: Option<&str>, answers: &[(String, Value)], cod
     operation.insert("responses".to_owned(), responses.into());
     operation.insert("security".to_owned(), json!([{}, { "basic": [] }]));
     if let Some(schema) = body {
-        let needed = matches!(schema, "Switchover" | "Failover" | "Object");
+        let needed = matches!(schema, "Switchover" | "Failover" | "Failsafe" | "Object");
         let content = json!({ "application/json": { "schema": reference(schema) } });
         operation.insert("requestBody".to_owned(), json!({ "required": needed, "content": content }));
     }
@@ -276,6 +287,10 @@ fn schemas() -> Value {
         },
         "Switchover": closed(json!({ "leader": name, "candidate": name, "scheduled_at": time }), &["leader"]),
         "Failover": closed(json!({ "candidate": name, "leader": name }), &["candidate"]),
+        "Failsafe": { "type": "object", "required": ["name"], "properties": {
+            "name": name, "conn_url": { "type": "string" }, "api_url": { "type": "string" },
+            "slots": { "type": "object" }, "pgherd_ttl": { "type": "integer", "minimum": 0, "maximum": 300 }
+        } },
         "Restart": { "type": "object", "additionalProperties": false, "properties": {
             "schedule": time, "role": { "type": "string", "enum": ["primary", "standby_leader", "replica"] },
             "postgres_version": { "type": "string", "pattern": r"^[0-9]{1,2}\.[0-9]{1,2}(\.[0-9]{1,2})?$" },

@@ -11,12 +11,13 @@ use axum::extract::{Extension, Query, Request, State as Shared};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::health::{self, Check, Filters};
 use super::listener::{Caller, Trust};
-use super::{State, actions, cluster, metrics, openapi, status, why};
+use super::{State, actions, cluster, failsafe, metrics, openapi, status, why};
 use crate::clock::{self, Moment};
 use crate::ha;
 use crate::peer::{NodeStatus, PromiseRequest};
@@ -39,18 +40,16 @@ pub(super) fn router(state: State) -> Router {
 }
 
 /// Everything that Patroni's clients ask for.
-async fn patroni(
-    Shared(state): Shared<State>,
-    caller: Extension<Caller>,
-    method: Method,
-    uri: Uri,
-    request: Request,
-) -> Response {
+async fn patroni(Shared(state): Shared<State>, caller: Extension<Caller>, request: Request) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     if actions::is_action(&method, uri.path()) {
         return actions::act(Shared(state), caller, request).await;
     }
     match method {
         Method::GET => answer(&state, &uri, clock::now()),
+        Method::POST if uri.path().split('/').nth(1) == Some("failsafe") => {
+            failsafe::ask(&state, caller.0, request).await
+        }
         Method::HEAD | Method::OPTIONS => bodiless(answer(&state, &uri, clock::now())),
         _ => unsupported().await,
     }
@@ -68,7 +67,7 @@ fn answer(state: &State, uri: &Uri, now: Moment) -> Response {
         "why" => document(ha.as_ref().map(|ha| why::why_json(ha, now))),
         "history" => json(StatusCode::OK, &history(ha.as_ref())),
         "config" => document(config(ha.as_ref())),
-        "failsafe" => document(failsafe(ha.as_ref())),
+        "failsafe" => document(failsafe_map(ha.as_ref())),
         "openapi.json" => json(StatusCode::OK, &openapi::document()),
         "metrics" => metrics_page(state, ha.as_ref(), now),
         "liveness" => verdict(health::is_live(ha.as_ref(), now)).into_response(),
@@ -106,8 +105,8 @@ fn config(ha: Option<&ha::Status>) -> Option<Value> {
 }
 
 /// The failsafe map; `None` when the mode is off.
-fn failsafe(ha: Option<&ha::Status>) -> Option<Value> {
-    let ha = ha.filter(|ha| status::is_set(ha, "failsafe_mode"))?;
+fn failsafe_map(ha: Option<&ha::Status>) -> Option<Value> {
+    let ha = ha.filter(|ha| ha.failsafe.mode == ha::rules::Outlast::AllAgree)?;
     let map = ha.snapshot.as_ref().and_then(|snapshot| snapshot.failsafe.as_ref());
     Some(map.map_or_else(|| Value::Object(serde_json::Map::new()), |map| status::to_json(&map.value)))
 }
@@ -180,7 +179,7 @@ async fn promise(
         Trust::Anyone => return stranger(),
         Trust::Member => {}
     }
-    let Some(request) = promise_request(request).await else {
+    let Some(request) = body::<PromiseRequest>(request).await else {
         return text(StatusCode::BAD_REQUEST, "not a promise request");
     };
     let Some(etcd) = &state.etcd else {
@@ -192,8 +191,8 @@ async fn promise(
     }
 }
 
-/// The question in a body; `None` when it is too long, too slow or something else.
-async fn promise_request(request: Request) -> Option<PromiseRequest> {
+/// A body of JSON; `None` when it is too long, too slow or something else.
+pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Option<T> {
     let body = timeout(BODY_PATIENCE, to_bytes(request.into_body(), MAX_BODY)).await.ok()?.ok()?;
     serde_json::from_slice(&body).ok()
 }

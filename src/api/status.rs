@@ -8,6 +8,7 @@ use super::NodeFacts;
 use crate::clock::Moment;
 use crate::dcs::{Initialize, MemberState, Role, Snapshot};
 use crate::ha;
+use crate::ha::failsafe::Activity;
 use crate::ha::publish::pending_restart_reason;
 use crate::postgres::status::{Answer, Control, DataDir, Kind, Standby};
 use crate::types::{Lsn, NodeName, SyncMode, SystemId};
@@ -75,6 +76,10 @@ fn insert_cluster(page: &mut Map<String, Value>, status: &ha::Status, now: Momen
     if is_unlocked(status, now) {
         page.insert("cluster_unlocked".into(), true.into());
     }
+    match status.failsafe.activity {
+        Activity::Active => page.insert("failsafe_mode_is_active".into(), true.into()),
+        Activity::Idle => None,
+    };
     page.insert("dcs_last_seen".into(), status.store_seen.unwrap_or(0).into());
     if !status.tags.is_empty() {
         page.insert("tags".into(), Value::Object(status.tags.clone()));

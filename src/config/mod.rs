@@ -23,7 +23,7 @@ use secrecy::{SecretSlice, SecretString};
 
 use crate::api::access::Access;
 use crate::ha::callbacks::Programs;
-use crate::ha::rules::{Strictness, Tags};
+use crate::ha::rules::{Outlast, Strictness, Tags};
 use crate::postgres::ClientTls;
 use crate::tls::REPLICATION_ROLE;
 use crate::types::{NodeName, Ports, SyncMode};
@@ -86,6 +86,8 @@ pub struct Ha {
     pub strictness: Strictness,
     /// `SYNCHRONOUS_NODE_COUNT`.
     pub sync_node_count: u32,
+    /// `FAILSAFE_MODE`.
+    pub outlast: Outlast,
     /// `MAXIMUM_LAG_ON_FAILOVER`, in bytes.
     pub maximum_lag_on_failover: u64,
     /// `TAG_NOFAILOVER` and the other tags.

@@ -15,7 +15,7 @@ use super::{Config, Database, Errors, Ha, Log, Proxy, RestartNode, Tls, Warning,
 use crate::api::access::{Access, Basic};
 use crate::discovery::{self, Source};
 use crate::ha::callbacks::{Event, Programs};
-use crate::ha::rules::{Strictness, Tags};
+use crate::ha::rules::{Outlast, Strictness, Tags};
 use crate::ha::tags::contradictions;
 use crate::log;
 use crate::postgres::ClientTls;
@@ -275,6 +275,10 @@ fn ha(r: &mut Reader) -> Ha {
     Ha {
         sync_mode: r.parsed("SYNCHRONOUS_MODE", parse::sync_mode).unwrap_or(SyncMode::Quorum),
         strictness: r.parsed("SYNCHRONOUS_MODE_STRICT", parse::strictness).unwrap_or(Strictness::Degrade),
+        outlast: match r.parsed("FAILSAFE_MODE", parse::switch) {
+            Some(true) => Outlast::AllAgree,
+            Some(false) | None => Outlast::Never,
+        },
         sync_node_count: r.parsed("SYNCHRONOUS_NODE_COUNT", parse::count).unwrap_or(1),
         maximum_lag_on_failover: r.parsed("MAXIMUM_LAG_ON_FAILOVER", parse::bytes).unwrap_or(1 << 20),
         tags: tags(r),

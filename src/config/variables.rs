@@ -127,6 +127,11 @@ pub const VARIABLES: &[Variable] = &[
         "A replica further behind does not take over (asynchronous mode).",
     ),
     plain(
+        "FAILSAFE_MODE",
+        "false",
+        "`true`: without the store the primary goes on as long as every member promises not to take its place.",
+    ),
+    plain(
         "RESTAPI_USERNAME",
         "none",
         "User of the REST calls that change something; without one they are taken from members and from this machine only.",

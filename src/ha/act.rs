@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::clock::{self, Moment};
-use crate::dcs::{self, Dcs, Key, Precondition};
+use crate::dcs::{self, Claim, Dcs, Key, Precondition};
 use crate::postgres::StartAs;
 use crate::record::Bootstrap;
 use crate::types::{Chain, Lsn, NodeName, Timeline};
@@ -29,6 +29,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const AFTER_FAILURE_SOON: Duration = Duration::from_millis(100);
 /// Hex digits of the node id that make a name that is taken another one.
 const NAME_SUFFIX: usize = 4;
+/// A request for the leader key that was not answered may arrive for so many TTLs: by then no store still holds it.
+const OUTCOME_OPEN_TTLS: u32 = 2;
 /// All that a release may take of the time for an orderly stop.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 /// A release whose outcome is unknown is asked for so often: nobody else leads before the lease runs out otherwise.
@@ -79,12 +81,13 @@ impl<D: Dcs> Agent<D> {
         let Some(left) = view.demote_at().map(|at| clock::now().until(at)).filter(|_| view.leads()) else {
             return self.perform(view, action).await;
         };
+        let left = if action.waits_for_store() { left.min(self.store_patience()) } else { left };
         timeout(left, self.perform(view, action)).await.unwrap_or(Err(Error::OutOfTime))
     }
 
     async fn put_member(&mut self, view: &View) {
         let member = publish::member(view, &self.config.addresses);
-        let patience = self.snapshot_patience();
+        let patience = self.store_patience();
         match timeout(patience, self.deps.store.put_member(&member)).await {
             Ok(Ok(())) => self.name_is_ours(),
             Ok(Err(dcs::Error::Conflict { .. })) => self.name_is_taken(view.now),
@@ -125,11 +128,11 @@ impl<D: Dcs> Agent<D> {
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
         let store = Arc::clone(&self.deps.store);
         match action {
-            Action::Acquire(claim) => {
-                let held = store.acquire_leader(&self.config.me, claim).await?;
-                self.lease.hold(held).await;
+            Action::Acquire(claim) => self.acquire(claim).await?,
+            Action::Forget => {
+                self.lease.forget().await;
+                self.deps.promises.sit_down();
             }
-            Action::Forget => self.lease.forget().await,
             Action::Release => self.release().await,
             Action::ClaimInitialize(when) => {
                 store.put(Key::Initialize, String::new(), when).await?;
@@ -177,6 +180,14 @@ impl<D: Dcs> Agent<D> {
                 self.memory.configured = Some(Configured { stored, part });
             }
             Action::ChangeSlots(plan) => self.deps.postgres.change_slots(&plan).await?,
+            Action::PutFailsafe(members, when) => {
+                self.memory.roll.writes(&members);
+                store.put(Key::Failsafe, serde_json::to_string(&members)?, when).await?;
+            }
+            Action::DeleteFailsafe(revision) => {
+                store.delete(Key::Failsafe, Precondition::Unchanged(revision)).await?
+            }
+            Action::AskMembers => self.ask_members(view),
             Action::Begin(task) => self.begin(view, task)?,
             Action::Reload => self.memory.configured = None,
             Action::TakeUpSchedule => self.memory.orders.take_up_schedule(view.now),
@@ -190,9 +201,42 @@ impl<D: Dcs> Agent<D> {
         Ok(())
     }
 
+    /// The promises first: one that was given a moment ago binds, and nothing is promised while the outcome is open.
+    async fn acquire(&mut self, claim: Claim) -> Result<(), Error> {
+        let now = clock::now();
+        self.deps.promises.stand(now, now + OUTCOME_OPEN_TTLS * self.rules.timing.ttl)?;
+        match self.deps.store.acquire_leader(&self.config.me, claim).await {
+            Ok(held) => {
+                self.lease.hold(held).await;
+                Ok(())
+            }
+            Err(error @ (dcs::Error::Conflict { .. } | dcs::Error::Rejected(_))) => {
+                self.deps.promises.sit_down();
+                Err(error.into())
+            }
+            Err(error @ dcs::Error::Unreachable(_)) => Err(error.into()),
+        }
+    }
+
+    fn ask_members(&mut self, view: &View) {
+        let Lease::Held { ttl, .. } = view.lease else { return };
+        // The question speaks of whole seconds.
+        let ttl = Duration::from_secs(ttl.as_secs());
+        let asked = clock::now();
+        self.memory.roll.ask(asked);
+        let others = self.memory.roll.others(&self.config.me);
+        let ping = publish::ping(view, &self.config.addresses, ttl);
+        let client = self.deps.client.clone();
+        self.rounds.spawn(async move {
+            let promised = jobs::ask_for_promises(client, others, ping).await;
+            jobs::Round { asked, ttl, promised }
+        });
+    }
+
     /// The lease is forgotten first: from here on this node does not lead, whatever becomes of the request.
     async fn release(&mut self) {
         self.lease.forget().await;
+        self.deps.promises.sit_down();
         if timeout(RELEASE_LIMIT, self.release_key()).await.is_err() {
             warn!("the leader key was not given back in time: it ends with its lease");
         }

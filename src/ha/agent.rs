@@ -24,12 +24,14 @@ use crate::types::{Chain, NodeId, NodeName, Timing};
 use super::configure::with_settings;
 use super::decide::decide;
 use super::desk::{Inbox, Waiting};
+use super::failsafe;
 use super::fitness;
 use super::forecast::forecast;
-use super::jobs::{Done, Outcome};
+use super::jobs::{self, Done, Outcome};
 use super::lease;
 use super::memory;
 use super::orders::{Order, Scheduled};
+use super::promises::Promises;
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
 use super::rules::{Pause, Rules};
@@ -40,9 +42,9 @@ use super::{Error, Phase, Position, Status};
 /// The local instance must answer a status query within this time, or counts as silent for this tick.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// The store must answer a read within this time; while leading never beyond the moment of demotion.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(4);
+const STORE_PATIENCE: Duration = Duration::from_secs(4);
 /// The shortest time that is left to a read, so that a store that has come back is seen.
-const SNAPSHOT_AT_LEAST: Duration = Duration::from_millis(100);
+const STORE_AT_LEAST: Duration = Duration::from_millis(100);
 /// The checkpoint after a promotion writes every dirty page.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -77,6 +79,8 @@ pub struct Deps<D> {
     pub postgres: Postgres,
     /// The cluster record.
     pub record: record::Keeper,
+    /// Where promises and attempts to lead meet.
+    pub promises: Promises,
     /// The deadman.
     pub init: InitLink,
     /// Calls to other nodes.
@@ -138,6 +142,7 @@ pub fn spawn<D: Dcs>(
         last_started: None,
         pause,
         signs: JoinSet::new(),
+        rounds: JoinSet::new(),
         young: Youth::Over,
         last_failure: String::new(),
         complaints: Vec::new(),
@@ -178,6 +183,8 @@ pub(super) struct Agent<D> {
     pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
     /// Signs of life that were asked for: nothing waits for them, the next look takes in what has come.
     signs: JoinSet<(Check, Pulse)>,
+    /// Rounds of questions to the members.
+    pub(super) rounds: JoinSet<jobs::Round>,
     /// Writes to the store that an operator has asked for.
     pub(super) errands: JoinSet<()>,
     /// Who waits for which order.
@@ -266,6 +273,7 @@ impl<D: Dcs> Agent<D> {
                 Ok(()) = process.changed() => {}
                 Ok(()) = changes.changed() => {}
                 () = self.lease.changed() => {}
+                Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
                 Some(done) = self.jobs.join_next() => self.take_in(done),
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
                 letter = self.deps.inbox.next() => self.receive(letter),
@@ -285,13 +293,21 @@ impl<D: Dcs> Agent<D> {
 
     /// Looks at the store and at the instance, both at once, and makes the view of this moment.
     async fn observe(&mut self, phase: Phase) -> View {
-        let patience = self.snapshot_patience();
-        let (snapshot, local) = tokio::join!(
-            timeout(patience, self.deps.store.snapshot()),
-            self.deps.postgres.status(STATUS_PATIENCE)
-        );
+        let patience = self.store_patience();
+        let (store, postgres) = (Arc::clone(&self.deps.store), self.deps.postgres.clone());
+        let looking =
+            async { tokio::join!(timeout(patience, store.snapshot()), postgres.status(STATUS_PATIENCE)) };
+        tokio::pin!(looking);
+        let (snapshot, local) = loop {
+            tokio::select! {
+                seen = &mut looking => break seen,
+                // A silent store takes all the time it is given; what the members promise meanwhile must count at once.
+                Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
+            }
+        };
         let arrived = clock::now();
         self.take_in_signs(arrived);
+        self.memory.promised = self.deps.promises.promised(arrived);
         let store = match snapshot {
             Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived),
             Ok(Err(error)) => self.store_silent(error.to_string(), arrived),
@@ -325,10 +341,12 @@ impl<D: Dcs> Agent<D> {
         view
     }
 
-    pub(super) fn snapshot_patience(&self) -> Duration {
-        let Lease::Held { sent, ttl } = self.lease.state() else { return SNAPSHOT_PATIENCE };
-        let left = clock::now().until(sent + ttl - super::view::demote_margin(ttl));
-        left.clamp(SNAPSHOT_AT_LEAST, SNAPSHOT_PATIENCE)
+    pub(super) fn store_patience(&self) -> Duration {
+        let Lease::Held { sent, ttl } = self.lease.state() else { return STORE_PATIENCE };
+        let now = clock::now();
+        let left = now.until(sent + ttl - super::view::demote_margin(ttl));
+        let left = failsafe::patience(self.lease.state(), self.rules.outlast, now, left);
+        left.clamp(STORE_AT_LEAST, STORE_PATIENCE)
     }
 
     fn store_answered(&mut self, snapshot: Snapshot, arrived: Moment) -> Store {
@@ -361,8 +379,9 @@ impl<D: Dcs> Agent<D> {
         if rules.timing.ttl != self.rules.timing.ttl {
             self.memory.ttl_before = Some((self.rules.timing.ttl, clock::now()));
         }
-        self.deps.store.set_ttl(rules.timing.ttl);
+        // The lease task hears of a shorter TTL before anything can be renewed for it.
         self.timing.send_replace(rules.timing);
+        self.deps.store.set_ttl(rules.timing.ttl);
         if rules.pause != self.rules.pause {
             self.pause.send_replace(rules.pause);
             // What was found out before an operator worked on the cluster is found out again.
@@ -388,6 +407,17 @@ impl<D: Dcs> Agent<D> {
                 Ok((check, pulse)) => self.memory.vitals.hear(check, &pulse, now),
                 Err(error) => warn!(%error, "a check of PostgreSQL was not done"),
             }
+        }
+    }
+
+    async fn take_in_promises(&mut self, round: Result<jobs::Round, tokio::task::JoinError>) {
+        match round {
+            Ok(jobs::Round { asked, ttl, promised }) => {
+                if self.memory.roll.hear(asked, &self.config.me, &promised) {
+                    self.lease.extend(asked, ttl).await;
+                }
+            }
+            Err(error) => warn!(%error, "the members were not asked"),
         }
     }
 
@@ -449,6 +479,7 @@ impl<D: Dcs> Agent<D> {
             maximum_lag_on_failover: self.rules.maximum_lag_on_failover,
             tags: self.rules.tags.to_json(),
             phase: view.phase,
+            failsafe: failsafe::facts(view),
             vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,

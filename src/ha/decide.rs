@@ -16,9 +16,9 @@ use crate::types::{Lsn, Timeline};
 
 use super::Phase;
 use super::adoption;
+use super::failsafe;
 use super::fitness;
-use super::lead;
-use super::lead::{NOW, PROMPTLY};
+use super::lead::{self, NOW, PROMPTLY};
 use super::leaving::awaits_dismissal;
 use super::lineage::{self, Lineage};
 use super::manual;
@@ -51,7 +51,7 @@ const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 /// The decision for this view.
 pub fn decide(view: &View) -> Decision {
     match view.phase {
-        Phase::Serving => pause::gate(view, ungated(view)),
+        Phase::Serving => pause::gate(view, failsafe::also_ask(view, ungated(view))),
         Phase::Stopping => ungated(view),
     }
 }

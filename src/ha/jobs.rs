@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::clock;
+use crate::clock::{self, Moment};
 use crate::peer::PeerClient;
 use crate::postgres::{Postgres, Upstream};
 use crate::types::{Chain, NodeName};
 
+use super::failsafe::Ping;
 use super::manual::HandOver;
 use super::reason::Task;
 use super::view::{Ancestry, Job, PollAnswer, SurveyAnswer};
@@ -22,6 +23,9 @@ use super::{Error, handover, publish};
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(10);
 /// A member must answer a poll within this time: a dead leader's host does not hold up the vote for longer.
 const POLL_PATIENCE: Duration = Duration::from_secs(1);
+/// A member must promise within this time, so that a round ends well before the lease does (Patroni: 2 s and one more try;
+/// the next round is ours).
+const PROMISE_PATIENCE: Duration = Duration::from_secs(2);
 /// The checkpoint before a planned stop shortens the one inside it; it is worth no more than this.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -125,6 +129,38 @@ async fn poll(context: Context) -> BTreeMap<NodeName, PollAnswer> {
         }
     });
     all(asked).await
+}
+
+/// What came of asking the members.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// Before the first question was sent.
+    pub(super) asked: Moment,
+    /// For how long a promise was asked.
+    pub(super) ttl: Duration,
+    /// Who has given it.
+    pub(super) promised: BTreeSet<NodeName>,
+}
+
+/// Asks every member for its promise, all at once; who has given it.
+pub(super) async fn ask_for_promises(
+    client: PeerClient,
+    others: BTreeMap<NodeName, String>,
+    ping: Ping,
+) -> BTreeSet<NodeName> {
+    let asked = others.into_iter().map(|(name, url)| {
+        let (client, ping) = (client.clone(), ping.clone());
+        async move {
+            let answer = timeout(PROMISE_PATIENCE, client.failsafe(&url, &ping)).await;
+            match &answer {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%name, error = %Chain(error), "no promise"),
+                Err(_elapsed) => tracing::warn!(%name, "no promise in time"),
+            }
+            (name, matches!(answer, Ok(Ok(()))))
+        }
+    });
+    all(asked).await.into_iter().filter(|(_, promised)| *promised).map(|(name, _)| name).collect()
 }
 
 async fn survey(context: Context) -> Result<BTreeMap<IpAddr, SurveyAnswer>, Error> {

@@ -9,6 +9,7 @@ use crate::record::Bootstrap;
 use crate::types::{Lsn, SyncMode, Timeline};
 
 use super::candidates;
+use super::failsafe;
 use super::memory::ran_for;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::{START_TIMEOUT, Strictness};
@@ -44,6 +45,7 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
     };
     let mut actions: Vec<_> = sync.into_iter().collect();
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
+    actions.extend(failsafe::key(view, snapshot));
     actions.extend(slots::of_leader(view, snapshot, answer, lsn).map(Action::ChangeSlots));
     actions.push(Action::PutStatus(lsn));
     actions.extend(slots::logical(view, snapshot, answer, lsn).map(Action::ChangeSlots));

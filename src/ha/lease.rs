@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, warn};
 
 use crate::clock::{self, Moment};
@@ -28,6 +28,8 @@ const ORDERS: usize = 4;
 #[derive(Debug)]
 enum Order {
     Hold(Held),
+    /// Every member has promised not to take over: as good as a renewal that was sent at this moment for so long.
+    Extend(Moment, Duration),
     Forget,
 }
 
@@ -42,6 +44,15 @@ impl Keeper {
     /// The lease was acquired: keep it.
     pub(super) async fn hold(&mut self, held: Held) {
         self.order(Order::Hold(held), |l| matches!(l, Lease::Held { .. })).await;
+    }
+
+    /// Every member has promised, in answer to a question that was sent at this moment, not to take over for `ttl`.
+    pub(super) async fn extend(&mut self, asked: Moment, ttl: Duration) {
+        let obeyed = |lease: &Lease| match lease {
+            Lease::Held { sent, .. } => *sent >= asked,
+            Lease::None | Lease::Lost => true,
+        };
+        self.order(Order::Extend(asked, ttl), obeyed).await;
     }
 
     /// The lease is not wanted any more: renew it no longer.
@@ -92,17 +103,30 @@ pub(super) fn spawn<D: Dcs>(deps: Deps<D>, tasks: &mut JoinSet<()>) -> Keeper {
 async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publish: watch::Sender<Lease>) {
     // When the next renewal is due; none while the lease is not ours.
     let mut due: Option<Moment> = None;
+    // The question that all members have last answered with their promise.
+    let mut promised: Option<Moment> = None;
+    // At most one renewal is under way. A store that is silent keeps it waiting; promises do not wait for it.
+    let mut renewal = JoinSet::new();
     loop {
         tokio::select! {
             order = inbox.recv() => match order {
                 Some(Order::Hold(held)) => due = Some(deps.keep(held, &publish)),
+                Some(Order::Extend(asked, ttl)) => {
+                    promised = deps.extend((asked, ttl), &publish).or(promised);
+                }
                 Some(Order::Forget) => {
-                    due = None;
+                    (due, promised) = (None, None);
+                    // What it would say is about a lease that is given up.
+                    renewal = JoinSet::new();
                     publish.send_replace(Lease::None);
                 }
                 None => return,
             },
-            () = until(due) => due = deps.renew(&publish).await,
+            () = until(due), if renewal.is_empty() => {
+                deps.shorten(&publish);
+                deps.begin_renewal(&mut renewal);
+            }
+            Some(renewed) = renewal.join_next() => due = deps.renewed(renewed, promised, &publish),
             Ok(()) = deps.pause.changed() => {
                 let paused = *deps.pause.borrow_and_update();
                 match paused {
@@ -121,6 +145,14 @@ async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publis
     }
 }
 
+/// Whether what the others have promised still lasts.
+fn promises_hold(promised: Option<Moment>, lease: Lease) -> bool {
+    match (promised, lease) {
+        (Some(asked), Lease::Held { ttl, .. }) => clock::now() < asked + ttl - demote_margin(ttl),
+        (Some(_), Lease::None | Lease::Lost) | (None, _) => false,
+    }
+}
+
 async fn until(due: Option<Moment>) {
     match due {
         Some(at) => tokio::time::sleep(clock::now().until(at)).await,
@@ -131,7 +163,12 @@ async fn until(due: Option<Moment>) {
 impl<D: Dcs> Deps<D> {
     /// A successful acquisition or renewal: publish it, move the deadman, and say when the next is due.
     fn keep(&self, held: Held, publish: &watch::Sender<Lease>) -> Moment {
-        let lease = Lease::Held { sent: held.sent, ttl: held.ttl };
+        // A renewal that took long is older than what was promised meanwhile.
+        let sent = match *publish.borrow() {
+            Lease::Held { sent, ttl } if ttl == held.ttl => sent.max(held.sent),
+            Lease::Held { .. } | Lease::None | Lease::Lost => held.sent,
+        };
+        let lease = Lease::Held { sent, ttl: held.ttl };
         publish.send_if_modified(|known| {
             // A renewal is no news for the loop: it reads the new moment at its next tick.
             let news = !matches!(known, Lease::Held { .. });
@@ -153,13 +190,50 @@ impl<D: Dcs> Deps<D> {
         }
     }
 
-    async fn renew(&self, publish: &watch::Sender<Lease>) -> Option<Moment> {
-        match self.store.renew_leader(&self.me).await {
+    /// The promises of all members move the lease, and the deadman, as a renewal would. Says what counts from now on.
+    fn extend(&self, promise: (Moment, Duration), publish: &watch::Sender<Lease>) -> Option<Moment> {
+        let (asked, ttl) = promise;
+        let Lease::Held { sent, .. } = *publish.borrow() else { return None };
+        if asked <= sent {
+            return None;
+        }
+        let lease = Lease::Held { sent: asked, ttl: ttl.min(self.timing.borrow().ttl) };
+        publish.send_replace(lease);
+        self.arm(lease);
+        Some(asked)
+    }
+
+    fn begin_renewal(&self, renewal: &mut JoinSet<Result<Held, Error>>) {
+        let (store, me) = (Arc::clone(&self.store), self.me.clone());
+        renewal.spawn(async move { store.renew_leader(&me).await });
+    }
+
+    /// What a renewal has come to. Says when the next is due.
+    fn renewed(
+        &self,
+        renewed: Result<Result<Held, Error>, JoinError>,
+        promised: Option<Moment>,
+        publish: &watch::Sender<Lease>,
+    ) -> Option<Moment> {
+        let renewed = match renewed {
+            Ok(renewed) => renewed,
+            Err(error) => {
+                warn!(%error, "a renewal of the lease has ended by itself");
+                return Some(clock::now() + RETRY);
+            }
+        };
+        match renewed {
             Ok(held) => Some(self.keep(held, publish)),
             // A refusal (no space, a member that is being replaced) says nothing of who holds the key.
             Err(error @ (Error::Unreachable(_) | Error::Rejected(_))) => {
                 debug!(%error, "the lease could not be renewed, trying again");
                 Some(clock::now() + RETRY)
+            }
+            // The key has run out in a store that was away; nobody may have taken it. The loop looks, and takes it again or stops.
+            Err(error @ Error::Conflict { .. }) if promises_hold(promised, *publish.borrow()) => {
+                warn!(%error, "the leader key has run out under the failsafe");
+                publish.send_modify(|_lease| {});
+                None
             }
             Err(error @ Error::Conflict { .. }) => {
                 warn!(%error, "the leader lease is lost");
@@ -234,6 +308,22 @@ mod tests {
         assert_eq!(init.lease.take_due(), None);
         deps.arm(sent(TTL));
         assert!(init.lease.take_due().is_some());
+    }
+
+    #[test]
+    fn promises_move_a_lease_and_the_deadman_by_no_more_than_was_promised() {
+        let (deps, init) = deps();
+        let (publish, state) = watch::channel(sent(TTL / 2));
+        let (asked, promised) = (clock::now() - TTL / 5, TTL * 4 / 5);
+        assert_eq!(deps.extend((asked, promised), &publish), Some(asked));
+        assert_eq!(*state.borrow(), Lease::Held { sent: asked, ttl: promised });
+        // The alarm counts from when it is set.
+        let fires = init.lease.setting().unwrap().at;
+        let due = asked + promised - DEADMAN_MARGIN;
+        assert!(fires.since(due).max(due.since(fires)) < Duration::from_millis(100), "{fires:?} {due:?}");
+        assert_eq!(deps.extend((asked - TTL, TTL), &publish), None, "an older round says nothing new");
+        publish.send_replace(Lease::Lost);
+        assert_eq!(deps.extend((clock::now(), TTL), &publish), None, "what is lost is not given back");
     }
 
     #[test]

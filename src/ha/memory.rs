@@ -36,6 +36,7 @@ impl Memory {
         for member in &snapshot.members {
             self.seen_slots.insert(member.name.slot_name(), arrived);
         }
+        self.roll.saw_store(snapshot);
         let other = snapshot.leader.as_ref().filter(|leader| leader.name != *me);
         self.observed = other.map(|leader| match self.observed.take() {
             Some(known) if known.revision == leader.revision => known,

@@ -8,6 +8,7 @@ pub mod candidates;
 pub mod configure;
 pub mod decide;
 pub mod desk;
+pub mod failsafe;
 pub mod fitness;
 pub mod forecast;
 mod handover;
@@ -20,6 +21,7 @@ pub mod manual;
 mod memory;
 pub mod orders;
 pub mod pause;
+pub mod promises;
 pub mod publish;
 pub mod race;
 pub mod reason;
@@ -81,6 +83,8 @@ pub struct Status {
     pub tags: serde_json::Map<String, serde_json::Value>,
     /// Whether the node is stopping (readiness then answers 503).
     pub phase: Phase,
+    /// What it does without the store.
+    pub failsafe: failsafe::Facts,
     /// Whether the node can do a primary's work, as far as is known.
     pub vitals: fitness::Vitals,
     /// How many times the HA core has started PostgreSQL, and promoted it.
@@ -130,6 +134,9 @@ pub enum Error {
     /// Whom to ask is not known.
     #[error("the location list is not known yet")]
     NoList,
+    /// The leader key is promised to somebody else.
+    #[error(transparent)]
+    Bound(#[from] promises::Bound),
     /// An action that did not end while the lease still left time for it.
     #[error("not done before the lease runs short")]
     OutOfTime,

@@ -86,6 +86,9 @@ fn allowed(view: &View, action: &Action) -> bool {
         | Action::PutShutdown(..)
         | Action::PutStatus(_)
         | Action::PutHistory(_)
+        | Action::PutFailsafe(..)
+        | Action::DeleteFailsafe(_)
+        | Action::AskMembers
         | Action::Follow(_)
         | Action::SetSyncNames(_)
         | Action::ChangeSlots(_)

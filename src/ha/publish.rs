@@ -1,5 +1,7 @@
 //! What this node writes for the others to read, and how it reads their answers. Patroni's words on both sides.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Shutdown, Snapshot, Status};
@@ -10,6 +12,7 @@ use crate::record::Bootstrap;
 use crate::types::{Lsn, SystemId, Timeline};
 
 use super::Phase;
+use super::failsafe::Ping;
 use super::orders::Scheduled;
 use super::rules::Pause;
 use super::slots;
@@ -187,6 +190,21 @@ pub fn status(view: &View, lsn: Lsn) -> Status {
 pub fn status_at_shutdown(snapshot: &Snapshot, optime: Lsn, shutdown: &Shutdown) -> Status {
     let before = snapshot.status.as_ref().map(|s| s.value.clone()).unwrap_or_default();
     Status { optime: Some(optime), shutdown: Some(shutdown.clone()), ..before }
+}
+
+/// What a leader tells the members whose promise it asks for; it counts on it for `ttl`.
+pub fn ping(view: &View, addresses: &Addresses, ttl: Duration) -> Ping {
+    let position = view.local.sql.as_ref().and_then(|answer| match answer.kind {
+        Kind::Primary { lsn, .. } => Some(lsn),
+        Kind::Standby { .. } => None,
+    });
+    Ping {
+        name: view.me.clone(),
+        conn_url: addresses.conn_url.clone(),
+        api_url: addresses.api_url.clone(),
+        slots: position.and_then(|lsn| status(view, lsn).slots),
+        ttl: Some(ttl.as_secs()),
+    }
 }
 
 /// The timeline that a promotion of the local standby begins.

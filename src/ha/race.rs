@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::dcs::{Claim, Snapshot, Sync};
 use crate::types::{Lsn, NodeName, SyncMode, Timeline};
 
+use super::failsafe;
 use super::fitness;
 use super::lead::NOW;
 use super::manual;
@@ -70,6 +71,9 @@ fn wait(reason: Reason) -> Decision {
 fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)) -> Option<Reason> {
     if view.rules.tags.failover == Failover::Never {
         return Some(Reason::NoFailover);
+    }
+    if let Some(reason) = failsafe::barred(view, snapshot) {
+        return Some(reason);
     }
     let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
     if timeline < cluster {

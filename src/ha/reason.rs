@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::dcs::{Claim, Precondition, Shutdown, Sync};
+use crate::dcs::{Claim, Failsafe, Precondition, Shutdown, Sync};
 use crate::postgres::{Part, SlotPlan, StartAs, StopMode, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SystemId, Timeline};
 
@@ -74,6 +74,12 @@ pub enum Action {
     Configure(Part),
     /// Drop, make and move replication slots.
     ChangeSlots(SlotPlan),
+    /// Write the `failsafe` key.
+    PutFailsafe(Failsafe, Precondition),
+    /// Delete it.
+    DeleteFailsafe(Revision),
+    /// Ask every member of the `failsafe` key for its promise. Nothing waits for it.
+    AskMembers,
     /// Begin a long action; it is shown as `doing` until it ends.
     Begin(Task),
     /// Bring the server to its settings again.
@@ -92,6 +98,45 @@ pub enum Action {
     GiveAway,
     /// End the loop: everything is in order.
     Finish,
+}
+
+impl Action {
+    /// Whether it takes as long as the store does to answer.
+    pub fn waits_for_store(&self) -> bool {
+        match self {
+            Self::Acquire(_)
+            | Self::ClaimInitialize(_)
+            | Self::PutInitialize(_)
+            | Self::PutConfig
+            | Self::PutSync(..)
+            | Self::DeleteSync(_)
+            | Self::ClearFailover(_)
+            | Self::PutShutdown(..)
+            | Self::PutStatus(_)
+            | Self::PutHistory(_)
+            | Self::PutFailsafe(..)
+            | Self::DeleteFailsafe(_) => true,
+            // A release has a limit of its own: nothing leads any more when it is sent.
+            Self::Release
+            | Self::Forget
+            | Self::Start(..)
+            | Self::Follow(_)
+            | Self::Freeze
+            | Self::SetSyncNames(_)
+            | Self::Configure(_)
+            | Self::ChangeSlots(_)
+            | Self::AskMembers
+            | Self::Begin(_)
+            | Self::Reload
+            | Self::TakeUpSchedule
+            | Self::DropSchedule
+            | Self::RestartStopped
+            | Self::AcceptReinitialize
+            | Self::Settle(..)
+            | Self::GiveAway
+            | Self::Finish => false,
+        }
+    }
 }
 
 /// A long action with its parameters.
@@ -185,6 +230,14 @@ pub enum Reason {
     StopHangs(u64),
     /// Somebody who is not behind has room on its volume, and this node has none.
     Fuller(NodeName),
+    /// The store is silent, and these members have promised not to take this primary's place.
+    Outlasting(Vec<NodeName>),
+    /// The store is silent, and these members have not promised.
+    NotAllowedToOutlast(Vec<NodeName>),
+    /// This node has promised that leader not to take its place.
+    Promised(NodeName),
+    /// This node is not in the `failsafe` key: the leader may go on without having asked it.
+    NotInFailsafe,
     /// The vote is held on a position that does not move.
     Freezing,
     /// The others are asked for their positions.
@@ -331,6 +384,20 @@ impl fmt::Display for Reason {
             ),
             Self::Fuller(name) => {
                 write!(f, "{name} has as much and more room on its volume: not a candidate")
+            }
+            Self::Outlasting(who) => {
+                write!(f, "the store is silent: going on, since {} will not take over", names(who))
+            }
+            Self::NotAllowedToOutlast(who) => write!(
+                f,
+                "the store is silent: stopping when the lease ends, since {} did not promise not to take over",
+                names(who)
+            ),
+            Self::Promised(leader) => {
+                write!(f, "no leader, and {leader} was promised that this node does not take over")
+            }
+            Self::NotInFailsafe => {
+                f.write_str("no leader, and this node is not in the failsafe key: not a candidate")
             }
             Self::Freezing => f.write_str("no leader: holding the position for the vote"),
             Self::Polling => f.write_str("no leader: asking the others for their positions"),

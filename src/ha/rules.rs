@@ -26,6 +26,8 @@ pub struct Rules {
     pub sync_node_count: u32,
     /// The lag that a candidate may have, in bytes.
     pub maximum_lag_on_failover: u64,
+    /// What a primary does without the store (`failsafe_mode`).
+    pub outlast: Outlast,
     /// Maintenance mode.
     pub pause: Pause,
     /// How long a start of the primary may take (crash recovery included) before another node shall lead, if one can.
@@ -63,6 +65,16 @@ pub enum Strictness {
     Strict,
 }
 
+/// What a primary does when the store is silent for longer than its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Outlast {
+    /// It stops.
+    #[default]
+    Never,
+    /// It goes on as long as every member promises not to take its place.
+    AllAgree,
+}
+
 impl Rules {
     /// The dynamic configuration that a new cluster begins with.
     pub fn to_config(&self) -> Value {
@@ -79,6 +91,7 @@ impl Rules {
             "synchronous_mode": sync,
             "synchronous_mode_strict": self.strictness == Strictness::Strict,
             "synchronous_node_count": self.sync_node_count,
+            "failsafe_mode": self.outlast == Outlast::AllAgree,
             "postgresql": self.server.clone().unwrap_or_default(),
         })
     }
@@ -133,6 +146,11 @@ impl Rules {
         let (replication, unused) = Replication::of(config);
         rules.replication = replication;
         complaints.extend(unused);
+        rules.outlast = match config.get("failsafe_mode").and_then(flag) {
+            Some(true) => Outlast::AllAgree,
+            Some(false) => Outlast::Never,
+            None => self.outlast,
+        };
         (rules, complaints)
     }
 }
@@ -177,6 +195,7 @@ mod tests {
             strictness: Strictness::Degrade,
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
+            outlast: Outlast::AllAgree,
             pause: Pause::Off,
             primary_start_timeout: START_TIMEOUT,
             primary_stop_timeout: Duration::ZERO,

@@ -18,6 +18,7 @@ use crate::types::{Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline
 
 use super::Phase;
 use super::configure::Configured;
+use super::failsafe::Roll;
 use super::fitness::Vitals;
 use super::manual::{self, HandOver};
 use super::orders::{self, Orders};
@@ -191,6 +192,10 @@ pub struct Memory {
     pub not_streaming: Option<Moment>,
     /// What the running server was last brought to.
     pub configured: Option<Configured>,
+    /// Who must agree before this primary outlives the store.
+    pub roll: Roll,
+    /// The leader that was promised not to be replaced, and until when.
+    pub promised: Option<(NodeName, Moment)>,
     /// Whether the local server can do a primary's work.
     pub vitals: Vitals,
     /// What an operator has asked of this node.

@@ -27,6 +27,7 @@ use crate::dcs::Role;
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
 use crate::discovery::{self, Peers};
 use crate::etcd::{self, PrimaryHere};
+use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::replication::Replication;
 use crate::ha::rules::Rules;
@@ -197,8 +198,10 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let client = ground.certificates.peer_client(&ground.config)?;
     let etcd_unit = Unit::spawn(etcd_unit(), init.clone(), background);
     let room = store_room(&ground, &channels, etcd_unit.clone(), background, stop_store.clone())?;
+    let promises = Promises::open(ground.place.record.clone(), clock::now());
     let (desk, inbox) = ha::desk::open();
-    serve_api(&ground, &channels, (&room, desk), background, stop_api.clone()).await?;
+    let rooms = (&room, desk, promises.clone());
+    serve_api(&ground, &channels, rooms, background, stop_api.clone()).await?;
 
     let told = channels.status.subscribe();
     let proxy = proxy::start(&ground, told, init.clone(), background, stop_api.clone())?;
@@ -209,6 +212,7 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
         store: Arc::new(store),
         postgres,
         record: ground.place.record.clone(),
+        promises,
         init,
         client,
         peers: ground.peers.clone(),
@@ -246,7 +250,7 @@ fn store_room(
 async fn serve_api(
     ground: &Ground,
     channels: &Channels,
-    (room, desk): (&etcd::Handle, ha::desk::Desk),
+    (room, desk, promises): (&etcd::Handle, ha::desk::Desk, Promises),
     background: &mut JoinSet<()>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -261,6 +265,7 @@ async fn serve_api(
         store: room.status(),
         peers: ground.peers.clone(),
         data: channels.data.subscribe(),
+        promises: Some(promises),
         etcd: Some(room.clone()),
         desk: Some(desk),
         access: ground.config.rest.clone(),
@@ -448,6 +453,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         strictness: ha.strictness,
         sync_node_count: ha.sync_node_count,
         maximum_lag_on_failover: ha.maximum_lag_on_failover,
+        outlast: ha.outlast,
         pause: ha::rules::Pause::Off,
         primary_start_timeout: ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,

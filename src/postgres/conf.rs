@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
 use super::settings::{self, Access, Effective, Slots};
-use super::{ClientTls, Config, Error, Shared, Upstream, lock};
+use super::{ClientTls, Config, Error, Shared, Upstream, lock, room};
 use crate::process::{self, Mode};
 use crate::templates::{self, Clients, PgHba, PostgresqlConf, Template};
 
@@ -107,6 +107,7 @@ pub(super) fn postgresql_conf(
         socket_directory: &config.run_dir,
         tls_dir: &config.tls_dir,
         cluster_name: config.name.as_str(),
+        max_slot_wal_keep_size: &room::slot_limit(&config.data_dir),
         parameters: &effective.parameters,
         shared: &effective.shared,
         primary_conninfo: &primary_conninfo,

@@ -9,6 +9,23 @@ use tokio::time::timeout;
 use super::{Posture, Pulse, Shared};
 use crate::types::{Access, Room};
 
+/// A slot whose standby never comes back keeps no more WAL than this part of the volume: a tenth,
+const SLOT_PART: u64 = 10;
+/// but enough for a standby that was away for a moment, and twice what is kept without a slot,
+const SLOT_AT_LEAST: u64 = 256 << 20;
+/// and no more than a standby could ever catch up with.
+const SLOT_AT_MOST: u64 = 64 << 30;
+
+/// `max_slot_wal_keep_size` for the volume that holds the WAL. A size that cannot be learned counts as 40 GiB.
+pub(super) fn slot_limit(data_dir: &Utf8Path) -> String {
+    let room = of(&data_dir.join("pg_wal")).or_else(|| of(data_dir));
+    slot_limit_of(room.map_or(40 << 30, |room| room.total))
+}
+
+fn slot_limit_of(total: u64) -> String {
+    format!("{}MB", (total / SLOT_PART).clamp(SLOT_AT_LEAST, SLOT_AT_MOST) >> 20)
+}
+
 /// Asks the kernel, on a thread of its own: a dead disk may keep the question for ever.
 pub(super) async fn measure(shared: &Shared, patience: Duration) -> Pulse {
     let config = &shared.config;
@@ -40,6 +57,13 @@ fn of(path: &Utf8Path) -> Option<Room> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slot_keeps_a_tenth_of_the_volume_within_bounds() {
+        assert_eq!(slot_limit_of(40 << 30), "4096MB");
+        assert_eq!(slot_limit_of(1 << 30), "256MB");
+        assert_eq!(slot_limit_of(10 << 40), "65536MB");
+    }
 
     #[test]
     fn a_real_file_system_has_room() {

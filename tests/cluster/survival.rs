@@ -89,3 +89,48 @@ async fn a_node_process_killed_alone_loses_no_acknowledged_write_in_quorum_mode(
 async fn a_node_process_killed_alone_loses_no_acknowledged_write_in_asynchronous_mode() {
     node_killed_alone("off").await;
 }
+
+/// The store stands still for much longer than a lease; every node lives and says so. Nobody stops, and nothing is lost.
+#[tokio::test]
+async fn a_primary_outlives_the_store_while_every_member_agrees() {
+    let mut cluster = Cluster::formed(Setup::three().env("FAILSAFE_MODE", "true")).await;
+    let leader = cluster.can_fail_over(FORMED).await;
+    let before = cluster.node(leader).postmaster();
+    let writer = cluster.writer();
+    wait_for_rows(&cluster, leader, 50).await;
+    // The key that names whom to ask is written at the leader's next look after the last member has come.
+    let named = eventually(FORMED, async || (cluster.failsafe_members(leader).await == 3).then_some(()));
+    assert!(named.await.is_some(), "the failsafe key does not name all three");
+
+    let silenced_at = clock::now();
+    let stores: Vec<_> = cluster.numbers().into_iter().map(|n| cluster.node(n).etcd()).collect();
+    stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGSTOP).unwrap());
+    let old = cluster.node(leader).watch_postgres();
+    let gone = eventually(TTL * 3, async || old.is_gone().then_some(()));
+    assert!(gone.await.is_none(), "the primary stopped after {:?}", clock::now().since(silenced_at));
+    wait_for_rows(&cluster, leader, 50).await;
+    stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGCONT).unwrap());
+
+    assert_eq!(cluster.all_stream(FORMED).await, leader);
+    finish(&cluster, leader, writer).await;
+    assert_eq!(cluster.node(leader).postmaster(), before, "it was not restarted");
+}
+
+/// One member that does not answer could have been elected: the primary stops before its lease ends, as without failsafe.
+#[tokio::test]
+async fn a_primary_without_a_store_stops_when_one_member_does_not_agree() {
+    let mut cluster = Cluster::formed(Setup::three().env("FAILSAFE_MODE", "true")).await;
+    let leader = cluster.can_fail_over(FORMED).await;
+    let stores: Vec<_> = cluster.numbers().into_iter().map(|n| cluster.node(n).etcd()).collect();
+    let silent = cluster.numbers().into_iter().find(|n| *n != leader).unwrap();
+    let member = cluster.node(silent).node_process();
+    kill(member, Signal::SIGSTOP).unwrap();
+    stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGSTOP).unwrap());
+    let old = cluster.node(leader).watch_postgres();
+    let stopped =
+        eventually(TTL, async || (old.is_gone() || !cluster.is_writable(leader).await).then(clock::now));
+    assert!(stopped.await.is_some(), "the primary goes on");
+    stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGCONT).unwrap());
+    kill(member, Signal::SIGCONT).unwrap();
+    cluster.all_stream(FORMED).await;
+}

@@ -8,6 +8,7 @@ mod scene;
 
 mod bootstrapping;
 mod configuring;
+mod failsafe;
 mod fencing;
 mod fitness;
 mod following;

@@ -13,7 +13,7 @@ use pgherd::ha::Phase;
 use pgherd::ha::decide::decide;
 use pgherd::ha::reason::{Action, Decision, Reason};
 use pgherd::ha::replication::Replication;
-use pgherd::ha::rules::{Failover, Rules, Strictness, Tags};
+use pgherd::ha::rules::{Failover, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Name, Observed, Poll, PollAnswer,
     Store, Survey, SurveyAnswer, View, Volume,
@@ -78,6 +78,7 @@ impl Scene {
             strictness: Strictness::Degrade,
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
+            outlast: Outlast::Never,
             pause: pgherd::ha::rules::Pause::Off,
             primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
             primary_stop_timeout: Duration::ZERO,
@@ -349,6 +350,20 @@ impl Scene {
     pub(crate) fn surveyed(self, answers: &[(&str, SurveyAnswer)]) -> Self {
         let answers: BTreeMap<IpAddr, _> = answers.iter().map(|(ip, a)| (ip.parse().unwrap(), *a)).collect();
         self.with(|v| v.memory.survey = Some(Survey { at: ago(1), answers }))
+    }
+
+    /// The `failsafe` key in the store.
+    pub(crate) fn failsafe(self, members: &[&str]) -> Self {
+        let key: Failsafe = members
+            .iter()
+            .map(|name| (NodeName::from(*name), format!("http://192.0.2.{}:8008/patroni", &name[1..])))
+            .collect();
+        self.snapshot(|s| s.failsafe = Some(versioned(key)))
+    }
+
+    /// This node is a member too.
+    pub(crate) fn member_too(self, name: &str) -> Self {
+        self.snapshot(|s| s.members.insert(0, member(name, Role::Primary)))
     }
 
     /// A sign of life was asked for so many seconds ago, and this came.

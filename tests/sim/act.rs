@@ -82,14 +82,26 @@ impl World {
         self.at(pause.as_micros() as u64 + 1, Ev::Wake(n, inc, op));
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each action")]
     pub(crate) fn perform(&mut self, n: usize, action: Action) {
         if self.nodes[n].crash_at.is_some() && self.crash_before(n, &word(&action)) {
             return;
         }
         let put = |document, when| Request::Put(Box::new(document), when);
         match action {
-            Action::Acquire(claim) => self.send_act(n, Request::Acquire(claim)),
+            Action::Acquire(claim) if self.stand(n) => self.send_act(n, Request::Acquire(claim)),
+            Action::Acquire(_) => self.acted(n, Ended::Failed("a promise binds".into())),
+            Action::PutFailsafe(members, when) => {
+                self.agent(n).memory.roll.writes(&members);
+                self.send_act(n, put(Document::Failsafe(members), when));
+            }
+            Action::DeleteFailsafe(revision) => self.send_act(n, Request::DeleteFailsafe(revision)),
+            Action::AskMembers => {
+                self.ask_members(n);
+                self.act(n);
+            }
             Action::Release | Action::Forget => {
+                self.sit_down(n);
                 self.agent(n).released = None;
                 self.forget(n);
             }
@@ -208,6 +220,10 @@ impl World {
             Ended::Answer(answer) => matches!(**answer, Answer::Done | Answer::Held(_)),
             Ended::Unknown | Ended::Failed(_) => false,
         };
+        if !ok && matches!((&acting.current, &result), (Some(Action::Acquire(_)), Ended::Answer(_))) {
+            self.sit_down(n);
+        }
+        let Some(acting) = self.acting(n) else { return };
         match (acting.current.clone(), ok) {
             (None, _) => return self.acted_all(n),
             (Some(Action::Acquire(_)), true) => held.into_iter().for_each(|ttl| self.hold(n, sent, ttl)),

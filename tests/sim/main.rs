@@ -18,6 +18,7 @@
 
 mod act;
 mod agent;
+mod failsafe;
 mod faults;
 mod jobs;
 mod postgres;

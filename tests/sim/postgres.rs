@@ -39,6 +39,8 @@ pub(crate) struct Disk {
     pub(crate) bootstrap: Bootstrap,
     pub(crate) promoted: Option<Timeline>,
     pub(crate) generation: u32,
+    /// The promise that the record remembers.
+    pub(crate) promised_to: Option<pgherd::types::NodeName>,
 }
 
 /// A data directory.

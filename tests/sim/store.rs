@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use pgherd::clock::Moment;
 use pgherd::dcs::{
-    Claim, Failover, History, Initialize, Leader, Member, Precondition, Readiness, Snapshot, Status, Sync,
-    Versioned,
+    Claim, Failover, Failsafe, History, Initialize, Leader, Member, Precondition, Readiness, Snapshot,
+    Status, Sync, Versioned,
 };
 use pgherd::types::{LeaseId, NodeName, Revision, SystemId};
 
@@ -21,6 +21,7 @@ pub(crate) enum Request {
     Member(Box<Member>),
     Put(Box<Document>, Precondition),
     DeleteSync(Revision),
+    DeleteFailsafe(Revision),
 }
 
 /// A document and its new value.
@@ -32,6 +33,7 @@ pub(crate) enum Document {
     Status(Status),
     Failover(Failover),
     History(History),
+    Failsafe(Failsafe),
 }
 
 /// What the store answers.
@@ -63,6 +65,7 @@ pub(crate) struct Store {
     status: Option<Versioned<Status>>,
     failover: Option<Versioned<Failover>>,
     history: Option<Versioned<History>>,
+    failsafe: Option<Versioned<Failsafe>>,
     /// Moves when somebody who watches should look again.
     pub(crate) hints: u64,
 }
@@ -96,6 +99,7 @@ impl Store {
             status: None,
             failover: None,
             history: None,
+            failsafe: None,
             hints: 0,
         }
     }
@@ -172,7 +176,7 @@ impl Store {
             history: self.history.clone(),
             sync: self.sync.clone(),
             failover: self.failover.clone(),
-            failsafe: None,
+            failsafe: self.failsafe.clone(),
         }
     }
 
@@ -239,6 +243,15 @@ impl Store {
                 Answer::Done
             }
             Request::Put(document, when) => self.write(*document, when),
+            Request::DeleteFailsafe(seen) => {
+                let holds = self.failsafe.as_ref().is_some_and(|key| key.revision == seen);
+                if holds {
+                    self.failsafe = None;
+                    Answer::Done
+                } else {
+                    Answer::Conflict
+                }
+            }
             Request::DeleteSync(seen) => {
                 let holds = self.sync.as_ref().is_some_and(|s| s.revision == seen);
                 if holds {
@@ -296,6 +309,7 @@ impl Store {
             }
             Document::Status(value) => put(&mut self.status, value, when, next),
             Document::History(value) => put(&mut self.history, value, when, next),
+            Document::Failsafe(value) => put(&mut self.failsafe, value, when, next),
         };
         if done { Answer::Done } else { Answer::Conflict }
     }

@@ -40,6 +40,9 @@ pub(crate) enum Ev {
     Said(usize, u64, u64, usize, PollAnswer, Option<SystemId>),
     Process(usize),
     Sign(usize, u64, Check),
+    Ping(usize, u64, Moment, usize),
+    Promise(usize, u64, Moment, usize),
+    RoundEnds(usize, u64, Moment),
     Deadman(usize, u64),
     // PostgreSQL.
     PgReady(usize, u32),
@@ -67,7 +70,8 @@ impl Ev {
             | Self::Renewal(n, ..) => Some(*n),
             Self::LocalStatus(n, ..) | Self::Local(n, ..) | Self::Work(n, ..) | Self::Said(n, ..) => Some(*n),
             Self::Process(n) | Self::Sign(n, ..) => Some(*n),
-            Self::Ask(_, _, _, to) => Some(*to),
+            Self::Ask(_, _, _, to) | Self::Ping(_, _, _, to) => Some(*to),
+            Self::Promise(n, ..) | Self::RoundEnds(n, ..) => Some(*n),
             Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Deadman(..) | Self::PgReady(..) => None,
             Self::PgDown(..) | Self::Promote(..) | Self::Promoted(..) | Self::Checkpoint(..) => None,
             Self::LocalReplayed(..) | Self::Connect(..) | Self::Pump(..) | Self::Deliver(..) => None,
@@ -85,6 +89,7 @@ impl Ev {
             Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Write(_) => None,
             Self::Done(..) | Self::Hint(_) | Self::Boot(..) | Self::Wake(..) => self.agent(),
             Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
+            Self::Ping(..) | Self::Promise(..) | Self::RoundEnds(..) => self.agent(),
             Self::Ask(..) | Self::Said(..) | Self::Process(_) | Self::Sign(..) => self.agent(),
         }
     }
@@ -295,6 +300,9 @@ impl World {
             Ev::Work(n, inc, job, step) => self.work(n, inc, job, step),
             Ev::Ask(n, inc, job, to) => self.asked(n, inc, job, to),
             Ev::Said(n, inc, job, from, answer, id) => self.said((n, inc, job), from, answer, id),
+            Ev::Ping(n, inc, asked, to) => self.pinged(n, inc, asked, to),
+            Ev::Promise(n, inc, asked, from) => self.promise_came(n, inc, asked, from),
+            Ev::RoundEnds(n, inc, asked) => self.round_ends(n, inc, asked),
             Ev::Process(n) => {
                 self.process(n);
                 self.woken(n);

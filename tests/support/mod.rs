@@ -216,6 +216,14 @@ impl Cluster {
         Vec::new()
     }
 
+    /// How many members the `failsafe` key names, as this node shows it.
+    pub(crate) async fn failsafe_members(&self, node: u8) -> usize {
+        let scheme = if self.is_ssl() { "https" } else { "http" };
+        let url = format!("{scheme}://{}:8008/failsafe", self.address(node));
+        let Ok(answer) = self.http.get(url).send().await else { return 0 };
+        answer.json::<Value>().await.ok().and_then(|map| Some(map.as_object()?.len())).unwrap_or(0)
+    }
+
     fn is_ssl(&self) -> bool {
         self.setup.env.get("SSL_ENABLED").is_some_and(|value| value == "true")
     }

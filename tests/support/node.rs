@@ -91,6 +91,13 @@ impl Node {
         self.process("node")
     }
 
+    /// This node's etcd.
+    pub(crate) fn etcd(&self) -> Pid {
+        let found = descendants(self.pid()).into_iter();
+        let mut found = found.filter(|pid| stat(*pid).is_some_and(|stat| stat.command == "etcd"));
+        found.next().unwrap()
+    }
+
     /// The innermost process whose first argument is this word.
     pub(crate) fn process(&self, word: &str) -> Pid {
         let is = |pid: &Pid| {

@@ -1,0 +1,87 @@
+//! `POST /failsafe`: a leader without a store asks this member to promise that it will not take its place.
+//!
+//! Only members may ask: a promise given to a stranger would keep a cluster without a leader. What may be promised is the HA
+//! core's rule, and its `Promises` give the promise; this only carries the question. Patroni's words and codes.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::Response;
+
+use super::access::Denied;
+use super::listener::{Caller, Trust};
+use super::{State, actions, routes};
+use crate::clock;
+use crate::ha;
+use crate::ha::failsafe::{Ping, Refusal, may_promise};
+use crate::ha::view::upstream;
+use crate::postgres::status::Kind;
+
+/// No leader counts on a promise for longer than this, whatever it says.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// The answer.
+pub(super) async fn ask(state: &State, caller: Caller, request: Request) -> Response {
+    let Some(status) = state.ha.borrow().clone() else {
+        return routes::text(StatusCode::SERVICE_UNAVAILABLE, "the HA loop has not run yet");
+    };
+    // Whoever else may change something, with the password or on this machine, is given no promise.
+    let admitted = actions::admit(state, caller, request.headers());
+    if let Err(denied) = admitted.and_then(|()| is_member(caller, &status)) {
+        return actions::turned_away(denied);
+    }
+    let body = match actions::required(request).await {
+        Ok(body) => body,
+        Err(answer) => return *answer,
+    };
+    let Ok(ping) = serde_json::from_value::<Ping>(body) else {
+        return routes::error_page(StatusCode::BAD_REQUEST);
+    };
+    match promise(state, &status, &ping) {
+        Ok(()) => accepted(&status),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), Refusal> {
+    let now = clock::now();
+    may_promise(status, ping, now)?;
+    let asked = ping.ttl.map_or(Duration::ZERO, Duration::from_secs).min(LONGEST);
+    let promises = state.promises.as_ref().ok_or(Refusal::Standing)?;
+    promises.promise(&ping.name, now, asked.max(status.timing.ttl))
+}
+
+/// By certificate; a stock member, which has none, by its address.
+fn is_member(caller: Caller, status: &ha::Status) -> Result<(), Denied> {
+    let address = caller.address.ip().to_canonical();
+    let mut members = status.snapshot.iter().flat_map(|snapshot| &snapshot.members);
+    match caller.trust {
+        Trust::Member => Ok(()),
+        Trust::Anyone if members.any(|m| upstream(m).is_some_and(|up| up.address == address)) => Ok(()),
+        Trust::Anyone => Err(Denied::Stranger),
+    }
+}
+
+/// Patroni's leader reads the position from a header.
+fn accepted(status: &ha::Status) -> Response {
+    let mut response = routes::text(StatusCode::OK, "Accepted");
+    let position = status.postgres.sql.as_ref().and_then(|answer| match &answer.kind {
+        Kind::Standby { received, replayed, .. } => Some(*received.max(replayed)),
+        Kind::Primary { .. } => None,
+    });
+    if let Some(position) = position {
+        response.headers_mut().insert(HeaderName::from_static("lsn"), HeaderValue::from(position.0));
+    }
+    response
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    match refusal {
+        Refusal::Off => routes::error_page(StatusCode::BAD_GATEWAY),
+        Refusal::Leading => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader"),
+        Refusal::AnotherLeads(_) => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Another node leads"),
+        Refusal::Standing => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Taking the leader key"),
+        Refusal::NotWritten => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "The promise was not written"),
+    }
+}

@@ -1,0 +1,143 @@
+//! Failsafe: who is asked when the store is silent, what their promises are worth, and whom a promise binds.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use pgherd::dcs::{Claim, Precondition};
+use pgherd::ha::reason::{Action, Reason};
+use pgherd::ha::rules::{Outlast, Pause};
+use pgherd::ha::view::Job;
+use pgherd::postgres::status::ControlState;
+use pgherd::types::{NodeName, Revision};
+
+use crate::scene::{HERE, NOW, Scene, ago, name, nothing_because, only, still};
+
+fn names(names: &[&str]) -> BTreeSet<NodeName> {
+    names.iter().map(|name| NodeName::from(*name)).collect()
+}
+
+/// A primary in a cluster whose `failsafe` key names all three; the store falls silent 4 s after its last renewal.
+fn cut_off() -> Scene {
+    let mut scene = Scene::new().primary("", &[]).failsafe(&["n0", "n1", "n2"]);
+    scene.0.rules.outlast = Outlast::AllAgree;
+    let snapshot = scene.0.snapshot().unwrap().clone();
+    scene.0.memory.roll.saw_store(&snapshot);
+    scene.store_silent().lease(4)
+}
+
+fn reason(scene: &Scene) -> Reason {
+    scene.decide().reason
+}
+
+#[test]
+fn a_leader_keeps_the_key_and_takes_it_away_when_the_mode_is_off() {
+    let mut scene = Scene::new().leads().member_too("n0").primary("", &[]);
+    let kept = |scene: &Scene| {
+        scene.decide().actions.into_iter().find_map(|action| {
+            let Action::PutFailsafe(members, when) = action else { return None };
+            Some((members.into_keys().collect::<Vec<_>>(), when))
+        })
+    };
+    assert_eq!(kept(&scene), None);
+    scene.0.rules.outlast = Outlast::AllAgree;
+    let all = vec![name("n0"), name("n1"), name("n2")];
+    assert_eq!(kept(&scene), Some((all.clone(), Precondition::Absent)));
+    let outdated = scene.clone().failsafe(&["n0"]);
+    assert_eq!(kept(&outdated), Some((all, Precondition::Unchanged(Revision(3)))));
+    let right = scene.failsafe(&["n0", "n1", "n2"]);
+    assert_eq!(kept(&right), None);
+    let mut off = right;
+    off.0.rules.outlast = Outlast::Never;
+    assert!(off.decide().actions.contains(&Action::DeleteFailsafe(Revision(3))));
+}
+
+#[test]
+fn a_leader_without_a_store_asks_every_member_while_its_lease_is_good() {
+    assert_eq!(only(cut_off().decide()), Action::AskMembers);
+    let mut asked = cut_off();
+    asked.0.memory.roll.ask(ago(2));
+    assert!(asked.decide().actions.is_empty(), "a round is under way");
+    assert!(asked.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2"])));
+    assert_eq!(only(asked.decide()), Action::AskMembers, "the next round");
+    assert_eq!(reason(&asked), Reason::Outlasting(vec![name("n1"), name("n2")]));
+    let late = cut_off().lease(8);
+    assert!(!late.decide().actions.contains(&Action::AskMembers), "the lease is over: it stops");
+    let mut off = cut_off();
+    off.0.rules.outlast = Outlast::Never;
+    assert!(off.decide().actions.is_empty());
+    let mut paused = cut_off();
+    paused.0.rules.pause = Pause::On;
+    assert!(paused.decide().actions.is_empty(), "in maintenance mode it goes on without");
+    assert!(paused.lease(12).decide().actions.is_empty());
+    assert!(!cut_off().doing(Job::Stop).decide().actions.contains(&Action::AskMembers));
+}
+
+/// A store that can be read and not be written renews no lease.
+#[test]
+fn a_lease_that_ages_although_the_store_can_be_read_is_reason_enough_to_ask() {
+    let mut scene = Scene::new().leader("n0").primary("", &[]).failsafe(&["n0", "n1", "n2"]);
+    scene.0.rules.outlast = Outlast::AllAgree;
+    let snapshot = scene.0.snapshot().unwrap().clone();
+    scene.0.memory.roll.saw_store(&snapshot);
+    assert!(!scene.clone().lease(1).decide().actions.contains(&Action::AskMembers));
+    assert!(scene.lease(4).decide().actions.contains(&Action::AskMembers));
+}
+
+#[test]
+fn one_member_that_does_not_promise_is_enough_to_stop() {
+    let mut scene = cut_off();
+    scene.0.memory.roll.ask(ago(2));
+    assert!(!scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1"])));
+    assert_eq!(reason(&scene), Reason::NotAllowedToOutlast(vec![name("n2")]));
+    assert_eq!(reason(&scene.lease(7)), Reason::LeaseEnding);
+}
+
+#[test]
+fn a_leader_that_is_not_in_the_key_asks_nobody() {
+    let mut scene = Scene::new().primary("", &[]).failsafe(&["n1", "n2"]);
+    scene.0.rules.outlast = Outlast::AllAgree;
+    let snapshot = scene.0.snapshot().unwrap().clone();
+    scene.0.memory.roll.saw_store(&snapshot);
+    assert!(scene.store_silent().lease(4).decide().actions.is_empty());
+}
+
+/// A write whose outcome is unknown may have made somebody a candidate.
+#[test]
+fn whoever_is_in_a_key_that_was_only_tried_is_asked_too() {
+    let mut scene = cut_off();
+    let all = ["n0", "n1", "n2", "n3"].map(|n| (NodeName::from(n), String::new()));
+    scene.0.memory.roll.writes(&all.into());
+    scene.0.memory.roll.ask(ago(2));
+    assert!(!scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2"])));
+    assert!(scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2", "n3"])));
+}
+
+#[test]
+fn a_promise_binds_until_it_ends_and_a_stranger_to_the_key_never_leads() {
+    let mut bound = Scene::new().no_leader().votes(HERE, &[("n1", still(HERE)), ("n2", still(HERE))]);
+    bound.0.memory.promised = Some((name("n1"), NOW + Duration::from_secs(1)));
+    assert_eq!(nothing_because(bound.decide()), Reason::Promised(name("n1")));
+    bound.0.memory.promised = Some((name("n1"), NOW));
+    assert_eq!(only(bound.decide()), Action::Acquire(Claim::Vacant));
+    let stranger = bound.failsafe(&["n1", "n2"]);
+    assert_eq!(nothing_because(stranger.decide()), Reason::NotInFailsafe, "whatever the mode is now");
+    assert_eq!(only(stranger.failsafe(&["n0", "n1"]).decide()), Action::Acquire(Claim::Vacant));
+}
+
+/// The store is back, the key has run out, nobody could have taken it: the primary never stopped.
+#[test]
+fn a_primary_that_outlived_the_store_takes_its_key_again_if_it_is_vacant() {
+    let back = Scene::new().no_leader().lease(1).primary("", &[]);
+    assert_eq!(only(back.decide()), Action::Acquire(Claim::Vacant));
+    let taken = Scene::new().leader("n1").lease(1).primary("", &[]);
+    assert_eq!(reason(&taken), Reason::AnotherLeads(name("n1")));
+}
+
+#[test]
+fn a_crash_under_the_failsafe_is_restarted_and_the_members_are_asked_on() {
+    let mut down = cut_off();
+    down.0.local.process = pgherd::supervisor::UnitState::Down { last: None };
+    down.0.local.sql = None;
+    let actions = down.data(ControlState::InProduction).decide().actions;
+    assert!(matches!(actions.as_slice(), [Action::AskMembers, Action::Start(..)]), "{actions:?}");
+}

@@ -1,0 +1,139 @@
+//! The simulated promises and the questions of a leader without a store: what `ha::promises`, `ha::lease` and `POST /failsafe` do.
+
+use std::collections::BTreeSet;
+
+use pgherd::clock::Moment;
+use pgherd::ha::view::{Lease, demote_margin};
+use pgherd::types::NodeName;
+
+use crate::postgres::State;
+use crate::world::{Ev, World, name};
+
+/// What `PROMISE_PATIENCE` is there.
+const PATIENCE: u64 = 2_000_000;
+
+/// Where promises and attempts to lead meet.
+#[derive(Debug, Default)]
+pub(crate) struct Promises {
+    promised: Option<(NodeName, Moment)>,
+    standing: Option<Moment>,
+}
+
+/// A round of questions.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    asked: Moment,
+    promised: BTreeSet<NodeName>,
+}
+
+impl World {
+    /// A promise of the life before binds for a whole TTL.
+    pub(crate) fn open_promises(&mut self, n: usize) {
+        let until = self.clock(n) + self.nodes[n].agent.rules.timing.ttl;
+        let bound = self.nodes[n].disk.promised_to.clone();
+        self.agent(n).promises = Promises { promised: bound.map(|leader| (leader, until)), standing: None };
+    }
+
+    /// What binds this node at this look.
+    pub(crate) fn look_at_promises(&mut self, n: usize) {
+        let now = self.clock(n);
+        if self.agent(n).promises.promised.as_ref().is_some_and(|(_, until)| now >= *until) {
+            self.agent(n).promises.promised = None;
+            self.nodes[n].disk.promised_to = None;
+        }
+        let agent = self.agent(n);
+        agent.memory.promised.clone_from(&agent.promises.promised);
+    }
+
+    /// Whether the key may be asked for now.
+    pub(crate) fn stand(&mut self, n: usize) -> bool {
+        let now = self.clock(n);
+        let open = 2 * self.nodes[n].agent.rules.timing.ttl;
+        let promises = &mut self.agent(n).promises;
+        let free = promises.promised.as_ref().is_none_or(|(_, until)| now >= *until);
+        if free {
+            promises.standing = Some(now + open);
+        }
+        free
+    }
+
+    pub(crate) fn sit_down(&mut self, n: usize) {
+        self.agent(n).promises.standing = None;
+    }
+
+    pub(crate) fn ask_members(&mut self, n: usize) {
+        let asked = self.clock(n);
+        self.agent(n).memory.roll.ask(asked);
+        self.agent(n).asking = Some(Asking { asked, promised: BTreeSet::new() });
+        let inc = self.nodes[n].agent.inc;
+        let others = self.nodes[n].agent.memory.roll.others(&name(n));
+        for to in others.keys().filter_map(|other| other.as_str()[1..].parse::<usize>().ok()) {
+            if self.reaches(n, to) {
+                let delay = self.latency(n, to);
+                self.at(delay, Ev::Ping(n, inc, asked, to));
+            }
+        }
+        self.at(PATIENCE, Ev::RoundEnds(n, inc, asked));
+    }
+
+    /// A leader's question arrives.
+    pub(crate) fn pinged(&mut self, n: usize, inc: u64, asked: Moment, to: usize) {
+        let now = self.clock(to);
+        let node = &mut self.nodes[to];
+        let leads = node.agent.lease != Lease::None || (node.pg.primary && node.pg.state == State::Ready);
+        let stands = node.agent.promises.standing.is_some_and(|until| now < until);
+        if !node.agent.alive || leads || stands {
+            return;
+        }
+        let until = now + node.agent.rules.timing.ttl;
+        let until = node.agent.promises.promised.as_ref().map_or(until, |(_, before)| until.max(*before));
+        node.agent.promises.promised = Some((name(n), until));
+        node.disk.promised_to = Some(name(n));
+        if self.reaches(to, n) {
+            let delay = self.latency(to, n);
+            self.at(delay, Ev::Promise(n, inc, asked, to));
+        }
+    }
+
+    pub(crate) fn promise_came(&mut self, n: usize, inc: u64, asked: Moment, from: usize) {
+        if self.nodes[n].agent.inc != inc {
+            return;
+        }
+        let others = self.nodes[n].agent.memory.roll.others(&name(n)).len();
+        let Some(asking) = self.agent(n).asking.as_mut().filter(|a| a.asked == asked) else { return };
+        asking.promised.insert(name(from));
+        if asking.promised.len() >= others {
+            self.round_ends(n, inc, asked);
+        }
+    }
+
+    pub(crate) fn round_ends(&mut self, n: usize, inc: u64, asked: Moment) {
+        if self.nodes[n].agent.inc != inc || !self.nodes[n].agent.alive {
+            return;
+        }
+        let Some(asking) = self.agent(n).asking.take_if(|a| a.asked == asked) else { return };
+        if self.agent(n).memory.roll.hear(asked, &name(n), &asking.promised) {
+            self.extend(n, asked);
+        }
+        self.woken(n);
+    }
+
+    /// `Lease::Held` moves, and the deadman with it.
+    fn extend(&mut self, n: usize, asked: Moment) {
+        let Lease::Held { sent, ttl } = self.nodes[n].agent.lease else { return };
+        if asked > sent {
+            self.log(n, || "goes on: all have promised".into());
+            self.agent(n).lease = Lease::Held { sent: asked, ttl };
+            self.agent(n).extended = Some(asked);
+            self.arm(n);
+        }
+    }
+
+    /// Whether the promises of the others still last.
+    pub(crate) fn promises_hold(&self, n: usize) -> bool {
+        match (self.nodes[n].agent.extended, self.nodes[n].agent.lease) {
+            (Some(asked), Lease::Held { ttl, .. }) => self.clock(n) < asked + ttl - demote_margin(ttl),
+            (Some(_), Lease::None | Lease::Lost) | (None, _) => false,
+        }
+    }
+}
