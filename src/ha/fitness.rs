@@ -23,6 +23,7 @@ use crate::postgres::{Check, Posture, Pulse, StopMode};
 use crate::supervisor::UnitState;
 use crate::types::{Access, Lsn, NodeName, Room, SyncMode, Timeline};
 
+use super::manual;
 use super::pause;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::sync::Electors;
@@ -339,8 +340,8 @@ fn heir<'a>(view: &View, snapshot: &'a Snapshot, ailment: &Ailment) -> Option<&'
 }
 
 fn is_candidate(view: &View, member: &Member) -> bool {
-    let barred = member.tags.get("nofailover").is_some_and(|v| v == true);
-    member.name != view.me && member.state == MemberState::Running && member.role == Role::Replica && !barred
+    let runs = member.state == MemberState::Running && member.role == Role::Replica;
+    member.name != view.me && runs && manual::priority(member) > 0
 }
 
 /// Never to a fuller node. One that does not tell (a stock node) is taken for one with room, unless room is the matter.

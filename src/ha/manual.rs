@@ -332,16 +332,25 @@ pub fn is_requested(view: &View, snapshot: &Snapshot) -> bool {
     current(view, snapshot).is_some()
 }
 
-/// To whom this node leaves the lead because a request says so. Only ever to a member that can win.
+/// To whom this node leaves the lead because a request says so. Only ever to a member that can win, and not for long: it may
+/// lack votes that only it knows of, and a request is not worth an outage.
 pub fn yields_to(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -> Option<NodeName> {
+    let patience = view.rules.timing.retry_timeout;
+    if view.memory.frozen.is_some_and(|since| view.now.since(since) >= patience) {
+        return None;
+    }
     let request = &current(view, snapshot)?.value;
-    let electors = active_sync(view, snapshot).map(Electors::of).unwrap_or_default();
+    // With an empty set nobody but the last leader can win.
+    let elected = |name: &NodeName| {
+        active_sync(view, snapshot)
+            .is_none_or(|sync| Electors::of(sync).voters.contains(name) || sync.leader.as_ref() == Some(name))
+    };
     let can_win = |name: &NodeName| match poll.answers.get(name) {
         Some(PollAnswer::Standby(other)) => {
             let forced = request.leader.is_none() && request.member.as_ref() == Some(name);
-            let voter = electors.voters.is_empty() || electors.voters.contains(name);
             other.eligibility == Eligibility::Eligible
-                && (forced || (voter && (ahead(other, mine) || (other.timeline, other.position) == mine)))
+                && (forced
+                    || (elected(name) && (ahead(other, mine) || (other.timeline, other.position) == mine)))
         }
         Some(PollAnswer::Primary | PollAnswer::Down | PollAnswer::Unreachable) | None => false,
     };

@@ -24,11 +24,15 @@ const RACE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The decision of a running standby in a cluster that nobody leads. `claim` says how the key is to be taken.
 pub fn race(view: &View, snapshot: &Snapshot, claim: Claim, mine: (Timeline, Lsn)) -> Decision {
-    if let Some(reason) = unfit(view, snapshot, mine) {
+    if let Some(reason) = barred(view, snapshot, mine.0) {
         return wait(reason);
     }
+    // Also where nobody else could be elected: the set of the last leader may have been empty when it handed over.
     if manual::inherits(view, snapshot, claim, mine) {
         return act(Action::Acquire(claim), Reason::Winning);
+    }
+    if let Some(reason) = unfit(view, snapshot, mine) {
+        return wait(reason);
     }
     let Some(frozen) = view.memory.frozen else {
         return act(Action::Freeze, Reason::Freezing);
@@ -67,8 +71,8 @@ fn wait(reason: Reason) -> Decision {
     Decision { actions: vec![], reason, wake: Wake::Soon(RACE_INTERVAL) }
 }
 
-/// Why this node cannot lead whatever the others say.
-fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)) -> Option<Reason> {
+/// Why this node cannot lead whatever it has.
+fn barred(view: &View, snapshot: &Snapshot, timeline: Timeline) -> Option<Reason> {
     if view.rules.tags.failover == Failover::Never {
         return Some(Reason::NoFailover);
     }
@@ -78,6 +82,14 @@ fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)
     let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
     if timeline < cluster {
         return Some(Reason::BehindTimeline { mine: timeline, cluster });
+    }
+    None
+}
+
+/// Why this node cannot lead whatever the others say.
+fn unfit(view: &View, snapshot: &Snapshot, (timeline, position): (Timeline, Lsn)) -> Option<Reason> {
+    if let Some(reason) = barred(view, snapshot, timeline) {
+        return Some(reason);
     }
     if manual::is_forced(view, snapshot) {
         return None;

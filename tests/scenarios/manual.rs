@@ -10,7 +10,7 @@ use pgherd::postgres::StartAs;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::{Lsn, NodeName, Revision, SyncMode, Timeline};
 
-use crate::scene::{HERE, NOW, Scene, candidate, name, nothing_because, only, still};
+use crate::scene::{HERE, NOW, Scene, ago, candidate, name, nothing_because, only, still};
 
 const KEY: Revision = Revision(77);
 /// Behind the shutdown checkpoint of a scene's data.
@@ -213,6 +213,15 @@ fn whoever_has_everything_that_the_leader_left_behind_needs_no_vote() {
     assert_eq!(only(named.decide()), Action::Acquire(Claim::Vacant));
 }
 
+/// It had just been promoted: nobody confirmed its commits yet, so that nobody else could be elected.
+#[test]
+fn whoever_has_everything_leads_also_after_a_leader_whose_set_was_still_empty() {
+    let closed = left_behind(END, END).sync_mode(SyncMode::Quorum).sync_key("n1", 0, &[]);
+    assert_eq!(only(closed.decide()), Action::Acquire(Claim::Vacant));
+    let less = left_behind(END - 1, END).sync_mode(SyncMode::Quorum).sync_key("n1", 0, &[]);
+    assert!(matches!(nothing_because(less.decide()), Reason::NotSynchronous(_)));
+}
+
 /// A leader that came after it has closed the `sync` key before it could write.
 #[test]
 fn what_an_earlier_leader_left_behind_counts_for_nothing_once_another_has_led() {
@@ -255,6 +264,18 @@ fn the_old_leader_of_a_switchover_leads_again_only_if_nobody_else_can() {
     let with = |answer| asked(race(HERE, &[("n2", answer)]), Some("n0"), None).decide();
     assert_eq!(nothing_because(with(still(HERE))), Reason::LeftTo(name("n2")));
     assert_eq!(only(with(PollAnswer::Down)), Action::Acquire(Claim::Vacant));
+}
+
+/// Both would wait for ever otherwise: the one that was asked to go for one that cannot be elected.
+#[test]
+fn a_leader_that_was_asked_to_go_leads_again_where_nobody_else_can_be_elected_or_is() {
+    let level = || asked(race(HERE, &[("n2", still(HERE))]), Some("n0"), None);
+    let only_it = level().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
+    assert_eq!(only(only_it.decide()), Action::Acquire(Claim::Vacant));
+    let mut voter = level().sync_mode(SyncMode::Quorum).sync_key("n0", 1, &["n2", "n3"]);
+    assert_eq!(nothing_because(voter.decide()), Reason::LeftTo(name("n2")));
+    voter.0.memory.frozen = Some(ago(4));
+    assert_eq!(only(voter.decide()), Action::Acquire(Claim::Vacant), "it lacks a vote, or does not hear");
 }
 
 /// The one way to lose what was acknowledged: a person names a member after the leader is gone.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use pgherd::clock::Moment;
 use pgherd::dcs::{Failover, Precondition, Shutdown};
+use pgherd::ha::orders::{Accepted, Order, Orders, Settled};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
 use pgherd::ha::view::Job;
@@ -146,14 +148,11 @@ impl World {
                 self.act(n);
             }
             Action::GiveAway => self.give_away(n),
-            // Nobody gives orders here.
-            Action::Reload
-            | Action::Settle(..)
-            | Action::TakeUpSchedule
-            | Action::DropSchedule
-            | Action::RestartStopped
-            | Action::AcceptReinitialize
-            | Action::Finish => self.act(n),
+            Action::Settle(order, how) => self.settle(n, order, &how),
+            Action::RestartStopped => self.note(n, Orders::stopped),
+            Action::AcceptReinitialize => self.note(n, |orders, _now| accept(orders)),
+            // Nobody asks for these here.
+            Action::Reload | Action::TakeUpSchedule | Action::DropSchedule | Action::Finish => self.act(n),
         }
     }
 
@@ -185,6 +184,17 @@ impl World {
     fn freeze(&mut self, n: usize) {
         self.agent(n).memory.following = None;
         self.local(n, LocalOp::Freeze, 3_000, 30_000);
+    }
+
+    fn settle(&mut self, n: usize, order: Order, how: &Settled) {
+        self.log(n, || format!("an order is settled: {order:?}, {how:?}"));
+        self.note(n, |orders, _now| orders.settle(order));
+    }
+
+    fn note(&mut self, n: usize, change: impl FnOnce(&mut Orders, Moment)) {
+        let now = self.clock(n);
+        change(&mut self.agent(n).memory.orders, now);
+        self.act(n);
     }
 
     fn give_away(&mut self, n: usize) {
@@ -317,6 +327,12 @@ impl World {
         self.log(n, || format!("starts PostgreSQL (primary: {}, names '{names}')", upstream.is_none()));
         self.at(1_000, Ev::Process(n));
         Ok(())
+    }
+}
+
+fn accept(orders: &mut Orders) {
+    if let Some(order) = &mut orders.reinitialize {
+        order.stage = Accepted::Yes;
     }
 }
 

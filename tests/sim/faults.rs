@@ -41,6 +41,10 @@ pub(crate) enum Fault {
     ApiUp,
     ApiHide(usize),
     ApiShow(usize),
+    /// Whoever leads shall be followed by somebody, or by this one.
+    Switchover(Option<usize>),
+    Restart(usize),
+    Reinitialize(usize),
 }
 
 /// A whole run: its set-up and its faults.
@@ -127,6 +131,10 @@ impl fmt::Display for Fault {
             Self::ApiUp => write!(f, "api-up"),
             Self::ApiHide(n) => write!(f, "api-hide n{n}"),
             Self::ApiShow(n) => write!(f, "api-show n{n}"),
+            Self::Switchover(None) => write!(f, "switchover"),
+            Self::Switchover(Some(n)) => write!(f, "switchover n{n}"),
+            Self::Restart(n) => write!(f, "restart n{n}"),
+            Self::Reinitialize(n) => write!(f, "reinitialize n{n}"),
         }
     }
 }
@@ -174,6 +182,10 @@ impl Fault {
             "api-up" => Self::ApiUp,
             "api-hide" => Self::ApiHide(node(1)?),
             "api-show" => Self::ApiShow(node(1)?),
+            "switchover" if words.len() == 1 => Self::Switchover(None),
+            "switchover" => Self::Switchover(Some(node(1)?)),
+            "restart" => Self::Restart(node(1)?),
+            "reinitialize" | "reinit" => Self::Reinitialize(node(1)?),
             other => return Err(format!("{other} is no event; README.md beside this file lists them")),
         })
     }
@@ -187,7 +199,8 @@ impl Fault {
             Self::Cut(a, b) | Self::Heal(a, b) => [a, b],
             Self::Write(n) | Self::Read(n) | Self::CrashAt(n, _) | Self::LoseWal(n) => [n, n],
             Self::DiskFull(n) | Self::DiskFree(n) | Self::Hang(n) | Self::Unhang(n) => [n, n],
-            Self::ApiHide(n) | Self::ApiShow(n) => [n, n],
+            Self::ApiHide(n) | Self::ApiShow(n) | Self::Restart(n) | Self::Reinitialize(n) => [n, n],
+            Self::Switchover(n) => [n.unwrap_or(0), 0],
             Self::StoreDown | Self::StoreUp | Self::StoreElection => [0, 0],
             Self::Set(..) | Self::ApiDown | Self::ApiUp => [0, 0],
         }
@@ -223,8 +236,23 @@ impl Schedule {
         if rng.chance(500) {
             schedule.voters = Voters::Nodes;
         }
+        for _ in 0..if rng.chance(300) { rng.range(1, 4) } else { 0 } {
+            let at = rng.range(12_000, calm - 1000);
+            schedule.faults.push((at, schedule.request(&mut rng)));
+        }
         schedule.faults.sort_by_key(|(at, _)| *at);
         schedule
+    }
+
+    /// What a person asks for.
+    fn request(&self, rng: &mut Rng) -> Fault {
+        let n = rng.range(0, self.nodes as u64) as usize;
+        match rng.range(0, 5) {
+            0 => Fault::Switchover(None),
+            1 | 2 => Fault::Switchover(Some(n)),
+            3 => Fault::Restart(n),
+            _ => Fault::Reinitialize(n),
+        }
     }
 
     fn one(&mut self, rng: &mut Rng, at: u64, end: u64) {

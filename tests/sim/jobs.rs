@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use pgherd::ha::manual::{self, HandOver, HandOverEnd};
+use pgherd::ha::orders::Order;
 use pgherd::ha::reason::Task;
 use pgherd::ha::view::{
     Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer, UpstreamWal,
@@ -289,9 +290,11 @@ impl World {
         };
         agent.memory.succeeded(job);
         match out {
-            Out::Stopped | Out::Initialised => {}
+            Out::Stopped => agent.memory.orders.stopped(now),
+            Out::Initialised => {}
             Out::Bootstrapped => self.nodes[n].disk.bootstrap = Bootstrap::Settled,
             Out::Cloned => {
+                agent.memory.orders.settle(Order::Reinitialize);
                 (agent.memory.ancestry, agent.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 agent.memory.succeeded(Job::Rewind);
                 self.nodes[n].disk.bootstrap = Bootstrap::Settled;

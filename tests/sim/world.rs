@@ -5,6 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use pgherd::clock::Moment;
+use pgherd::dcs::{Failover, Precondition};
+use pgherd::ha::Phase;
+use pgherd::ha::orders::{
+    Accepted, Conditions, Insistence, Orders, Reinitialize, Restart, Stage as OrderStage,
+};
 use pgherd::ha::view::PollAnswer;
 use pgherd::postgres::Check;
 use pgherd::types::{Lsn, NodeName, SystemId};
@@ -13,7 +18,7 @@ use crate::agent::{Agent, Ended, LocalOp, Slot};
 use crate::faults::{Fault, Mode, Schedule, Voters};
 use crate::postgres::{Branch, Disk, Pg, State};
 use crate::rng::Rng;
-use crate::store::{Request, Store};
+use crate::store::{Document, Request, Store};
 
 /// After the faults have ended everything must be well within this time (microseconds).
 const BOUND: u64 = 60_000_000;
@@ -188,6 +193,13 @@ pub(crate) fn run(schedule: &Schedule, told: bool) -> Outcome {
         n_promotions: world.n_promotions,
         n_events: world.n_events,
     }
+}
+
+/// A copy in the place of this one, if two others are whole.
+const REINITIALIZE: Reinitialize = Reinitialize { insistence: Insistence::Careful, stage: Accepted::No };
+
+fn restart(now: Moment) -> Restart {
+    Restart { conditions: Conditions::default(), timeout: None, stage: OrderStage::Asked, since: now }
 }
 
 impl World {
@@ -397,12 +409,7 @@ impl World {
             self.tell(|| format!("the leader key: {before:?} -> {now:?}"));
         }
         if self.store.hints != hints {
-            for to in 0..self.nodes.len() {
-                let delay = self.rng.range(500, 15_000);
-                if self.nodes[to].store_in {
-                    self.at(delay, Ev::Hint(to));
-                }
-            }
+            self.hint();
         }
         if self.nodes[n].store_in {
             let delay = self.store_delay(n);
@@ -487,6 +494,44 @@ impl World {
             Fault::ApiUp => self.api_up = true,
             Fault::ApiHide(n) => drop(self.hidden.insert(n)),
             Fault::ApiShow(n) => drop(self.hidden.remove(&n)),
+            Fault::Switchover(to) => self.ask_for_switchover(to),
+            Fault::Restart(n) => self.order(n, |orders, now| orders.restart = Some(restart(now))),
+            Fault::Reinitialize(n) => self.order(n, |orders, _now| orders.reinitialize = Some(REINITIALIZE)),
+        }
+    }
+
+    /// A person asks for another leader, by way of a node that reaches the store.
+    fn ask_for_switchover(&mut self, to: Option<usize>) {
+        let leader = self.store.leader().cloned().filter(|_| self.store_up);
+        if leader.is_none() {
+            return self.tell(|| "(left out: nobody leads)".into());
+        }
+        let request = Failover { leader, member: to.map(name), scheduled_at: None };
+        let hints = self.store.hints;
+        let write = Request::Put(Box::new(Document::Failover(request)), Precondition::None);
+        self.store.apply(&NodeName::from("person"), write, self.now);
+        if self.store.hints != hints {
+            self.hint();
+        }
+    }
+
+    /// A person asks something of one node, which must be there to hear it.
+    fn order(&mut self, n: usize, give: impl FnOnce(&mut Orders, Moment)) {
+        let node = &self.nodes[n];
+        if !node.agent.alive || node.frozen || node.paused || node.agent.phase == Phase::Stopping {
+            return self.tell(|| "(left out: it does not answer)".into());
+        }
+        let now = self.clock(n);
+        give(&mut self.agent(n).memory.orders, now);
+        self.woken(n);
+    }
+
+    fn hint(&mut self) {
+        for to in 0..self.nodes.len() {
+            let delay = self.rng.range(500, 15_000);
+            if self.nodes[to].store_in {
+                self.at(delay, Ev::Hint(to));
+            }
         }
     }
 
