@@ -100,10 +100,7 @@ fn query(name: &str) -> Value {
             json!({ "type": "string" }),
             "How far behind a replica may be: bytes, or with a unit such as 16MB",
         ),
-        MODE => (
-            json!({ "type": "string", "enum": ["apply", "write"] }),
-            "Whether replayed or received WAL counts",
-        ),
+        MODE => (json!({ "type": "string" }), "write: received WAL counts; anything else: replayed WAL does"),
         _ => (json!({ "type": "string" }), "How a replica gets its WAL, such as streaming"),
     };
     json!({ "name": name, "in": "query", "required": false, "schema": schema, "description": description })
@@ -154,7 +151,7 @@ fn config() -> Value {
 /// A change of the configuration, which answers with what came of it.
 fn change(summary: &str, refused: &[u16]) -> Value {
     let now = answer("The configuration as it is now", "application/json", &reference("Object"));
-    operation(summary, Some("Object"), &[("200".to_owned(), now)], refused)
+    operation(summary, Some("Change"), &[("200".to_owned(), now)], refused)
 }
 
 fn failsafe() -> Value {
@@ -203,7 +200,7 @@ fn operation(summary: &str, body: Option<&str>, answers: &[(String, Value)], cod
     operation.insert("responses".to_owned(), responses.into());
     operation.insert("security".to_owned(), json!([{}, { "basic": [] }]));
     if let Some(schema) = body {
-        let needed = matches!(schema, "Switchover" | "Failover" | "Failsafe" | "Object");
+        let needed = matches!(schema, "Switchover" | "Failover" | "Failsafe" | "Change");
         let content = json!({ "application/json": { "schema": reference(schema) } });
         operation.insert("requestBody".to_owned(), json!({ "required": needed, "content": content }));
     }
@@ -253,6 +250,7 @@ fn schemas() -> Value {
     let closed = |properties: Value, required: &[&str]| json!({ "type": "object", "properties": properties, "additionalProperties": false, "required": required });
     json!({
         "Object": { "type": "object" },
+        "Change": { "type": "object", "minProperties": 1 },
         "History": { "type": "array", "items": { "type": "array", "minItems": 3, "items": {} } },
         "Member": {
             "type": "object",
