@@ -77,11 +77,12 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             print(&block_on(cli::why::run(&args, &url))?)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Doctor(args) => in_node(async |config, odd| cli::doctor::run(&args, &config, &odd).await),
+        Command::Report => done(in_node(async |config, odd| cli::report::run(&config, &odd).await)),
         Command::Config(ConfigCommand::Check) => check_config(),
         Command::Drill(cli::drill::Drill::Failover(args)) => {
-            install_tls();
-            let (config, _warnings) = Config::from_env().map_err(Failure::Configuration)?;
-            print(&block_on(cli::drill::failover(&args, &api_url(&args.api)?, &config))?)?;
+            let url = api_url(&args.api)?;
+            print(&in_node(async |config, _odd| cli::drill::failover(&args, &url, &config).await)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::RestoreVolume => {
@@ -98,9 +99,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Ca(args) => done(cli::credentials::ca(&quiet_configuration()?, &args)),
         Command::ClientCert(args) => done(cli::credentials::client_cert(&quiet_configuration()?, &args)),
         Command::PatronictlConfig(args) => {
-            install_tls();
-            let config = quiet_configuration()?;
-            done(block_on(cli::credentials::patronictl_config(&config, &args)))
+            done(in_node(async |config, _odd| cli::credentials::patronictl_config(&config, &args).await))
         }
         Command::Completions { shell } => done(cli::completions(shell)),
         Command::Man => done(cli::manual()),
@@ -111,9 +110,17 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     }
 }
 
-fn done(printed: anyhow::Result<cli::Printed>) -> Result<ExitCode, Failure> {
-    printed?;
-    Ok(ExitCode::SUCCESS)
+fn done<E: Into<Failure>>(printed: Result<cli::Printed, E>) -> Result<ExitCode, Failure> {
+    printed.map(|_printed| ExitCode::SUCCESS).map_err(Into::into)
+}
+
+/// Runs a command that needs the node's environment, and gets what is odd about it.
+fn in_node<T>(
+    command: impl AsyncFnOnce(Config, Vec<config::Warning>) -> anyhow::Result<T>,
+) -> Result<T, Failure> {
+    install_tls();
+    let (config, odd) = Config::from_env().map_err(Failure::Configuration)?;
+    Ok(block_on(command(config, odd))?)
 }
 
 fn version(args: &cli::Version) -> Result<ExitCode, Failure> {

@@ -6,9 +6,11 @@
 pub mod credentials;
 pub mod ctl;
 pub mod demo;
+pub mod doctor;
 pub mod drill;
 pub mod foreign;
 pub mod list;
+pub mod report;
 pub mod supervise;
 pub mod table;
 pub mod why;
@@ -55,6 +57,10 @@ pub enum Command {
     Ctl(ctl::Verb),
     /// Tell what a node decided and on what, and who would take over if the primary died now
     Why(why::Args),
+    /// Look at everything that a person would when something is odd, and say what to do about it
+    Doctor(doctor::Args),
+    /// Print a report for whoever helps, as JSON and without secrets
+    Report,
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),

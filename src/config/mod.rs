@@ -274,6 +274,19 @@ pub fn editor() -> String {
     named.into_iter().find(|editor| !editor.trim().is_empty()).unwrap_or_else(|| "vi".to_owned())
 }
 
+/// The variables of the table that are set, with `hidden` in the place of every secret.
+pub fn set_variables(hidden: &str) -> BTreeMap<&'static str, String> {
+    let set = VARIABLES.iter().filter_map(|variable| {
+        let value = std::env::var_os(variable.name)?;
+        let shown = match variable.kind {
+            Kind::Plain => value.to_string_lossy().into_owned(),
+            Kind::Secret => hidden.to_owned(),
+        };
+        Some((variable.name, shown))
+    });
+    set.collect()
+}
+
 /// Something odd that does not stop the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning(pub String);

@@ -55,6 +55,48 @@ async fn a_switchover_moves_the_lead_and_loses_nothing_and_the_old_leader_follow
 
     let again = sends(&cluster, target, reqwest::Method::DELETE, "/switchover", &json!({})).await;
     assert_eq!(again, (404, "no switchover is scheduled".to_owned()));
+
+    let mut cluster = cluster;
+    the_doctor_is_content(&cluster, leader).await;
+    a_report_keeps_secrets(&cluster, leader);
+    the_doctor_notices_a_death(&mut cluster, leader).await;
+}
+
+/// A healthy cluster has nothing wrong, and what is odd is the machine's, not the cluster's.
+async fn the_doctor_is_content(cluster: &Cluster, node: u8) {
+    cluster.can_fail_over(FORMED).await;
+    let seen = cluster.exec(node, &["doctor", "--json"]);
+    let findings: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    let findings = findings.as_array().unwrap();
+    for area in
+        ["node", "leader", "failover", "store", "discovery", "member", "network", "clock", "slots", "memory"]
+    {
+        let of_area: Vec<_> = findings.iter().filter(|finding| finding["area"] == area).collect();
+        assert!(!of_area.is_empty(), "nothing about {area}: {findings:#?}");
+        assert!(of_area.iter().all(|finding| finding["grade"] == "good"), "{findings:#?}");
+    }
+    assert_eq!(seen.status.code(), Some(0));
+}
+
+fn a_report_keeps_secrets(cluster: &Cluster, node: u8) {
+    let seen = cluster.exec(node, &["report"]);
+    let report: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    assert_eq!(report["environment"]["APP_NAME"], "test");
+    assert_eq!(report["environment"]["POSTGRES_SUPERUSER_PASSWORD"], "(hidden)");
+    assert!(report["pages"]["/cluster"]["members"].is_array() && report["doctor"].is_array(), "{report:#}");
+    assert!(report["metrics"].as_array().is_some_and(|lines| lines.len() > 20));
+}
+
+async fn the_doctor_notices_a_death(cluster: &mut Cluster, node: u8) {
+    cluster.node(node).kill_tree();
+    cluster.node(node).reap();
+    let own = cluster.exec(node, &["doctor"]);
+    assert_eq!(own.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&own.stdout).contains("WRONG node: could not read"), "{own:?}");
+    let other = cluster.numbers().into_iter().find(|other| *other != node).unwrap();
+    let seen = cluster.exec(other, &["doctor"]);
+    assert_eq!(seen.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&seen.stdout).contains("WRONG network"), "{seen:?}");
 }
 
 #[tokio::test]

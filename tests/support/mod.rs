@@ -194,6 +194,13 @@ impl Cluster {
         env
     }
 
+    /// A command of `pgherd` in a node's environment, as `docker exec` runs it.
+    pub(crate) fn exec(&self, node: u8, args: &[&str]) -> std::process::Output {
+        let env = self.environment(node, &self.dir.join(format!("n{node}")));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
+        command.args(args).env_clear().envs(env).stdin(Stdio::null()).output().unwrap()
+    }
+
     /// A node, to be killed, frozen or looked into.
     pub(crate) fn node(&mut self, node: u8) -> &mut Node {
         self.nodes.get_mut(&node).unwrap()

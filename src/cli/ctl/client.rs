@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Role;
@@ -49,6 +50,8 @@ pub struct Answer {
     pub code: u16,
     /// The body, without the HTML around an error.
     pub text: String,
+    /// The server's clock, to the second.
+    pub date: Option<Timestamp>,
 }
 
 impl Answer {
@@ -91,6 +94,11 @@ impl Member {
     pub fn address(&self) -> Option<(String, u16)> {
         let port = self.0.get("port").and_then(Value::as_u64)?;
         Some((self.text("host").to_owned(), u16::try_from(port).ok()?))
+    }
+
+    /// The port of its API.
+    pub fn api_port(&self) -> Option<u16> {
+        self.base().rsplit_once(':')?.1.parse().ok()
     }
 
     /// Whether it leads.
@@ -259,9 +267,16 @@ impl Cluster {
         let unreachable = || format!("could not read {url} (does the node run?)");
         let answer = request.send().await.map_err(reqwest::Error::without_url).with_context(unreachable)?;
         let code = answer.status().as_u16();
+        let date =
+            answer.headers().get(reqwest::header::DATE).and_then(|date| http_date(date.to_str().ok()?));
         let text = answer.text().await.map_err(reqwest::Error::without_url).with_context(unreachable)?;
-        Ok(Answer { code, text: plain(&text) })
+        Ok(Answer { code, text: plain(&text), date })
     }
+}
+
+/// `Fri, 27 Nov 2026 14:23:44 GMT`.
+fn http_date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|zoned| zoned.timestamp())
 }
 
 /// The explanation in an HTML page of an error; anything else as it is.
@@ -302,6 +317,12 @@ mod tests {
         assert!(picture.chosen(&[], Role::StandbyLeader).is_err());
         let error = picture.chosen(&["n9".to_owned()], Role::Any).unwrap_err().to_string();
         assert_eq!(error, "n9 is no member of demo: there are n0, n1, n2");
+    }
+
+    #[test]
+    fn the_clock_of_a_server_is_read() {
+        assert_eq!(http_date("Fri, 27 Nov 2026 14:23:44 GMT").map(Timestamp::as_second), Some(1_795_789_424));
+        assert_eq!(http_date("yesterday"), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
-use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::client::Cluster;
@@ -60,22 +60,54 @@ pub async fn run(cluster: &Cluster, args: &Args, config: Option<&Config>) -> any
     };
     let picture = cluster.picture().await?;
     let (host, port) = read::address(&picture, args.member.as_deref(), args.role)?;
-    let mut target = tokio_postgres::Config::new();
-    target
-        .host(&host)
-        .port(port)
-        .user(&config.database.superuser)
-        .password(config.database.superuser_password.expose_secret())
-        .dbname(args.dbname.as_deref().unwrap_or(&config.database.name))
-        .application_name("pgherd query")
-        .connect_timeout(CONNECT_PATIENCE);
-    let tls = MakeRustlsConnect::new(Arc::unwrap_or_clone(credentials::database_client(config)?));
-    let (client, connection) =
-        target.connect(tls).await.with_context(|| format!("could not connect to {host}:{port}"))?;
-    let mut driver = JoinSet::new();
-    driver.spawn(connection);
-    let messages = client.simple_query(&sql).await.map_err(in_words)?;
-    print(&shown(&messages, args.json))
+    let database = args.dbname.as_deref().unwrap_or(&config.database.name);
+    let session = Session::open(config, (&host, port), database).await?;
+    print(&shown(&session.run(&sql).await?, args.json))
+}
+
+/// A connection as the superuser, who is in the node's environment.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    _driver: JoinSet<Result<(), tokio_postgres::Error>>,
+}
+
+impl Session {
+    /// Connects to a member.
+    ///
+    /// # Errors
+    /// The keys cannot be derived, or there is no connection.
+    pub async fn open(config: &Config, (host, port): (&str, u16), database: &str) -> anyhow::Result<Self> {
+        let mut target = tokio_postgres::Config::new();
+        target
+            .host(host)
+            .port(port)
+            .user(&config.database.superuser)
+            .password(config.database.superuser_password.expose_secret())
+            .dbname(database)
+            .application_name("pgherd")
+            .connect_timeout(CONNECT_PATIENCE);
+        let tls = MakeRustlsConnect::new(Arc::unwrap_or_clone(credentials::database_client(config)?));
+        let (client, connection) =
+            target.connect(tls).await.with_context(|| format!("could not connect to {host}:{port}"))?;
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        Ok(Self { client, _driver: driver })
+    }
+
+    async fn run(&self, sql: &str) -> anyhow::Result<Vec<SimpleQueryMessage>> {
+        self.client.simple_query(sql).await.map_err(in_words)
+    }
+
+    /// The rows of one statement; a null is an empty text.
+    ///
+    /// # Errors
+    /// PostgreSQL refuses.
+    pub async fn rows(&self, sql: &str) -> anyhow::Result<Vec<Vec<String>>> {
+        let tables = tables(&self.run(sql).await?);
+        let rows = tables.into_iter().flat_map(|table| table.rows);
+        Ok(rows.map(|row| row.into_iter().map(Option::unwrap_or_default).collect()).collect())
+    }
 }
 
 /// PostgreSQL's own sentence, where it has one.
@@ -92,38 +124,43 @@ struct Table {
     rows: Vec<Vec<Option<String>>>,
 }
 
-/// A table for each result, or the number of rows that a statement touched.
-fn shown(messages: &[SimpleQueryMessage], json: Json) -> String {
-    let mut results: Vec<Table> = Vec::new();
-    let mut text = String::new();
+fn tables(messages: &[SimpleQueryMessage]) -> Vec<Table> {
+    let mut tables: Vec<Table> = Vec::new();
     for message in messages {
         match message {
             SimpleQueryMessage::RowDescription(columns) => {
                 let columns = columns.iter().map(|c| c.name().to_owned()).collect();
-                results.push(Table { columns, rows: Vec::new() });
+                tables.push(Table { columns, rows: Vec::new() });
             }
             SimpleQueryMessage::Row(row) => {
                 let cells = (0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect();
-                if let Some(table) = results.last_mut() {
+                if let Some(table) = tables.last_mut() {
                     table.rows.push(cells);
                 }
-            }
-            SimpleQueryMessage::CommandComplete(n) if results.is_empty() && !json.json => {
-                text.push_str(&format!("{n} rows\n"));
             }
             SimpleQueryMessage::CommandComplete(_) => {}
             // The library's type is open: what a later version adds is nothing that this one shows.
             _ => {}
         }
     }
+    tables
+}
+
+/// A table for each result, or the number of rows that a statement touched.
+fn shown(messages: &[SimpleQueryMessage], json: Json) -> String {
+    let tables = tables(messages);
     if json.json {
-        let rows = results.iter().flat_map(|t| t.rows.iter().map(|row| object(&t.columns, row)));
+        let rows = tables.iter().flat_map(|t| t.rows.iter().map(|row| object(&t.columns, row)));
         return format!("{:#}\n", Value::Array(rows.collect()));
     }
-    for result in &results {
-        text.push_str(&table::rows(&result.columns, &result.rows));
+    if tables.is_empty() {
+        let touched = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::CommandComplete(n) => Some(format!("{n} rows\n")),
+            SimpleQueryMessage::Row(_) | SimpleQueryMessage::RowDescription(_) | _ => None,
+        });
+        return touched.collect();
     }
-    text
+    tables.iter().map(|table| table::rows(&table.columns, &table.rows)).collect()
 }
 
 fn object(columns: &[String], row: &[Option<String>]) -> Value {
