@@ -94,6 +94,8 @@ pub struct Ha {
     pub tags: Tags,
     /// `CALLBACK_ON_START` and its kin.
     pub callbacks: Programs,
+    /// `PRE_PROMOTE`.
+    pub pre_promote: Option<Utf8PathBuf>,
 }
 
 /// `PROXY_*`.

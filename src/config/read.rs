@@ -283,6 +283,7 @@ fn ha(r: &mut Reader) -> Ha {
         maximum_lag_on_failover: r.parsed("MAXIMUM_LAG_ON_FAILOVER", parse::bytes).unwrap_or(1 << 20),
         tags: tags(r),
         callbacks: callbacks(r),
+        pre_promote: r.parsed("PRE_PROMOTE", parse::program),
     }
 }
 

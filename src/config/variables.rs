@@ -193,6 +193,11 @@ pub const VARIABLES: &[Variable] = &[
     plain("CALLBACK_ON_RESTART", "none", "The same when it answers after a restart that was asked for."),
     plain("CALLBACK_ON_RELOAD", "none", "The same when it has read its configuration again."),
     plain("CALLBACK_ON_ROLE_CHANGE", "none", "The same when it became the primary or ceased to be it."),
+    plain(
+        "PRE_PROMOTE",
+        "none",
+        "Program that must succeed before this node is promoted; else it gives the lock back and stands back for a `TTL`.",
+    ),
     plain("LOG_FORMAT", "text", "`text` or `json`."),
     plain("LOG_LEVEL", "info", "`error`, `warn`, `info`, `debug` or `trace`."),
     plain("SHUTDOWN_TIMEOUT", "9s", "What an orderly stop may take; Docker kills after 10 s."),

@@ -323,6 +323,7 @@ impl<D: Dcs> Agent<D> {
             | Job::HandOver
             | Job::Poll
             | Job::Survey
+            | Job::Approval
             | Job::Compare
             | Job::Start => return Ok(()),
         };

@@ -36,7 +36,9 @@ use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
 use super::rules::{Pause, Rules};
 use super::trail::{self, Step, Trail};
-use super::view::{Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume};
+use super::view::{
+    Approval, Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume,
+};
 use super::{Error, Phase, Position, Status};
 
 /// The local instance must answer a status query within this time, or counts as silent for this tick.
@@ -572,6 +574,7 @@ impl<D: Dcs> Agent<D> {
                 self.memory.ancestry = None;
                 self.deps.record.update(|record| record.promoted = None)?;
             }
+            Outcome::Approved => self.memory.approval = Approval::Given,
             Outcome::Promoted => {
                 self.counts.promotions += 1;
                 self.memory.checkpoint = Checkpoint::Owed;

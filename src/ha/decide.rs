@@ -67,6 +67,8 @@ fn ungated(view: &View) -> Decision {
         (Phase::Stopping, _) => stopping(view),
         // A comparison with a leader that is gone must not hold up the vote.
         (Phase::Serving, Some(Job::Compare)) if leaderless(view) => serving(view),
+        // Nor does a question whose answer is of no use any more.
+        (Phase::Serving, Some(Job::Approval)) if view.lease == Lease::None => serving(view),
         (Phase::Serving, Some(job)) => idle(Reason::Busy(job), Wake::Loop),
         (Phase::Serving, None) => serving(view),
     }

@@ -5,12 +5,14 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use camino::Utf8Path;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::clock::{self, Moment};
 use crate::peer::PeerClient;
 use crate::postgres::{Postgres, Upstream};
+use crate::process::{self, Command};
 use crate::types::{Chain, NodeName};
 
 use super::failsafe::Ping;
@@ -21,6 +23,8 @@ use super::{Error, handover, publish};
 
 /// A promotion takes tens of milliseconds; one that takes longer than this is given up and tried again.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(10);
+/// `pre_promote` must have answered by then: as long as it runs there is no primary.
+const APPROVAL_PATIENCE: Duration = Duration::from_secs(60);
 /// A member must answer a poll within this time: a dead leader's host does not hold up the vote for longer.
 const POLL_PATIENCE: Duration = Duration::from_secs(1);
 /// A member must promise within this time, so that a round ends well before the lease does (Patroni: 2 s and one more try;
@@ -55,6 +59,7 @@ pub(super) enum Outcome {
     Bootstrapped,
     Cloned,
     Rewound,
+    Approved,
     Promoted,
     HandedOver(HandOver),
     Polled(BTreeMap<NodeName, PollAnswer>),
@@ -87,6 +92,10 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
             postgres.rewind(&upstream).await?;
             Outcome::Rewound
         }
+        Task::Approval(program) => {
+            approve(&program, postgres).await?;
+            Outcome::Approved
+        }
         Task::Promote => {
             postgres.promote(PROMOTE_PATIENCE).await?;
             Outcome::Promoted
@@ -110,6 +119,12 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
         Task::Survey => Outcome::Surveyed(survey(context).await?),
         Task::Compare(upstream) => Outcome::Compared(compare(postgres, &upstream).await?),
     })
+}
+
+async fn approve(program: &Utf8Path, postgres: &Postgres) -> Result<(), Error> {
+    let command = Command::new("pre_promote", program.to_owned()).run_as(postgres.run_as());
+    let output = process::run(&command, APPROVAL_PATIENCE).await.map_err(Error::Approval)?;
+    if output.exit.is_success() { Ok(()) } else { Err(Error::NotApproved(output.exit)) }
 }
 
 /// Asks every other member at once; whoever does not answer in the client's time is unreachable.

@@ -15,7 +15,7 @@ use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::{START_TIMEOUT, Strictness};
 use super::slots;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
-use super::view::{Instance, Job, Life, PROMOTE_NEEDS, View};
+use super::view::{Approval, Instance, Job, Life, PROMOTE_NEEDS, View};
 
 /// Something has just been changed: look at once.
 pub const NOW: Wake = Wake::Soon(Duration::ZERO);
@@ -154,6 +154,9 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
     if left < PROMOTE_NEEDS {
         return Decision { actions: vec![], reason: Reason::LeaseTooShort, wake: PROMPTLY };
     }
+    if let Some(decision) = approval(view) {
+        return decision;
+    }
     if !view.may_try(Job::Promote) {
         let why = view.memory.failures.get(&Job::Promote).map_or_else(String::new, |f| f.why.clone());
         return Decision { actions: vec![], reason: Reason::RetryLater(Job::Promote, why), wake: PROMPTLY };
@@ -177,6 +180,24 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
     // Whoever was asked for, somebody leads now; while PostgreSQL is being promoted there is time for it.
     actions.extend(snapshot.failover.as_ref().map(|request| Action::ClearFailover(request.revision)));
     Decision { actions, reason: Reason::Promoting, wake: PROMPTLY }
+}
+
+/// What is done before a promotion that `pre_promote` must let pass (Patroni's rule: a failure gives the key back, and this node
+/// is no candidate for a TTL). It is asked before the `sync` key is closed: whoever leads instead is elected by that.
+fn approval(view: &View) -> Option<Decision> {
+    let program = view.rules.pre_promote.as_ref().filter(|_| view.memory.approval == Approval::Open)?;
+    let (action, reason) = match not_approved(view) {
+        Some(reason) => (Action::Release, reason),
+        None => (Action::Begin(Task::Approval(program.clone())), Reason::AwaitingApproval),
+    };
+    Some(Decision { actions: vec![action], reason, wake: PROMPTLY })
+}
+
+/// Why this node is no candidate: `pre_promote` has said so a moment ago.
+pub fn not_approved(view: &View) -> Option<Reason> {
+    let failed = view.memory.failures.get(&Job::Approval)?;
+    let recent = view.now.since(failed.last) < view.rules.timing.ttl;
+    recent.then(|| Reason::NotApproved(failed.why.clone()))
 }
 
 /// The lock is ours and the instance does not answer yet: it may be in crash recovery. For so long, and no longer if another

@@ -12,7 +12,7 @@ use crate::types::{Lsn, NodeName, Revision};
 use super::Phase;
 use super::publish::streams;
 use super::sync::Names;
-use super::view::{Failures, Instance, Job, Lease, Life, Memory, Observed, UpstreamWal, View};
+use super::view::{Approval, Failures, Instance, Job, Lease, Life, Memory, Observed, UpstreamWal, View};
 
 /// A start that has held for this long was a good one.
 pub(super) const HEALTHY: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ impl Memory {
             self.life = Life::HasRun;
         }
         if view.lease == Lease::None {
-            self.give_away = None;
+            (self.give_away, self.approval) = (None, Approval::Open);
         }
         match view.instance() {
             Instance::Primary(answer, lsn) => {

@@ -38,6 +38,7 @@ pub mod view;
 use crate::clock::Moment;
 use crate::dcs::{self, MemberState, Role, Snapshot};
 use crate::postgres;
+use crate::process;
 use crate::record;
 use crate::types::{NodeName, SyncMode, Timing};
 
@@ -137,6 +138,12 @@ pub enum Error {
     /// The leader key is promised to somebody else.
     #[error(transparent)]
     Bound(#[from] promises::Bound),
+    /// `pre_promote` could not be run.
+    #[error("pre_promote was not run")]
+    Approval(#[source] process::Error),
+    /// It has said no.
+    #[error("pre_promote has ended with {0:?}")]
+    NotApproved(process::Exit),
     /// An action that did not end while the lease still left time for it.
     #[error("not done before the lease runs short")]
     OutOfTime,

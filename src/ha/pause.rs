@@ -72,7 +72,7 @@ fn allowed(view: &View, action: &Action) -> bool {
             Task::Stop(_) | Task::StopAfterCheckpoint(_) | Task::Clone(_) => asked,
             Task::Rewind(_) => asked || fresh,
             Task::Initdb | Task::Survey => false,
-            Task::Promote => is_candidate(view),
+            Task::Approval(_) | Task::Promote => is_candidate(view),
             Task::FinishBootstrap | Task::HandOver { .. } | Task::Poll | Task::Compare(_) => true,
         },
         Action::Forget

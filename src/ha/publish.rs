@@ -38,7 +38,10 @@ pub fn state(view: &View) -> MemberState {
         Some(Job::Clone) => return MemberState::CreatingReplica,
         Some(Job::Stop) if view.memory.orders.restart.is_some() => return MemberState::Restarting,
         Some(Job::Stop | Job::HandOver) => return MemberState::Stopping,
-        Some(Job::Rewind | Job::Promote | Job::Poll | Job::Survey | Job::Compare | Job::Start) | None => {}
+        Some(
+            Job::Rewind | Job::Approval | Job::Promote | Job::Poll | Job::Survey | Job::Compare | Job::Start,
+        )
+        | None => {}
     }
     if view.memory.orders.restart.is_some() {
         return MemberState::Restarting;

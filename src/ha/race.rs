@@ -12,7 +12,7 @@ use crate::types::{Lsn, NodeName, SyncMode, Timeline};
 
 use super::failsafe;
 use super::fitness;
-use super::lead::NOW;
+use super::lead::{self, NOW};
 use super::manual;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
@@ -76,7 +76,7 @@ fn barred(view: &View, snapshot: &Snapshot, timeline: Timeline) -> Option<Reason
     if view.rules.tags.failover == Failover::Never {
         return Some(Reason::NoFailover);
     }
-    if let Some(reason) = failsafe::barred(view, snapshot) {
+    if let Some(reason) = failsafe::barred(view, snapshot).or_else(|| lead::not_approved(view)) {
         return Some(reason);
     }
     let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());

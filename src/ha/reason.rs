@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use camino::Utf8PathBuf;
+
 use crate::dcs::{Claim, Failsafe, Precondition, Shutdown, Sync};
 use crate::postgres::{Part, SlotPlan, StartAs, StopMode, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SystemId, Timeline};
@@ -42,7 +44,7 @@ pub enum Action {
     Acquire(Claim),
     /// Stop renewing a lease that is over.
     Forget,
-    /// Give it back. Only ever decided when PostgreSQL is down.
+    /// Give it back. Only ever decided when no PostgreSQL here can take writes.
     Release,
     /// Say in `initialize` that a new cluster is being made here.
     ClaimInitialize(Precondition),
@@ -151,6 +153,8 @@ pub enum Task {
     Clone(Upstream),
     /// pg_rewind from this node.
     Rewind(Upstream),
+    /// Run this program of the operator's: it says whether this node may be promoted.
+    Approval(Utf8PathBuf),
     /// Promote.
     Promote,
     /// Stop PostgreSQL. May replace any task that is under way.
@@ -180,6 +184,7 @@ impl Task {
             Self::FinishBootstrap => Job::FinishBootstrap,
             Self::Clone(_) => Job::Clone,
             Self::Rewind(_) => Job::Rewind,
+            Self::Approval(_) => Job::Approval,
             Self::Promote => Job::Promote,
             Self::Stop(_) | Self::StopAfterCheckpoint(_) => Job::Stop,
             Self::HandOver { .. } => Job::HandOver,
@@ -226,6 +231,10 @@ pub enum Reason {
     UnfitAlone(Ailment),
     /// This node has handed over because it cannot do a primary's work.
     StandingBack,
+    /// The lock is ours; `pre_promote` is asked whether this node may be promoted.
+    AwaitingApproval,
+    /// `pre_promote` has said no: another node shall lead, and this one may ask again after a TTL.
+    NotApproved(String),
     /// Everything has been sent SIGKILL, and the kernel still holds a process, for so many seconds.
     StopHangs(u64),
     /// Somebody who is not behind has room on its volume, and this node has none.
@@ -375,6 +384,8 @@ impl fmt::Display for Reason {
             Self::UnfitAlone(ailment) => {
                 write!(f, "{ailment}, and nobody else could lead in this node's place")
             }
+            Self::AwaitingApproval => f.write_str("the lock is ours: asking pre_promote"),
+            Self::NotApproved(why) => write!(f, "pre_promote does not let this node lead: {why}"),
             Self::StandingBack => {
                 f.write_str("no leader, and this node has just given up the lock: standing back")
             }
@@ -484,7 +495,7 @@ impl Job {
     /// Whether the data directory or its server is being changed: an order has to wait for that, or to end it.
     pub fn holds_postgres(self) -> bool {
         match self {
-            Self::Poll | Self::Survey | Self::Compare => false,
+            Self::Poll | Self::Survey | Self::Compare | Self::Approval => false,
             Self::Initdb
             | Self::FinishBootstrap
             | Self::Clone
@@ -503,6 +514,7 @@ impl Job {
             Self::FinishBootstrap => "finishing the new cluster",
             Self::Clone => "copying the leader's data",
             Self::Rewind => "rewinding",
+            Self::Approval => "asking pre_promote",
             Self::Promote => "promoting",
             Self::Stop => "stopping PostgreSQL",
             Self::HandOver => "handing the lead over",

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 
 use super::replication::Replication;
@@ -36,6 +37,8 @@ pub struct Rules {
     pub primary_stop_timeout: Duration,
     /// This node's tags.
     pub tags: Tags,
+    /// The program that must succeed before this node is promoted. From the environment only: see `callbacks`.
+    pub pre_promote: Option<Utf8PathBuf>,
     /// What the store says of replication.
     pub replication: Replication,
     /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster
@@ -200,6 +203,7 @@ mod tests {
             primary_start_timeout: START_TIMEOUT,
             primary_stop_timeout: Duration::ZERO,
             tags: Tags::default(),
+            pre_promote: None,
             replication: Replication::default(),
             server: Some(Stored::initial(&BTreeMap::new())),
         }

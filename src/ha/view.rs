@@ -110,6 +110,8 @@ pub enum Job {
     Clone,
     /// pg_rewind.
     Rewind,
+    /// Asking a program of the operator's whether this node may be promoted.
+    Approval,
     /// A promotion.
     Promote,
     /// A stop.
@@ -124,6 +126,16 @@ pub enum Job {
     Compare,
     /// A start of PostgreSQL (not run beside the loop; it fails when it ends before it has answered).
     Start,
+}
+
+/// What `pre_promote` has said of a promotion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Approval {
+    /// Nothing yet.
+    #[default]
+    Open,
+    /// This node may be promoted.
+    Given,
 }
 
 /// The job under way.
@@ -192,6 +204,8 @@ pub struct Memory {
     pub not_streaming: Option<Moment>,
     /// What the running server was last brought to.
     pub configured: Option<Configured>,
+    /// What `pre_promote` has said under this lease.
+    pub approval: Approval,
     /// Who must agree before this primary outlives the store.
     pub roll: Roll,
     /// The leader that was promised not to be replaced, and until when.
@@ -472,6 +486,7 @@ impl View {
                 | Job::FinishBootstrap
                 | Job::Clone
                 | Job::Rewind
+                | Job::Approval
                 | Job::Promote
                 | Job::Stop
                 | Job::HandOver

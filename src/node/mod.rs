@@ -458,6 +458,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         primary_start_timeout: ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
         tags: ha.tags.clone(),
+        pre_promote: ha.pre_promote.clone(),
         replication: Replication::default(),
         server: Some(Stored::initial(&config.database.parameters)),
     }

@@ -318,6 +318,11 @@ impl Postgres {
         lock(&self.shared.configuration).complaints()
     }
 
+    /// The account that the server runs as.
+    pub fn run_as(&self) -> &RunAs {
+        &self.shared.config.run_as
+    }
+
     /// Drops, makes and moves slots. Whatever somebody has begun to use stays as it is.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Something dies, and nothing that was acknowledged is lost.
 
 use std::cell::Cell;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use pgherd::clock;
@@ -74,6 +76,27 @@ async fn a_killed_node_is_replaced_within_the_lease_and_rejoins() {
 
     cluster.start_node(leader);
     assert_ne!(cluster.all_stream(FORMED).await, leader);
+}
+
+/// The first that is elected may not be promoted: another one is, within the time that it stands back.
+#[tokio::test]
+async fn a_node_that_pre_promote_refuses_leaves_the_lead_to_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, asked) = (dir.path().join("allowed"), dir.path().join("asked"));
+    let script = format!("#!/bin/sh\nmkdir {} 2>/dev/null && exit 3\nexit 0\n", asked.display());
+    std::fs::write(&program, script).unwrap();
+    let open =
+        |path: &std::path::Path| std::fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+    [dir.path(), &program].into_iter().for_each(open);
+    let setup = Setup::three().env("PRE_PROMOTE", program.to_str().unwrap());
+    let mut cluster = Cluster::formed(setup).await;
+    let leader = cluster.can_fail_over(FORMED).await;
+    assert!(!asked.exists(), "a new cluster is nobody's promotion");
+
+    cluster.node(leader).kill_tree();
+    cluster.node(leader).reap();
+    let new = cluster.writable(Some(leader), TTL + AFTER_TTL + AT_ONCE).await;
+    assert!(asked.exists() && new != leader);
 }
 
 #[tokio::test]

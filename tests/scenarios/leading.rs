@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd::dcs::{Claim, Precondition, Sync};
 use pgherd::ha::reason::{Action, Reason, Task};
-use pgherd::ha::view::{Job, Lease};
+use pgherd::ha::view::{Approval, Job, Lease};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{SlotKind, SlotPlan, StartAs};
 use pgherd::types::{Revision, SyncMode, Timeline};
@@ -169,4 +169,45 @@ fn the_timeline_history_is_written_after_a_promotion() {
         answer.timeline = Timeline(2);
     }
     assert!(scene.decide().actions.contains(&Action::PutHistory(Timeline(2))));
+}
+
+/// A program of the operator's that may refuse a promotion.
+mod pre_promote {
+    use super::*;
+
+    fn elected() -> Scene {
+        let mut scene =
+            Scene::new().leads().standby(HERE).sync_mode(SyncMode::Quorum).sync_key("n1", 1, &["n0", "n2"]);
+        scene.0.rules.pre_promote = Some("/usr/local/bin/allowed".into());
+        scene
+    }
+
+    #[test]
+    fn it_is_asked_before_anything_else_and_once_for_a_lease() {
+        assert_eq!(only(elected().decide()), Action::Begin(Task::Approval("/usr/local/bin/allowed".into())));
+        let mut given = elected();
+        given.0.memory.approval = Approval::Given;
+        assert_eq!(given.decide().reason, Reason::Promoting);
+        assert_eq!(nothing_because(elected().doing(Job::Approval).decide()), Reason::Busy(Job::Approval));
+    }
+
+    #[test]
+    fn a_no_gives_the_key_back_and_the_node_is_no_candidate_for_a_ttl() {
+        let refused = elected().failed(Job::Approval, 1, 1);
+        assert_eq!(refused.decide().reason, Reason::NotApproved("why".into()));
+        assert_eq!(only(refused.decide()), Action::Release);
+        let again = elected().failed(Job::Approval, 1, 10);
+        assert_eq!(again.decide().reason, Reason::AwaitingApproval);
+        let vote = Scene::new().no_leader().votes(HERE, &[]).failed(Job::Approval, 1, 9);
+        assert_eq!(nothing_because(vote.decide()), Reason::NotApproved("why".into()));
+        let later = Scene::new().no_leader().votes(HERE, &[]).failed(Job::Approval, 1, 10);
+        assert_eq!(only(later.decide()), Action::Acquire(Claim::Vacant));
+    }
+
+    /// A program that hangs holds nobody up once the lease is gone.
+    #[test]
+    fn without_the_lease_its_answer_is_not_waited_for() {
+        let scene = Scene::new().standby(HERE).doing(Job::Approval);
+        assert!(matches!(scene.decide().reason, Reason::Following(_)));
+    }
 }

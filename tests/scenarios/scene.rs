@@ -83,6 +83,7 @@ impl Scene {
             primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
             primary_stop_timeout: Duration::ZERO,
             tags: Tags::default(),
+            pre_promote: None,
             replication: Replication::default(),
             server: None,
         };

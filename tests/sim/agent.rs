@@ -146,6 +146,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
         tags: Tags::default(),
+        pre_promote: None,
         replication: Replication::default(),
         server: None,
     }
