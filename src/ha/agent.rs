@@ -564,7 +564,7 @@ impl<D: Dcs> Agent<D> {
             Outcome::Cloned => {
                 self.memory.orders.settle(Order::Reinitialize);
                 (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
-                self.memory.succeeded(Job::Rewind);
+                self.memory.copied_at(now);
                 self.deps.record.update(|record| {
                     record.bootstrap = Bootstrap::Settled;
                     record.promoted = None;

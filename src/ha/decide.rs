@@ -454,6 +454,7 @@ fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decisio
         return copy(view, source);
     }
     match lineage::of_stopped(control, ancestry) {
+        Lineage::Part if orders::is_beyond_help(view) => copy(view, source),
         Lineage::Part => {
             let reason = Reason::Following(source.name.clone());
             start_standby(view, feeder(view, &source), reason)

@@ -249,6 +249,13 @@ fn speaks_of_the_disk(words: &str) -> bool {
         .any(|phrase| words.contains(phrase))
 }
 
+/// Whether the last start failed, or would fail, for want of room or of a disk that works.
+pub(super) fn disk_is_to_blame(view: &View) -> bool {
+    let words = view.memory.failures.get(&Job::Start).is_some_and(|f| speaks_of_the_disk(&f.why));
+    let room = view.memory.vitals.room;
+    words || room.is_some_and(|room| is_low(&room) || room.access == Access::ReadOnly)
+}
+
 /// A leader that cannot do its work: what it does about it; `None` when it goes on as ever.
 pub(super) fn unfit(view: &View, snapshot: &Snapshot) -> Option<Decision> {
     // In maintenance mode nothing is handed over: whoever pauses a cluster looks after it.

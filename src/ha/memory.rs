@@ -127,6 +127,13 @@ impl Memory {
         self.failures.remove(&job);
     }
 
+    /// The data is another's: what failed with the data before is forgotten.
+    pub fn copied_at(&mut self, now: Moment) {
+        self.succeeded(Job::Rewind);
+        self.succeeded(Job::Start);
+        self.copied = Some(now);
+    }
+
     /// A job failed, once more.
     pub fn failed(&mut self, job: Job, at: Moment, why: String) {
         let n = self.failures.get(&job).map_or(0, |f| f.n).saturating_add(1);

@@ -16,7 +16,8 @@ use crate::postgres::StopMode;
 use crate::postgres::status::Answer;
 
 use super::Phase;
-use super::lead::{NOW, PROMPTLY};
+use super::fitness;
+use super::lead::{FAILED_STARTS, NOW, PROMPTLY};
 use super::manual::{self, Due};
 use super::publish::streams;
 use super::reason::{Action, Decision, Reason, Task, Wake};
@@ -26,6 +27,9 @@ use super::view::{Instance, Job, Lease, View, upstream};
 const PLANNED_STOP: Duration = Duration::from_secs(60);
 /// An order that could not be begun in this time (the store does not answer, so it cannot be announced) has failed.
 const BEGUN_WITHIN: Duration = Duration::from_secs(10);
+
+/// A copy whose own copy does not start either is not replaced again before.
+const COPY_AGAIN: Duration = Duration::from_secs(3600);
 
 /// What is asked for and not done yet.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -389,10 +393,22 @@ fn may_be_given_up(view: &View) -> bool {
         Instance::Primary(..) => true,
         Instance::Down | Instance::Silent | Instance::Ending => false,
     };
+    !whole_itself || whole_others(view) >= 2
+}
+
+/// How many others run and have, or stream, everything.
+fn whole_others(view: &View) -> usize {
     let whole = |m: &&Member| {
         let replicates = m.role == Role::Primary || m.replication_state == Some(ReplicationState::Streaming);
         m.name != view.me && m.state == MemberState::Running && replicates
     };
-    let others = view.snapshot().map_or(0, |s| s.members.iter().filter(whole).count());
-    !whole_itself || others >= 2
+    view.snapshot().map_or(0, |s| s.members.iter().filter(whole).count())
+}
+
+/// Whether a copy that does not start is to be replaced: after many tries that no full or failing disk explains, while at
+/// least two others are whole, and not again soon: what is wrong may not be the data.
+pub(super) fn is_beyond_help(view: &View) -> bool {
+    let n = view.n_failures(Job::Start);
+    let fresh = view.memory.copied.is_some_and(|at| view.now.since(at) < COPY_AGAIN);
+    n >= FAILED_STARTS && !fresh && !fitness::disk_is_to_blame(view) && whole_others(view) >= 2
 }

@@ -200,6 +200,8 @@ pub struct Memory {
     pub name: Name,
     /// Whether the upstream still has what this standby needs.
     pub upstream_wal: UpstreamWal,
+    /// When the data was last copied from another member.
+    pub copied: Option<Moment>,
     /// A standby that cannot connect: since when.
     pub not_streaming: Option<Moment>,
     /// What the running server was last brought to.

@@ -65,6 +65,22 @@ fn a_standby_is_told_again_whom_to_follow_after_a_hold_that_did_not_succeed() {
     assert_eq!(only(scene.decide()), Action::Follow(Some(upstream("n1"))));
 }
 
+/// Enough others are whole; nothing is thrown away (what is replaced goes to the quarantine).
+#[test]
+fn data_that_does_not_start_is_replaced_when_two_others_are_whole() {
+    let broken = |n| Scene::new().same_timeline().failed(Job::Start, n, 60).others_stream();
+    assert!(matches!(only(broken(4).decide()), Action::Start(..)));
+    assert_eq!(only(broken(5).decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    let mut full = broken(5);
+    full.0.memory.failed(Job::Start, ago(60), "No space left on device".into());
+    assert!(matches!(only(full.decide()), Action::Start(..)), "a copy needs more room, not less");
+    let mut again = broken(5);
+    again.0.memory.copied = Some(ago(600));
+    assert!(matches!(only(again.decide()), Action::Start(..)), "it may not be the data");
+    let last = Scene::new().same_timeline().failed(Job::Start, 5, 60);
+    assert!(matches!(only(last.decide()), Action::Start(..)), "one other copy is too few");
+}
+
 /// Two promotions can give their timelines one number; going by numbers the logs would be joined.
 #[test]
 fn a_timeline_that_was_begun_here_and_is_not_the_clusters_is_replaced_not_joined() {

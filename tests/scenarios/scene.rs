@@ -336,6 +336,12 @@ impl Scene {
         self.with(|v| v.memory.ancestry = Some(ancestry))
     }
 
+    /// Whoever follows streams.
+    pub(crate) fn others_stream(self) -> Self {
+        let streaming = Some(ReplicationState::Streaming);
+        self.snapshot(|s| s.members.iter_mut().for_each(|m| m.replication_state = streaming))
+    }
+
     pub(crate) fn failed(self, job: Job, n: u32, seconds: u64) -> Self {
         self.with(|v| {
             for _ in 0..n {

@@ -164,7 +164,7 @@ impl World {
             return self.ends(n, Err("PostgreSQL still runs".into()));
         }
         if self.nodes[n].full {
-            return self.ends(n, Err("no space left on device".into()));
+            return self.ends(n, Err("No space left on device".into()));
         }
         if let Err(why) = self.source(n, from) {
             return self.ends(n, Err(why));
@@ -185,7 +185,7 @@ impl World {
             return self.ends(n, Err("PostgreSQL still runs".into()));
         }
         if self.nodes[n].full {
-            return self.ends(n, Err("no space left on device".into()));
+            return self.ends(n, Err("No space left on device".into()));
         }
         if let Err(why) = self.source(n, from) {
             return self.ends(n, Err(why));
@@ -298,7 +298,7 @@ impl World {
             Out::Cloned => {
                 agent.memory.orders.settle(Order::Reinitialize);
                 (agent.memory.ancestry, agent.memory.upstream_wal) = (None, UpstreamWal::Kept);
-                agent.memory.succeeded(Job::Rewind);
+                agent.memory.copied_at(now);
                 self.nodes[n].disk.bootstrap = Bootstrap::Settled;
                 self.nodes[n].disk.promoted = None;
             }

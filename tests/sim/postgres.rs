@@ -283,7 +283,7 @@ impl World {
             return Err("not down, or not whole".into());
         }
         if node.full {
-            return Err("no space left on device".into());
+            return Err("No space left on device".into());
         }
         let Some(files) = node.disk.files.as_mut() else { return Err("no data".into()) };
         let known = files.control.clone();
