@@ -64,6 +64,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             install_tls();
             Ok(node::run(config)?)
         }
+        Command::Agent(args) => agent(&args),
         Command::Supervise(args) => Ok(cli::supervise::supervise(&args)?),
         Command::Units(args) => Ok(cli::supervise::units(&args)?),
         Command::Ctl(verb) => {
@@ -121,6 +122,20 @@ fn in_node<T>(
     install_tls();
     let (config, odd) = Config::from_env().map_err(Failure::Configuration)?;
     Ok(block_on(command(config, odd))?)
+}
+
+/// A Patroni process's place.
+fn agent(args: &cli::Agent) -> Result<ExitCode, Failure> {
+    let (config, warnings) =
+        config::patroni::Agent::from_file(args.file.as_deref()).map_err(Failure::Configuration)?;
+    if args.validate_config {
+        for config::Warning(warning) in warnings {
+            writeln!(std::io::stderr(), "pgherd: warning: {warning}").context("could not print")?;
+        }
+        return done(cli::print("the configuration is complete\n"));
+    }
+    install_tls();
+    Ok(node::machine::run(config, warnings)?)
 }
 
 fn version(args: &cli::Version) -> Result<ExitCode, Failure> {

@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -206,6 +207,8 @@ pub enum Error {
 pub struct PeerClient {
     http: reqwest::Client,
     api_port: u16,
+    /// What members ask for where a certificate does not do (agent mode).
+    login: Option<(String, SecretString)>,
 }
 
 impl PeerClient {
@@ -224,7 +227,22 @@ impl PeerClient {
             .pool_max_idle_per_host(1)
             .build()
             .map_err(Error::Setup)?;
-        Ok(Self { http, api_port })
+        Ok(Self { http, api_port, login: None })
+    }
+
+    /// The same, with a user and a password for what changes something at another member.
+    #[must_use]
+    pub fn with_login(mut self, user: &str, password: SecretString) -> Self {
+        self.login = Some((user.to_owned(), password));
+        self
+    }
+
+    fn post(&self, url: &str) -> reqwest::RequestBuilder {
+        let request = self.http.post(url);
+        match &self.login {
+            Some((user, password)) => request.basic_auth(user, Some(password.expose_secret())),
+            None => request,
+        }
     }
 
     /// What the node at this address tells of itself.
@@ -268,13 +286,19 @@ impl PeerClient {
     pub async fn failsafe(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
         let url = format!("{}/failsafe", api_url.strip_suffix("/patroni").unwrap_or(api_url));
         let ours = url.replacen("http://", "https://", 1);
-        let (code, body) = match self.exchange(&ours, self.http.post(&ours).json(ping)).await {
+        let (code, body) = match self.exchange(&ours, self.post(&ours).json(ping)).await {
             Err(Error::Unreachable { source, .. }) if ours != url && !source.is_timeout() => {
-                self.exchange(&url, self.http.post(&url).json(ping)).await?
+                self.exchange(&url, self.post(&url).json(ping)).await?
             }
             answered => answered?,
         };
         accepted(&url, code, &[200], &body)
+    }
+
+    /// Whether anything answers at the API of this `api_url`.
+    pub async fn is_alive(&self, api_url: &str) -> bool {
+        let base = api_url.trim_end_matches('/').trim_end_matches("/patroni");
+        self.http.get(format!("{base}/liveness")).send().await.is_ok()
     }
 
     fn url(&self, address: IpAddr, path: &str) -> String {

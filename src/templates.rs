@@ -17,6 +17,8 @@ pub enum Template {
     EtcdFlags,
     /// The server's configuration: [`PostgresqlConf`].
     PostgresqlConf,
+    /// The same in agent mode: [`AgentConf`].
+    AgentConf,
     /// Who may connect, and how: [`PgHba`].
     PgHba,
     /// The proxy's configuration: [`HaproxyCfg`].
@@ -49,6 +51,33 @@ pub struct PostgresqlConf<'a> {
     pub max_slot_wal_keep_size: &'a str,
     /// `POSTGRES_PARAMETERS`; a name that the cluster owns ([`CLUSTER_OWNED`]) is refused by `config` and, should one
     /// get here, overridden by the lines below it.
+    pub parameters: &'a BTreeMap<String, String>,
+    /// What must be equal on every member.
+    pub shared: &'a BTreeMap<String, String>,
+    /// The upstream's connection string, unquoted; `""` when there is nobody to follow.
+    pub primary_conninfo: &'a str,
+    /// The slot on the upstream; `""` for none.
+    pub primary_slot_name: &'a str,
+    /// Unquoted value of `synchronous_standby_names`.
+    pub synchronous_standby_names: &'a str,
+}
+
+/// What `templates/postgresql.agent.conf` needs.
+#[derive(Debug, Clone, Serialize)]
+pub struct AgentConf<'a> {
+    /// What was there before Patroni and pgherd, or what the administrator has named in its place.
+    pub base: &'a Utf8Path,
+    /// The `pg_hba.conf` that we write; none: the server's own.
+    pub hba_file: Option<&'a Utf8Path>,
+    /// The `pg_ident.conf` that we write; none: the server's own.
+    pub ident_file: Option<&'a Utf8Path>,
+    /// `postgresql.listen`.
+    pub listen_addresses: &'a str,
+    /// Its port.
+    pub port: u16,
+    /// The scope.
+    pub cluster_name: &'a str,
+    /// What the cluster and this node ask for.
     pub parameters: &'a BTreeMap<String, String>,
     /// What must be equal on every member.
     pub shared: &'a BTreeMap<String, String>,
@@ -229,14 +258,21 @@ pub fn url_host(address: IpAddr) -> String {
 
 impl Template {
     /// Every template, for the test that renders them all.
-    pub const ALL: [Self; 5] =
-        [Self::EtcdFlags, Self::PostgresqlConf, Self::PgHba, Self::HaproxyCfg, Self::HaproxyHold];
+    pub const ALL: [Self; 6] = [
+        Self::EtcdFlags,
+        Self::PostgresqlConf,
+        Self::AgentConf,
+        Self::PgHba,
+        Self::HaproxyCfg,
+        Self::HaproxyHold,
+    ];
 
     /// Its file in `templates/`.
     pub fn name(self) -> &'static str {
         match self {
             Self::EtcdFlags => "etcd.flags",
             Self::PostgresqlConf => "postgresql.conf",
+            Self::AgentConf => "postgresql.agent.conf",
             Self::PgHba => "pg_hba.conf",
             Self::HaproxyCfg => "haproxy.cfg",
             Self::HaproxyHold => "haproxy-hold.lua",
@@ -247,6 +283,7 @@ impl Template {
         match self {
             Self::EtcdFlags => include_str!("../templates/etcd.flags"),
             Self::PostgresqlConf => include_str!("../templates/postgresql.conf"),
+            Self::AgentConf => include_str!("../templates/postgresql.agent.conf"),
             Self::PgHba => include_str!("../templates/pg_hba.conf"),
             Self::HaproxyCfg => include_str!("../templates/haproxy.cfg"),
             Self::HaproxyHold => include_str!("../templates/haproxy-hold.lua"),
@@ -397,6 +434,30 @@ mod tests {
                 "{name} can be set by a user and is overridden in silence"
             );
         }
+    }
+
+    #[test]
+    fn in_agent_mode_what_is_ours_comes_after_what_was_there_and_what_is_asked_for() {
+        let parameters = BTreeMap::from([("port".to_owned(), "1".to_owned())]);
+        let context = AgentConf {
+            base: Utf8Path::new("/data/postgresql.base.conf"),
+            hba_file: None,
+            ident_file: Some(Utf8Path::new("/data/pg_ident.conf")),
+            listen_addresses: "*",
+            port: 5433,
+            cluster_name: "it's",
+            parameters: &parameters,
+            shared: &BTreeMap::new(),
+            primary_conninfo: "",
+            primary_slot_name: "",
+            synchronous_standby_names: "",
+        };
+        let text = render(Template::AgentConf, &context).unwrap();
+        let lines: Vec<&str> =
+            text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+        assert_eq!(lines[0], "include_if_exists '/data/postgresql.base.conf'");
+        assert_eq!(lines.iter().rfind(|line| line.starts_with("port")), Some(&"port = 5433"));
+        assert!(!text.contains("hba_file") && text.contains("cluster_name = 'it''s'"), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! no bare strings and no bare integers. Nothing here does IO.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -149,6 +150,54 @@ impl Serialize for SystemId {
 impl<'de> Deserialize<'de> for SystemId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where a member is, as it has published it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Host {
+    /// An address: what our own nodes publish.
+    Address(IpAddr),
+    /// A name, which an administrator may have given a node of Patroni's.
+    Name(String),
+}
+
+impl Host {
+    /// The address, where it is one.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            Self::Name(_) => None,
+        }
+    }
+}
+
+impl From<IpAddr> for Host {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl From<&str> for Host {
+    /// Without or with the brackets of an IPv6 address in a URL.
+    fn from(text: &str) -> Self {
+        let text = text.trim_matches(['[', ']']);
+        text.parse().map_or_else(|_no_address| Self::Name(text.to_owned()), Self::Address)
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -185,7 +185,7 @@ async fn start(listen: &str, plain: Plain) -> Api {
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     let config = api::Config { listen: listen.to_owned(), port: 0, plain };
     let tls = certificates::ca(1).server();
-    let address = api::serve(config, state, tls, &mut tasks, stop.clone()).await.unwrap();
+    let address = api::serve(config, state, Some(tls), &mut tasks, stop.clone()).await.unwrap();
     let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
     Api { address, ha, peers, _store: store, _data: data, tasks, stop, client }
 }
@@ -619,7 +619,7 @@ async fn a_busy_port_is_an_error_at_the_start() {
     let config =
         api::Config { listen: "127.0.17.10".into(), port: api.address.port(), plain: Plain::Accepted };
     let (mut tasks, tls) = (JoinSet::new(), certificates::ca(1).server());
-    let error = api::serve(config, state, tls, &mut tasks, CancellationToken::new()).await.unwrap_err();
+    let error = api::serve(config, state, Some(tls), &mut tasks, CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), format!("could not listen on {} for the API", api.address));
     api.end().await;
 }

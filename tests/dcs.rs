@@ -15,7 +15,7 @@ use pgherd::dcs::{
     Claim, Dcs, Error, Failover, Initialize, Key, Member, MemberState, Precondition, Readiness,
     ReplicationState, Role, Status, Sync,
 };
-use pgherd::tls::EtcdClient;
+use pgherd::tls::{EtcdClient, Identity};
 use pgherd::types::{Lsn, NodeName, SlotName, SystemId, Timeline};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -111,7 +111,14 @@ impl Etcd {
         let (sender, endpoints) = watch::channel(endpoints.iter().map(|&e| e.to_owned()).collect());
         let (scope, namespace) = ("demo".to_owned(), "service".to_owned());
         let tls = tls.map(|shown| watch::channel(shown).1);
-        let config = EtcdConfig { scope, namespace, tls, ready: ReadyKey::Key(READY.to_owned()), ttl: TTL };
+        let config = EtcdConfig {
+            scope,
+            namespace,
+            tls,
+            login: None,
+            ready: ReadyKey::Key(READY.to_owned()),
+            ttl: TTL,
+        };
         (EtcdStore::new(config, endpoints, &mut self.tasks, self.stop.clone()), sender)
     }
 
@@ -475,7 +482,10 @@ async fn tls_verifies_the_address() {
     }
     let path = |file: &str| dir.path().join(file).to_str().unwrap().to_owned();
     let pem = |file: &str| std::fs::read_to_string(path(file)).unwrap();
-    let tls = EtcdClient { ca: pem("ca.crt"), certificate: pem("good.crt"), key: pem("good.key").into() };
+    let tls = EtcdClient {
+        ca: pem("ca.crt"),
+        identity: Some(Identity { certificate: pem("good.crt"), key: pem("good.key").into() }),
+    };
     for (file, trusted) in [("good", true), ("bad", false)] {
         let (cert, key, ca) = (path(&format!("{file}.crt")), path(&format!("{file}.key")), path("ca.crt"));
         let args = ["--cert-file", &cert, "--key-file", &key, "--client-cert-auth", "--trusted-ca-file", &ca];

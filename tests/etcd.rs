@@ -135,7 +135,7 @@ impl Node {
             access: api::access::Access::default(),
         };
         let config = api::Config { listen: self.address.to_string(), port: PORTS.api, plain: Plain::Refused };
-        api::serve(config, state, bundle.api_server, &mut tasks, stop.clone()).await.unwrap();
+        api::serve(config, state, Some(bundle.api_server), &mut tasks, stop.clone()).await.unwrap();
         self.life = Some(Life { handle, unit, stop, tasks, _data: data, primary, _ha: ha });
     }
 

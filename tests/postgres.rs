@@ -90,6 +90,7 @@ impl Node {
             hba: Vec::new(),
             tls_required: ClientTls::Offered,
             init_scripts: root.join("init.d"),
+            premises: pgherd::postgres::Premises::Container,
         };
         edit(&mut config);
         process::make_private_dir(&config.state_dir, &RunAs::Same).unwrap();
@@ -104,7 +105,7 @@ impl Node {
         Upstream {
             name: self.config.name.clone(),
             node_id: Some(self.id.clone()),
-            address: self.address,
+            address: self.address.into(),
             port: self.config.port,
         }
     }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use axum::http::StatusCode;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::listener::Trust;
@@ -14,6 +15,64 @@ use super::listener::Trust;
 pub struct Access {
     /// `RESTAPI_USERNAME` and `RESTAPI_PASSWORD`.
     pub basic: Option<Basic>,
+    /// Patroni's rules in place of ours: each of them must be met (agent mode).
+    pub demands: Option<Demands>,
+}
+
+/// What Patroni's file demands besides a user and a password.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// `allowlist` and `allowlist_include_members`; none: from anywhere.
+    pub from: Option<Places>,
+    /// `verify_client`.
+    pub certificate: Certificate,
+}
+
+/// Where a caller must be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// Address and length of the prefix.
+    pub networks: Vec<(IpAddr, u8)>,
+    /// Whether a member's address is enough.
+    pub members: Members,
+}
+
+/// Whether members are let in by their addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Members {
+    /// They need no other rule.
+    Admitted,
+    /// They are nobody special.
+    #[default]
+    Unknown,
+}
+
+/// Whether a client certificate must be shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Certificate {
+    /// It must.
+    Required,
+    /// It need not.
+    #[default]
+    NotNeeded,
+}
+
+impl Places {
+    fn hold(&self, address: IpAddr, mut members: impl Iterator<Item = IpAddr>) -> bool {
+        let listed = self.networks.iter().any(|(network, bits)| is_within(address, *network, *bits));
+        listed || (self.members == Members::Admitted && members.any(|member| member == address))
+    }
+}
+
+/// Whether an address lies in a network.
+fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
+    let (address, network, width) = match (address, network) {
+        (IpAddr::V4(a), IpAddr::V4(n)) => (u128::from(a.to_bits()), u128::from(n.to_bits()), 32),
+        (IpAddr::V6(a), IpAddr::V6(n)) => (a.to_bits(), n.to_bits(), 128),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return false,
+    };
+    let beyond = u32::from(width - bits.min(width));
+    address.checked_shr(beyond) == network.checked_shr(beyond)
 }
 
 /// A user and a password.
@@ -28,12 +87,34 @@ pub struct Basic {
 /// Why a caller is turned away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// Neither a member nor on this machine: 403.
+    /// Neither a member nor on this machine, or in no place that is let in: 403.
     Stranger,
+    /// No client certificate: 403.
+    NoCertificate,
     /// No `Authorization` header: 401.
     NoHeader,
     /// Another user or password: 401.
     NotAuthenticated,
+}
+
+impl Denied {
+    /// Patroni's code.
+    pub(super) fn code(self) -> StatusCode {
+        match self {
+            Self::Stranger | Self::NoCertificate => StatusCode::FORBIDDEN,
+            Self::NoHeader | Self::NotAuthenticated => StatusCode::UNAUTHORIZED,
+        }
+    }
+
+    /// Patroni's words.
+    pub(super) fn sentence(self) -> &'static str {
+        match self {
+            Self::Stranger => "Access is denied",
+            Self::NoCertificate => "client certificate required",
+            Self::NoHeader => "no auth header received",
+            Self::NotAuthenticated => "not authenticated",
+        }
+    }
 }
 
 impl Access {
@@ -48,6 +129,9 @@ impl Access {
         mut members: impl Iterator<Item = IpAddr>,
     ) -> Result<(), Denied> {
         let address = address.to_canonical();
+        if let Some(demands) = &self.demands {
+            return self.check_all(demands, (address, trust), header, members);
+        }
         match (trust, &self.basic, header) {
             (Trust::Member, _, _) => Ok(()),
             (Trust::Anyone, None, _) if address.is_loopback() || members.any(|m| m == address) => Ok(()),
@@ -55,6 +139,30 @@ impl Access {
             (Trust::Anyone, Some(_), None) => Err(Denied::NoHeader),
             (Trust::Anyone, Some(basic), Some(header)) if basic.is(header) => Ok(()),
             (Trust::Anyone, Some(_), Some(_)) => Err(Denied::NotAuthenticated),
+        }
+    }
+}
+
+impl Access {
+    /// Patroni's order: the place, the certificate, the password.
+    fn check_all(
+        &self,
+        demands: &Demands,
+        (address, trust): (IpAddr, Trust),
+        header: Option<&[u8]>,
+        members: impl Iterator<Item = IpAddr>,
+    ) -> Result<(), Denied> {
+        if demands.from.as_ref().is_some_and(|places| !places.hold(address, members)) {
+            return Err(Denied::Stranger);
+        }
+        if demands.certificate == Certificate::Required && trust == Trust::Anyone {
+            return Err(Denied::NoCertificate);
+        }
+        match (&self.basic, header) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(Denied::NoHeader),
+            (Some(basic), Some(header)) if basic.is(header) => Ok(()),
+            (Some(_), Some(_)) => Err(Denied::NotAuthenticated),
         }
     }
 }
@@ -91,7 +199,34 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 
     fn basic() -> Access {
-        Access { basic: Some(Basic { user: "admin".into(), password: SecretString::from("secret") }) }
+        Access {
+            basic: Some(Basic { user: "admin".into(), password: SecretString::from("secret") }),
+            demands: None,
+        }
+    }
+
+    #[test]
+    fn what_patronis_file_demands_must_be_met_in_full() {
+        let places = Places { networks: vec![("192.0.2.0".parse().unwrap(), 28)], members: Members::Unknown };
+        let demands = |from, certificate| Access { demands: Some(Demands { from, certificate }), ..basic() };
+        let check = |access: &Access, address: IpAddr, trust, header: Option<&str>| {
+            access.check((address, trust), header.map(str::as_bytes), std::iter::once(FAR))
+        };
+        const FAR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 16));
+        const GOOD: Option<&str> = Some("Basic YWRtaW46c2VjcmV0");
+        let near = demands(Some(places.clone()), Certificate::NotNeeded);
+        assert_eq!(check(&near, OTHER, Trust::Anyone, GOOD), Ok(()));
+        assert_eq!(
+            check(&near, OTHER, Trust::Member, None),
+            Err(Denied::NoHeader),
+            "a certificate is not enough"
+        );
+        assert_eq!(check(&near, FAR, Trust::Anyone, GOOD), Err(Denied::Stranger));
+        let members = Places { members: Members::Admitted, ..places };
+        assert_eq!(check(&demands(Some(members), Certificate::NotNeeded), FAR, Trust::Anyone, GOOD), Ok(()));
+        let shown = demands(None, Certificate::Required);
+        assert_eq!(check(&shown, FAR, Trust::Anyone, GOOD), Err(Denied::NoCertificate));
+        assert_eq!(check(&shown, FAR, Trust::Member, GOOD), Ok(()));
     }
 
     #[test]

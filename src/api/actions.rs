@@ -121,18 +121,15 @@ async fn perform(state: &State, request: Request) -> Answered<Response> {
 pub(super) fn admit(state: &State, caller: Caller, headers: &HeaderMap) -> Result<(), Denied> {
     let ha = state.ha.borrow();
     let members = ha.iter().filter_map(|ha| ha.snapshot.as_ref()).flat_map(|snapshot| &snapshot.members);
-    let addresses = members.filter_map(|m| ha::view::upstream(m).map(|upstream| upstream.address));
+    let addresses =
+        members.filter_map(|m| ha::view::upstream(m).and_then(|upstream| upstream.address.address()));
     let header = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     state.access.check((caller.address.ip(), caller.trust), header, addresses)
 }
 
 pub(super) fn turned_away(denied: Denied) -> Response {
-    let mut response = match denied {
-        Denied::Stranger => text(StatusCode::FORBIDDEN, "Access is denied"),
-        Denied::NoHeader => text(StatusCode::UNAUTHORIZED, "no auth header received"),
-        Denied::NotAuthenticated => text(StatusCode::UNAUTHORIZED, "not authenticated"),
-    };
-    if denied != Denied::Stranger {
+    let mut response = text(denied.code(), denied.sentence());
+    if matches!(denied, Denied::NoHeader | Denied::NotAuthenticated) {
         let realm = header::HeaderValue::from_static("Basic realm=\"Patroni\"");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, realm);
     }

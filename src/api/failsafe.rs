@@ -58,7 +58,11 @@ fn is_member(caller: Caller, status: &ha::Status) -> Result<(), Denied> {
     let mut members = status.snapshot.iter().flat_map(|snapshot| &snapshot.members);
     match caller.trust {
         Trust::Member => Ok(()),
-        Trust::Anyone if members.any(|m| upstream(m).is_some_and(|up| up.address == address)) => Ok(()),
+        Trust::Anyone
+            if members.any(|m| upstream(m).is_some_and(|up| up.address.address() == Some(address))) =>
+        {
+            Ok(())
+        }
         Trust::Anyone => Err(Denied::Stranger),
     }
 }

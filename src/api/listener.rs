@@ -52,7 +52,7 @@ const TLS_HANDSHAKE: u8 = 0x16;
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     pub(super) router: Router,
-    pub(super) tls: Arc<rustls::ServerConfig>,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     pub(super) plain: Plain,
 }
 
@@ -151,7 +151,8 @@ async fn prepare(stream: TcpStream, server: &Server) -> io::Result<Wire> {
     match (peeked, first) {
         (0, _) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
         (_, [TLS_HANDSHAKE]) => {
-            let acceptor = TlsAcceptor::from(Arc::clone(&server.tls));
+            let tls = server.tls.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+            let acceptor = TlsAcceptor::from(Arc::clone(tls));
             let stream =
                 timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await.map_err(|_elapsed| silent())??;
             // rustls has verified the chain before the handshake ended: present means genuine.

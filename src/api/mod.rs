@@ -91,14 +91,15 @@ pub struct State {
     pub access: access::Access,
 }
 
-/// Binds the port, then serves it on `tasks` until `stop` is cancelled. Returns the bound address.
+/// Binds the port, then serves it on `tasks` until `stop` is cancelled. Returns the bound address. Without a TLS
+/// configuration only plain HTTP is spoken.
 ///
 /// # Errors
 /// The address cannot be bound: somebody else has the port, or the address is not ours.
 pub async fn serve(
     config: Config,
     state: State,
-    tls: Arc<rustls::ServerConfig>,
+    tls: Option<Arc<rustls::ServerConfig>>,
     tasks: &mut JoinSet<()>,
     stop: CancellationToken,
 ) -> Result<SocketAddr, Error> {

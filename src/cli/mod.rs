@@ -47,6 +47,8 @@ pub enum Command {
     /// The node itself, started by `init`
     #[command(hide = true)]
     Node,
+    /// Run in the place of a Patroni process, with its configuration file
+    Agent(Agent),
     /// Run the services of a list, with PID 1 duties
     Supervise(supervise::Args),
     /// The services of a list, started by `init`
@@ -88,6 +90,17 @@ pub enum Command {
     Man,
     /// Run a whole cluster on this machine
     Demo(demo::Args),
+}
+
+/// Options of `agent`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Agent {
+    /// Say what is wrong with the file, or that nothing is, and end
+    #[arg(long)]
+    pub validate_config: bool,
+    /// Patroni's YAML file, or a directory of such files
+    #[arg(value_name = "FILE")]
+    pub file: Option<camino::Utf8PathBuf>,
 }
 
 /// Options of `version`.

@@ -7,6 +7,7 @@
 
 mod parse;
 mod passphrase;
+pub mod patroni;
 mod programs;
 mod read;
 mod reader;
@@ -266,6 +267,7 @@ impl Config {
             hba: database.hba.clone(),
             tls_required: self.tls.clients,
             init_scripts: INIT_SCRIPTS.into(),
+            premises: postgres::Premises::Container,
         }
     }
 }

@@ -289,7 +289,7 @@ fn ha(r: &mut Reader) -> Ha {
 
 /// From the environment only: see `ha::callbacks`.
 fn callbacks(r: &mut Reader) -> Programs {
-    let named = |(event, variable)| Some((event, r.parsed(variable, parse::program)?));
+    let named = |(event, variable)| Some((event, r.parsed(variable, parse::program)?.into()));
     Event::ALL.into_iter().filter_map(named).collect()
 }
 
@@ -427,7 +427,9 @@ fn rest(r: &mut Reader) -> Access {
                 "it holds a colon; expected a name that basic authentication can carry",
             );
         }
-        (Some(user), Some(password)) => return Access { basic: Some(Basic { user, password }) },
+        (Some(user), Some(password)) => {
+            return Access { basic: Some(Basic { user, password }), demands: None };
+        }
         (Some(_), None) if r.errors.len() == before => {
             r.wrong("RESTAPI_PASSWORD", "not set; expected a password, because RESTAPI_USERNAME is set");
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock::{self, Moment};
 use crate::dcs::{self, Claim, Dcs, Key, Precondition};
@@ -21,6 +21,7 @@ use super::configure::Configured;
 use super::jobs;
 use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
+use super::rules::Mode;
 use super::view::{Doing, Instance, Job, Lease, Name, View};
 
 /// After an action that failed the loop looks again after this long, not sooner.
@@ -105,7 +106,14 @@ impl<D: Dcs> Agent<D> {
     fn name_is_taken(&mut self, now: Moment) {
         self.memory.name = Name::Unclaimed;
         let since = *self.name_taken.get_or_insert(now);
-        if now.since(since) > 2 * self.rules.timing.ttl {
+        if now.since(since) <= 2 * self.rules.timing.ttl {
+            return;
+        }
+        // A name that an administrator has given is not changed: this process ends.
+        if let Mode::Agent { .. } = self.config.rules.mode {
+            error!("Can't start; there is already a node named '{}' running", self.config.me);
+            self.renamed.cancel();
+        } else {
             let suffix: String = self.config.node_id.0.chars().take(NAME_SUFFIX).collect();
             let name = NodeName(format!("{}-{suffix}", self.config.me));
             warn!(taken = %self.config.me, ours = %name, "the name is held by another node: starting again under another");
@@ -141,7 +149,7 @@ impl<D: Dcs> Agent<D> {
                 store.put(Key::Initialize, id.to_string(), Precondition::None).await?;
             }
             Action::PutConfig => {
-                let config = self.config.rules.to_config().to_string();
+                let config = self.config.founding.to_string();
                 store.put(Key::Config, config, Precondition::Absent).await?;
             }
             Action::PutSync(sync, when) => {
@@ -340,7 +348,8 @@ impl<D: Dcs> Agent<D> {
         let peers = self.deps.peers.borrow();
         peers.fetched_at?;
         let members = self.last_snapshot.iter().flat_map(|(snapshot, _)| &snapshot.members);
-        let members = members.filter_map(|m| super::view::upstream(m).map(|upstream| upstream.address));
+        let members =
+            members.filter_map(|m| super::view::upstream(m).and_then(|upstream| upstream.address.address()));
         let voters = self.deps.record.read().voters.into_iter().map(|voter| voter.address);
         let known = peers.addrs.iter().copied().chain(members).chain(voters);
         Some(known.filter(|ip| *ip != self.config.address).collect())

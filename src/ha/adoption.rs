@@ -8,13 +8,19 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::reason::Reason;
+use super::rules::Mode;
 use super::view::{SurveyAnswer, View};
 use crate::peer::Adopted;
+use crate::record::Bootstrap;
 
 /// Why no new cluster may be made: initdb happens only when every listed node has said that it has no data.
 pub(super) fn fresh_cluster_refused(view: &View) -> Option<Reason> {
     if let Some(id) = view.volume.system_id {
         return Some(Reason::DataLost(id));
+    }
+    if view.rules.mode != Mode::Node {
+        // There is no list of nodes to ask: whoever creates `initialize` founds the cluster.
+        return None;
     }
     let Some(survey) = view.memory.survey.as_ref() else {
         return Some(Reason::Surveying);
@@ -48,4 +54,10 @@ fn refused(mine: Option<Adopted>, answers: &BTreeMap<IpAddr, SurveyAnswer>) -> O
             Some(_) => None,
         }
     })
+}
+
+/// A Patroni node that founds a cluster takes `initialize` first and the lock last: the lock is free while it works.
+pub(super) fn founded_elsewhere(view: &View) -> bool {
+    let patronis = view.rules.mode != Mode::Node;
+    patronis && view.volume.bootstrap == Bootstrap::Settled
 }

@@ -70,6 +70,8 @@ pub struct Config {
     pub addresses: Addresses,
     /// The environment's rules; the store's win from the bootstrap on.
     pub rules: Rules,
+    /// The dynamic configuration that a cluster founded here begins with.
+    pub founding: serde_json::Value,
 }
 
 /// What the agent works with.

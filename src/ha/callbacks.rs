@@ -60,7 +60,22 @@ impl Event {
 }
 
 /// The programs.
-pub type Programs = BTreeMap<Event, Utf8PathBuf>;
+pub type Programs = BTreeMap<Event, Program>;
+
+/// A program, and what it is told before what has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// Where it is.
+    pub path: Utf8PathBuf,
+    /// Its first arguments.
+    pub args: Vec<String>,
+}
+
+impl From<Utf8PathBuf> for Program {
+    fn from(path: Utf8PathBuf) -> Self {
+        Self { path, args: Vec::new() }
+    }
+}
 
 /// What was last known of PostgreSQL.
 #[derive(Debug, Clone, Default)]
@@ -145,8 +160,9 @@ pub async fn run(programs: Programs, run_as: RunAs, mut status: watch::Receiver<
             status.borrow_and_update().as_ref().and_then(|s| Some((last.take_in(s)?, s.scope.clone())));
         let Some(((event, role), scope)) = news else { continue };
         let Some(program) = programs.get(&event) else { continue };
-        info!(action = event.word(), role = role_word(role), %program, "running a callback");
-        let command = Command::new("callback", program.clone())
+        info!(action = event.word(), role = role_word(role), program = %program.path, "running a callback");
+        let command = Command::new("callback", program.path.clone())
+            .args(program.args.iter().cloned())
             .args([event.word(), role_word(role), scope.as_str()])
             .run_as(&run_as);
         let calls = if event == Event::Reload { &mut reloads } else { &mut call };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::clock::Moment;
 use crate::dcs::{Claim, Initialize, Leader, MemberState, Precondition, Readiness, Role, Snapshot};
 use crate::postgres::settings::Divergence;
-use crate::postgres::status::{Answer, Control, ControlState, DataDir};
+use crate::postgres::status::{Answer, Control, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
 use crate::record::Bootstrap;
 use crate::types::{Lsn, Timeline};
@@ -26,6 +26,7 @@ use super::orders;
 use super::pause;
 use super::race::race;
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::rules::Mode;
 use super::slots;
 use super::upstreams::{clone_source, feeder};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
@@ -117,11 +118,19 @@ fn leaderless(view: &View) -> bool {
 /// A primary found running without a lease of this process (it was adopted, or the key was deleted under it) keeps
 /// running only while it can take the key at once.
 fn reclaimable(view: &View) -> bool {
-    let vacant = |s: &Snapshot| s.leader.is_none() && s.readiness == Readiness::Ready;
+    let vacant = |s: &Snapshot| match (&s.leader, &view.rules.mode) {
+        (None, Mode::Node | Mode::Agent { .. }) => s.readiness == Readiness::Ready,
+        // It has gone on without an agent, and nobody has taken its key: the agent before this one was killed.
+        (Some(leader), Mode::Agent { .. }) => leader.name == view.me,
+        (Some(_), Mode::Node) => false,
+    };
     view.lease == Lease::None && view.snapshot().is_some_and(vacant)
 }
 
 fn stopping(view: &View) -> Decision {
+    if pause::goes_on_alone(view) {
+        return Decision { actions: vec![Action::Finish], reason: Reason::Paused, wake: PROMPTLY };
+    }
     let patient = StopMode::Fast { patience: STOP_PATIENCE };
     match view.instance() {
         Instance::Primary(..) => begin(Task::StopAfterCheckpoint(patient), Reason::Stopping),
@@ -174,7 +183,7 @@ fn without_store(view: &View, since: Moment, why: &str) -> Decision {
     let for_good = view.now.since(since) >= view.rules.timing.retry_timeout;
     let whole = view.control().filter(|_| view.volume.bootstrap == Bootstrap::Settled);
     match (view.instance(), whole) {
-        (Instance::Down, Some(control)) if was_standby(control) || !view.leads() => {
+        (Instance::Down, Some(control)) if lineage::was_standby(control) || !view.leads() => {
             if for_good {
                 start_standby(view, None, reason)
             } else {
@@ -252,7 +261,7 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         }
         // A standby that died between the lock and its promotion: started as a primary it would go on writing the timeline
         // that it was to end.
-        (Instance::Down, DataDir::Cluster(control)) if was_standby(control) => {
+        (Instance::Down, DataDir::Cluster(control)) if lineage::was_standby(control) => {
             start_standby(view, None, Reason::StartToVote)
         }
         (Instance::Down, DataDir::Cluster(control)) => manual::after_stop(view, snapshot, control)
@@ -261,20 +270,6 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
         (Instance::Down, DataDir::Incomplete { .. } | DataDir::Unreadable { .. }) => {
             act(vec![Action::Release], Reason::NothingToLead)
         }
-    }
-}
-
-/// Whether the data was a standby's when the server ended, or cannot be shown to have been a primary's.
-fn was_standby(control: &Control) -> bool {
-    match control.state {
-        ControlState::ShutDown
-        | ControlState::ShuttingDown
-        | ControlState::InCrashRecovery
-        | ControlState::InProduction => false,
-        ControlState::StartingUp
-        | ControlState::ShutDownInRecovery
-        | ControlState::InArchiveRecovery
-        | ControlState::Unknown => true,
     }
 }
 
@@ -307,6 +302,9 @@ fn make_cluster(view: &View, snapshot: &Snapshot) -> Decision {
     let claim = match &snapshot.initialize {
         None => Some(Action::ClaimInitialize(Precondition::Absent)),
         Some(key) => match key.value {
+            Initialize::InProgress if adoption::founded_elsewhere(view) => {
+                return act(vec![Action::Release], Reason::WaitingForLeader);
+            }
             Initialize::InProgress => None,
             Initialize::Invalid => Some(Action::ClaimInitialize(Precondition::Unchanged(key.revision))),
             Initialize::Done(_) => return act(vec![Action::Release], Reason::NothingToLead),
@@ -363,8 +361,12 @@ fn retake(snapshot: &Snapshot, answer: &Answer) -> Decision {
 
 /// Nobody leads and there is no data here: make a new cluster, if there has never been one.
 fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
-    if let Some(Initialize::Done(_)) = snapshot.initialize.as_ref().map(|i| i.value) {
-        return idle(Reason::WaitingForLeader, Wake::Loop);
+    match snapshot.initialize.as_ref().map(|i| i.value) {
+        Some(Initialize::Done(_)) => return idle(Reason::WaitingForLeader, Wake::Loop),
+        Some(Initialize::InProgress) if adoption::founded_elsewhere(view) => {
+            return idle(Reason::WaitingForLeader, Wake::Loop);
+        }
+        Some(Initialize::InProgress | Initialize::Invalid) | None => {}
     }
     let surveyed = view.memory.survey.as_ref().is_some_and(|s| view.now.since(s.at) < SURVEY_AGE);
     if let Some(id) = view.volume.system_id {
@@ -373,7 +375,7 @@ fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
     if view.rules.tags.failover == super::rules::Failover::Never {
         return idle(Reason::NoFailover, Wake::Loop);
     }
-    if !surveyed {
+    if !surveyed && view.rules.mode == Mode::Node {
         return if view.may_try(Job::Survey) {
             begin(Task::Survey, Reason::Surveying)
         } else {

@@ -51,6 +51,20 @@ pub fn of_stopped(control: &Control, leader: &Ancestry) -> Lineage {
     }
 }
 
+/// Whether the data was a standby's when the server ended, or cannot be shown to have been a primary's.
+pub fn was_standby(control: &Control) -> bool {
+    match control.state {
+        ControlState::ShutDown
+        | ControlState::ShuttingDown
+        | ControlState::InCrashRecovery
+        | ControlState::InProduction => false,
+        ControlState::StartingUp
+        | ControlState::ShutDownInRecovery
+        | ControlState::InArchiveRecovery
+        | ControlState::Unknown => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

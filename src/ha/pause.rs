@@ -12,12 +12,18 @@ use crate::types::Timeline;
 
 use super::manual;
 use super::reason::{Action, Decision, Reason, Task, Wake};
-use super::rules::Pause;
+use super::rules::{Mode, Pause};
 use super::view::{Instance, Life, View};
 
 /// Whether the cluster is paused, as last known.
 pub fn is_on(view: &View) -> bool {
     view.rules.pause == Pause::On
+}
+
+/// Whether this process ends and leaves PostgreSQL and the lock alone, as Patroni does: what has been paused is the
+/// operator's, and on a machine it can go on.
+pub fn goes_on_alone(view: &View) -> bool {
+    is_on(view) && view.rules.mode != Mode::Node
 }
 
 /// Lets through what may be done in maintenance mode; everything, outside of it.
@@ -58,7 +64,8 @@ fn is_candidate(view: &View) -> bool {
 
 fn allowed(view: &View, action: &Action) -> bool {
     let asked = view.memory.orders.moves_postgres();
-    let fresh = view.memory.life == Life::Fresh;
+    // On a machine a server that is down was stopped by somebody, who knows why.
+    let fresh = view.memory.life == Life::Fresh && view.rules.mode == Mode::Node;
     match action {
         Action::Start(..) => asked || fresh || view.memory.handover.is_some(),
         Action::Acquire(_) => match view.instance() {
@@ -114,5 +121,6 @@ pub fn was_the_primary(view: &View, snapshot: &Snapshot, control: &Control) -> b
             | ControlState::InProduction
             | ControlState::InCrashRecovery
     );
-    is_on(view) && view.memory.life == Life::Fresh && primary && control.reached() >= cluster
+    let asked = is_on(view) && view.rules.mode == Mode::Node && view.memory.life == Life::Fresh;
+    asked && primary && control.reached() >= cluster
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::replication::Replication;
 use crate::postgres::Stored;
@@ -44,7 +44,28 @@ pub struct Rules {
     /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster
     /// begins with.
     pub server: Option<Stored>,
+    /// In whose place this process runs.
+    pub mode: Mode,
 }
+
+/// In whose place this process runs: what may be taken for granted of the store and of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// A container of ours: nobody but pgherd writes to the store, and PostgreSQL does not outlive the container.
+    #[default]
+    Node,
+    /// In the place of a Patroni process (agent mode): other members may be Patroni's own, which found clusters and time
+    /// leases in their way, and PostgreSQL goes on when the process ends.
+    Agent {
+        /// What this node's file says of the server; it wins over the store.
+        local: Map<String, Value>,
+    },
+}
+
+/// Patroni's limits of the durations, in seconds.
+const LEAST_TTL: u64 = 20;
+const LEAST_LOOP_WAIT: u64 = 1;
+const LEAST_RETRY_TIMEOUT: u64 = 3;
 
 /// Patroni's `primary_start_timeout` when nothing is said.
 pub const START_TIMEOUT: Duration = Duration::from_secs(300);
@@ -103,7 +124,11 @@ impl Rules {
     #[must_use]
     pub fn with_config(&self, config: &Value) -> (Self, Vec<String>) {
         let mut complaints = Vec::new();
-        let mut rules = Self { server: Some(Stored::of(config)), ..self.clone() };
+        let server = match &self.mode {
+            Mode::Node => Stored::of(config),
+            Mode::Agent { local } => Stored::of(config).under(local),
+        };
+        let mut rules = Self { server: Some(server), ..self.clone() };
         let mut number = |key: &str| -> Option<u64> {
             let value = config.get(key)?;
             let read = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok());
@@ -132,14 +157,9 @@ impl Rules {
         };
         let count = number("synchronous_node_count").and_then(|n| u32::try_from(n).ok());
         rules.sync_node_count = count.unwrap_or(self.sync_node_count).max(1);
-        if timing_holds(&timing) {
-            rules.timing = timing;
-        } else {
-            complaints.push(format!(
-                "{timing:?} breaks loop_wait + 2 * retry_timeout <= ttl: {:?} stays",
-                self.timing
-            ));
-        }
+        let (timing, refused) = self.durations(timing);
+        rules.timing = timing;
+        complaints.extend(refused);
         rules.sync_mode = sync_mode(config.get("synchronous_mode")).unwrap_or(self.sync_mode);
         rules.strictness = match config.get("synchronous_mode_strict").and_then(flag) {
             Some(true) => Strictness::Strict,
@@ -156,6 +176,36 @@ impl Rules {
         };
         (rules, complaints)
     }
+
+    /// The durations that are used when these are asked for, and what is to be said of that.
+    fn durations(&self, wanted: Timing) -> (Timing, Option<String>) {
+        let used = match self.mode {
+            Mode::Node if timing_holds(&wanted) => wanted,
+            Mode::Node => self.timing,
+            Mode::Agent { .. } => as_patroni_adjusts(wanted),
+        };
+        let said =
+            format!("{wanted:?} breaks loop_wait + 2 * retry_timeout <= ttl, or a limit: {used:?} is used");
+        (used, (used != wanted).then_some(said))
+    }
+}
+
+/// What every member of a mixed cluster makes of durations that break the rule: each must know how long a lease of the
+/// others lasts.
+fn as_patroni_adjusts(wanted: Timing) -> Timing {
+    let (ttl, mut loop_wait, mut retry_timeout) = (
+        wanted.ttl.max(Duration::from_secs(LEAST_TTL)),
+        wanted.loop_wait.max(Duration::from_secs(LEAST_LOOP_WAIT)),
+        wanted.retry_timeout.max(Duration::from_secs(LEAST_RETRY_TIMEOUT)),
+    );
+    let least = Duration::from_secs(LEAST_LOOP_WAIT);
+    if loop_wait + 2 * retry_timeout > ttl {
+        loop_wait = ttl.saturating_sub(2 * retry_timeout).max(least);
+    }
+    if loop_wait + 2 * retry_timeout > ttl {
+        retry_timeout = Duration::from_secs(ttl.saturating_sub(least).as_secs() / 2);
+    }
+    Timing { ttl, loop_wait, retry_timeout }
 }
 
 /// The rule that keeps a lease a lease: one failed read and one failed write still end before it does.
@@ -206,7 +256,22 @@ mod tests {
             pre_promote: None,
             replication: Replication::default(),
             server: Some(Stored::initial(&BTreeMap::new())),
+            mode: Mode::Node,
         }
+    }
+
+    #[test]
+    fn in_agent_mode_durations_are_adjusted_as_patroni_does() {
+        let agent = Rules { mode: Mode::Agent { local: Map::new() }, ..rules() };
+        let seconds = |ttl, loop_wait, retry_timeout| {
+            let stored = json!({"ttl": ttl, "loop_wait": loop_wait, "retry_timeout": retry_timeout});
+            let Timing { ttl, loop_wait, retry_timeout } = agent.with_config(&stored).0.timing;
+            (ttl.as_secs(), loop_wait.as_secs(), retry_timeout.as_secs())
+        };
+        assert_eq!(seconds(30, 10, 10), (30, 10, 10));
+        assert_eq!(seconds(30, 10, 30), (30, 1, 14), "what the predecessor runs with");
+        assert_eq!(seconds(30, 15, 10), (30, 10, 10));
+        assert_eq!(seconds(5, 1, 1), (20, 1, 3));
     }
 
     #[test]

@@ -46,8 +46,8 @@ pub fn changed(environment: &Rules, before: Option<&Value>, change: &Change) -> 
     if news.is_empty() { Ok(after) } else { Err(Wrong::Rule(news.join("; "))) }
 }
 
-/// RFC 7386.
-fn merge(target: &mut Value, patch: &Value) {
+/// A merge patch (RFC 7396) applied.
+pub fn merge(target: &mut Value, patch: &Value) {
     let Some(patch) = patch.as_object() else {
         *target = patch.clone();
         return;

@@ -14,7 +14,7 @@ use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::postgres::{self, Upstream};
 use crate::record::Bootstrap;
 use crate::supervisor::UnitState;
-use crate::types::{Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
+use crate::types::{Host, Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
 
 use super::Phase;
 use super::configure::Configured;
@@ -530,7 +530,7 @@ pub fn upstream(member: &Member) -> Option<Upstream> {
         .or_else(|| member.conn_url.strip_prefix("postgresql://"))?;
     let authority = rest.split('/').next()?;
     let (host, port) = authority.rsplit_once(':')?;
-    let address = host.trim_matches(['[', ']']).parse().ok()?;
+    let address = Some(Host::from(host)).filter(|_| !host.is_empty())?;
     let node_id = member.node_id.as_ref().map(|id| NodeId(id.clone()));
     Some(Upstream { name: member.name.clone(), node_id, address, port: port.parse().ok()? })
 }

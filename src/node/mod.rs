@@ -5,6 +5,7 @@
 
 mod adoption;
 mod certificates;
+pub mod machine;
 mod proxy;
 
 use std::collections::BTreeSet;
@@ -30,7 +31,7 @@ use crate::etcd::{self, PrimaryHere};
 use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::replication::Replication;
-use crate::ha::rules::Rules;
+use crate::ha::rules::{Mode, Rules};
 use crate::ha::{self, agent, callbacks};
 use crate::peer::DataFacts;
 use crate::postgres::{ClientTls, Postgres, Stored};
@@ -271,7 +272,7 @@ async fn serve_api(
         access: ground.config.rest.clone(),
     };
     let tls = Arc::clone(&ground.certificates.bundle.api_server);
-    let bound = api::serve(api_config(&ground.config), state, tls, background, stop).await?;
+    let bound = api::serve(api_config(&ground.config), state, Some(tls), background, stop).await?;
     info!(%bound, "the API listens");
     Ok(())
 }
@@ -408,19 +409,22 @@ fn store_config(ground: &Ground) -> EtcdConfig {
         scope: ground.config.app.clone(),
         namespace: "service".to_owned(),
         tls: Some(ground.certificates.credentials()),
+        login: None,
         ready: ReadyKey::Key(format!("/pgherd/{}/ready", ground.config.app)),
         ttl: ground.timing.ttl,
     }
 }
 
 fn agent_config(ground: &Ground, node_id: NodeId) -> agent::Config {
+    let rules = rules(&ground.config, ground.timing);
     agent::Config {
         scope: ground.config.app.clone(),
         me: ground.name.clone(),
         node_id,
         address: ground.address,
         addresses: addresses(&ground.config, ground.address),
-        rules: rules(&ground.config, ground.timing),
+        founding: rules.to_config(),
+        rules,
     }
 }
 
@@ -460,6 +464,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         tags: ha.tags.clone(),
         pre_promote: ha.pre_promote.clone(),
         replication: Replication::default(),
+        mode: Mode::Node,
         server: Some(Stored::initial(&config.database.parameters)),
     }
 }

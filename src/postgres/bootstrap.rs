@@ -10,13 +10,13 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_protocol::password::scram_sha_256;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tracing::{info, warn};
 
 use super::clone::{beside_data_dir, make_dir, put_in_place, remove_leftovers, require_down};
 use super::sql::Session;
 use super::status::DataDir;
-use super::{Config, Error, Shared, adopt, conf, control};
+use super::{Config, Error, Local, Machine, Premises, Shared, adopt, conf, control};
 use crate::process::{self, Command, Mode, RunAs};
 use crate::types::SystemId;
 
@@ -70,6 +70,7 @@ pub(super) async fn initdb(shared: &Shared) -> Result<SystemId, Error> {
     let fresh = beside_data_dir(shared, "new");
     make_dir(shared, &fresh)?;
     run_initdb(shared, &fresh).await?;
+    append_hba(&shared.config, &fresh)?;
     let made = control::read(shared, &fresh).await?;
     // Fails, and changes nothing, when something has appeared there meanwhile.
     put_in_place(shared, &fresh)?;
@@ -80,21 +81,44 @@ pub(super) async fn initdb(shared: &Shared) -> Result<SystemId, Error> {
 async fn run_initdb(shared: &Shared, fresh: &Utf8Path) -> Result<(), Error> {
     let config = &shared.config;
     make_dir(shared, &config.run_dir)?;
-    let password = format!("{}\n", config.superuser_password.expose_secret());
-    let pwfile = SecretFile::write(config, "initdb.password", &password)?;
+    let password = config.superuser_password.expose_secret();
+    // Kept until initdb has read it. Without a password the administrator trusts whoever reaches the server.
+    let pwfile = match password {
+        "" => None,
+        _ => Some(SecretFile::write(config, "initdb.password", &format!("{password}\n"))?),
+    };
+    let auth = pwfile.iter().flat_map(|file| {
+        let file = format!("--pwfile={}", file.0);
+        [file, "--auth-local=scram-sha-256".to_owned(), "--auth-host=scram-sha-256".to_owned()]
+    });
+    let usual: &[&str] = match config.premises {
+        // C.UTF-8 sorts by code point: no library update ever changes an index.
+        Premises::Container => &["--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"],
+        Premises::Machine(_) => &[],
+    };
     let command = Command::new("initdb", config.bin_dir.join("initdb"))
         .args(["-D", fresh.as_str()])
         .arg(format!("--username={}", config.superuser))
-        .arg(format!("--pwfile={}", pwfile.0))
-        .args(["--auth-local=scram-sha-256", "--auth-host=scram-sha-256"])
-        // C.UTF-8 sorts by code point: no library update ever changes an index.
-        .args(["--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"])
+        .args(auth)
+        .args(usual.iter().copied())
         .args(config.initdb_args.iter().cloned())
         .run_as(&config.run_as)
         // It would tell the reader of the log to start the server by hand.
         .quiet();
     let command = with_a_name(config, command)?;
     control::run(&command, "initdb", INITDB_LIMIT).await.map(|_output| ())
+}
+
+/// `bootstrap.pg_hba`, behind what initdb wrote.
+fn append_hba(config: &Config, fresh: &Utf8Path) -> Result<(), Error> {
+    let Premises::Machine(machine) = &config.premises else { return Ok(()) };
+    if machine.bootstrap_hba.is_empty() {
+        return Ok(());
+    }
+    let path = fresh.join("pg_hba.conf");
+    let before = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    let lines: String = machine.bootstrap_hba.iter().map(|line| format!("{line}\n")).collect();
+    conf::write(config, &path, &format!("{before}\n{lines}")).map(|_changed| ())
 }
 
 /// initdb refuses an account that has no name, as that of `docker run --user 1234` has none: a library that the image brings
@@ -124,6 +148,11 @@ pub(super) async fn finish(shared: &Shared) -> Result<(), Error> {
     }
     make_replication_role(config, &session).await?;
     make_database(config, &session).await?;
+    if let Premises::Machine(machine) = &config.premises {
+        make_rewind_role(config, machine, &session).await?;
+        run_bootstrap_script(config, machine).await?;
+        return progress.add(DONE);
+    }
     let new = if progress.done.contains(ADOPTED) { Vec::new() } else { scripts(&config.init_scripts)? };
     for script in new {
         let name = script.file_name().unwrap_or_default().to_owned();
@@ -179,18 +208,71 @@ async fn make_replication_role(config: &Config, session: &Session) -> Result<(),
     if config.replication_user == config.superuser {
         return Ok(());
     }
-    let role = escape_identifier(&config.replication_user);
-    let verifier = scram_sha_256(config.replication_password.expose_secret().as_bytes());
+    let login = (config.replication_user.as_str(), &config.replication_password);
+    make_role(session, login, "LOGIN REPLICATION").await?;
+    match config.premises {
+        Premises::Container => let_rewind(session, &config.replication_user).await,
+        Premises::Machine(_) => Ok(()),
+    }
+}
+
+/// The role that pg_rewind reads as, where it is a third one.
+async fn make_rewind_role(config: &Config, machine: &Machine, session: &Session) -> Result<(), Error> {
+    let rewind = &machine.rewind;
+    if rewind.user == config.superuser {
+        return Ok(());
+    }
+    if rewind.user != config.replication_user {
+        make_role(session, (&rewind.user, &rewind.password), "LOGIN").await?;
+    }
+    let_rewind(session, &rewind.user).await
+}
+
+async fn make_role(
+    session: &Session,
+    (user, password): (&str, &SecretString),
+    attributes: &str,
+) -> Result<(), Error> {
     let sql = "SELECT 1 FROM pg_roles WHERE rolname = $1";
-    let known = session.query("look for the replication role", sql, &[&config.replication_user]).await?;
+    let known = session.query("look for a role", sql, &[&user]).await?;
     let verb = if known.is_empty() { "CREATE" } else { "ALTER" };
+    let password = match password.expose_secret() {
+        "" => String::new(),
+        secret => format!(" PASSWORD {}", escape_literal(&scram_sha_256(secret.as_bytes()))),
+    };
+    let sql = format!("{verb} ROLE {} {attributes}{password}", escape_identifier(user));
+    session.execute("make a role", &sql).await
+}
+
+/// What pg_rewind calls on its source.
+async fn let_rewind(session: &Session, user: &str) -> Result<(), Error> {
     let sql = format!(
-        "{verb} ROLE {role} LOGIN REPLICATION PASSWORD {password};
-         GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean),
-           pg_read_binary_file(text), pg_read_binary_file(text, bigint, bigint, boolean) TO {role}",
-        password = escape_literal(&verifier),
+        "GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean),
+           pg_read_binary_file(text), pg_read_binary_file(text, bigint, bigint, boolean) TO {}",
+        escape_identifier(user)
     );
-    session.execute("make the replication role", &sql).await
+    session.execute("let pg_rewind read", &sql).await
+}
+
+/// `post_bootstrap`: the connection URL is its last argument, the password is in PGPASSFILE.
+async fn run_bootstrap_script(config: &Config, machine: &Machine) -> Result<(), Error> {
+    let Some((program, args)) = machine.bootstrap_script.split_first() else { return Ok(()) };
+    let line = conf::pgpass_line(&config.superuser, config.superuser_password.expose_secret());
+    let passfile = SecretFile::write(config, "bootstrap.pgpass", &line)?;
+    let host = match &machine.local {
+        Local::Tcp(host) => format!("host={host}"),
+        Local::Socket(dir) => format!("host={dir}"),
+    };
+    let url =
+        format!("postgres:///{}?user={}&{host}&port={}", config.database, config.superuser, config.port);
+    info!(script = %program, "running the script after the bootstrap");
+    let command = Command::new("post_bootstrap", program.as_str())
+        .args(args.iter().cloned())
+        .arg(url)
+        .env("PATH", format!("{}:{SCRIPT_PATH}", config.bin_dir))
+        .env("PGPASSFILE", passfile.0.as_str())
+        .run_as(&config.run_as);
+    control::run(&command, "post_bootstrap", SCRIPT_LIMIT).await.map(|_output| ())
 }
 
 async fn make_database(config: &Config, session: &Session) -> Result<(), Error> {

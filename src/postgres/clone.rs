@@ -16,7 +16,7 @@ use super::launch::{
 };
 use super::settings::Part;
 use super::status::ControlState;
-use super::{Error, Shared, Upstream, conf, configure, control};
+use super::{Error, Shared, Upstream, conf, configure, control, lock};
 use crate::clock;
 use crate::process::{self, Command, Mode};
 use crate::supervisor::UnitState;
@@ -203,6 +203,7 @@ pub(super) async fn rewind(shared: &Shared, upstream: &Upstream) -> Result<(), E
     require_down(shared)?;
     let found = require_cluster(shared).await?;
     let effective = configure::for_start(shared, Part::Primary).await?;
+    lock(&shared.configuration).not_started();
     conf::write_all(shared, conf::Settings::default(), &effective).await?;
     match found.state {
         ControlState::ShutDown | ControlState::ShutDownInRecovery => {}
@@ -229,7 +230,8 @@ async fn recover_alone(shared: &Shared) -> Result<(), Error> {
     // A single-user server refuses to be a standby.
     remove_signal_files(&config.data_dir)?;
     let command = Command::new("postgres", config.bin_dir.join("postgres"))
-        .args(["--single", "-D", config.data_dir.as_str()])
+        .args(["--single", "-D", config.data_dir.as_str(), "-c"])
+        .arg(format!("config_file={}", config.config_dir().join("postgresql.conf")))
         // What it writes is about to be rewound: it is nothing to archive.
         .args(["-c", "archive_mode=on", "-c", "archive_command=false"])
         .arg("template1")
@@ -240,7 +242,7 @@ async fn recover_alone(shared: &Shared) -> Result<(), Error> {
 
 async fn pg_rewind(shared: &Shared, upstream: &Upstream, extra: &[&str]) -> Result<(), Error> {
     let config = &shared.config;
-    let source = format!("{} dbname=postgres", conf::conninfo(config, upstream, "pgherd_rewind"));
+    let source = conf::rewind_conninfo(config, upstream);
     let command = Command::new("pg_rewind", config.bin_dir.join("pg_rewind"))
         .arg(format!("--target-pgdata={}", config.data_dir))
         .arg(format!("--source-server={source}"))

@@ -4,14 +4,16 @@
 //! start, so that a copy from elsewhere (pg_basebackup, pg_rewind) never counts. What is absent: ALTER SYSTEM. Lines of
 //! `postgresql.auto.conf` that would overrule a setting the cluster owns are taken out before each start.
 
+use std::collections::BTreeMap;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
 use super::settings::{self, Access, Effective, Slots};
-use super::{ClientTls, Config, Error, Shared, Upstream, lock, room};
+use super::{ClientTls, Config, Error, Machine, Premises, Shared, Upstream, lock, room};
 use crate::process::{self, Mode};
-use crate::templates::{self, Clients, PgHba, PostgresqlConf, Template};
+use crate::templates::{self, AgentConf, Clients, PgHba, PostgresqlConf, Template};
 
 /// What may change while PostgreSQL runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,6 +22,24 @@ pub(super) struct Settings {
     pub(super) upstream: Option<Upstream>,
     /// `synchronous_standby_names`.
     pub(super) sync_names: String,
+    /// Whom a server that we took over streams from, until it is told to follow somebody.
+    pub(super) found: Option<Found>,
+}
+
+/// How a server that somebody else started streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// `primary_conninfo`.
+    pub(super) conninfo: String,
+    /// `primary_slot_name`.
+    pub(super) slot: String,
+}
+
+impl Settings {
+    /// Streams from somebody else, or from nobody.
+    pub(super) fn stream_from(&mut self, upstream: Option<Upstream>) {
+        (self.upstream, self.found) = (upstream, None);
+    }
 }
 
 /// Changes the settings, writes the file, and reloads when the file has changed.
@@ -55,6 +75,7 @@ pub(super) async fn write_all(
         process::make_private_dir(&config.run_dir, &config.run_as)
             .map_err(|source| Error::Write { path: config.run_dir.clone(), source })?;
         write_passfile(&config)?;
+        keep_base(&config)?;
         write_settings(&config, &settings, &effective)
     })
     .await
@@ -75,15 +96,39 @@ pub(super) fn write_settings(
     settings: &Settings,
     effective: &Effective,
 ) -> Result<bool, Error> {
-    let hba = write(config, &config.data_dir.join("pg_hba.conf"), &pg_hba(config, effective)?)?;
-    let ident = write_ident(config, &effective.ident)?;
+    let hba = match pg_hba(config, effective)? {
+        Some(text) => write(config, &config.config_dir().join("pg_hba.conf"), &text)?,
+        None => false,
+    };
+    let ident = write_ident(config, effective)?;
     let server = write_postgresql_conf(config, settings, effective)?;
     Ok(hba || ident || server)
 }
 
 fn write_postgresql_conf(config: &Config, settings: &Settings, effective: &Effective) -> Result<bool, Error> {
     let text = postgresql_conf(config, settings, effective)?;
-    write(config, &config.data_dir.join("postgresql.conf"), &text)
+    write(config, &config.config_dir().join("postgresql.conf"), &text)
+}
+
+/// What Patroni calls the configuration that was there before it.
+const BASE: &str = "postgresql.base.conf";
+
+/// Keeps the administrator's postgresql.conf under another name, once, as Patroni does: ours includes it.
+fn keep_base(config: &Config) -> Result<(), Error> {
+    let Premises::Machine(machine) = &config.premises else { return Ok(()) };
+    let (theirs, base) = (machine.config_dir.join("postgresql.conf"), machine.config_dir.join(BASE));
+    if base.exists() || !theirs.exists() {
+        return Ok(());
+    }
+    std::fs::rename(&theirs, &base).map_err(Error::file("rename", &theirs))
+}
+
+/// The lines of pg_ident.conf that are asked for: this node's own before the cluster's.
+fn ident_lines<'a>(config: &'a Config, effective: &'a Effective) -> &'a [String] {
+    match &config.premises {
+        Premises::Machine(machine) if !machine.ident.is_empty() => &machine.ident,
+        Premises::Machine(_) | Premises::Container => &effective.ident,
+    }
 }
 
 /// The text of postgresql.conf.
@@ -92,12 +137,20 @@ pub(super) fn postgresql_conf(
     settings: &Settings,
     effective: &Effective,
 ) -> Result<String, Error> {
-    let primary_conninfo =
-        settings.upstream.as_ref().map_or_else(String::new, |u| conninfo(config, u, config.name.as_str()));
-    let slot = match settings.upstream {
-        Some(_) if effective.slots == Slots::Used => config.name.slot_name().0,
-        Some(_) | None => String::new(),
+    let (primary_conninfo, slot) = match (&settings.upstream, &settings.found) {
+        (Some(upstream), _) => {
+            let slot = match effective.slots {
+                Slots::Used => config.name.slot_name().0,
+                Slots::Unused => String::new(),
+            };
+            (conninfo(config, upstream, config.name.as_str()), slot)
+        }
+        (None, Some(found)) => (found.conninfo.clone(), found.slot.clone()),
+        (None, None) => (String::new(), String::new()),
     };
+    if let Premises::Machine(machine) = &config.premises {
+        return agent_conf(config, machine, effective, (&primary_conninfo, &slot, &settings.sync_names));
+    }
     let context = PostgresqlConf {
         data_directory: &config.data_dir,
         hba_file: &config.data_dir.join("pg_hba.conf"),
@@ -118,8 +171,40 @@ pub(super) fn postgresql_conf(
         .map_err(|source| Error::Render { file: "postgresql.conf", source })
 }
 
-/// The text of pg_hba.conf.
-pub(super) fn pg_hba(config: &Config, effective: &Effective) -> Result<String, Error> {
+fn agent_conf(
+    config: &Config,
+    machine: &Machine,
+    effective: &Effective,
+    (primary_conninfo, primary_slot_name, synchronous_standby_names): (&str, &str, &str),
+) -> Result<String, Error> {
+    let base = machine.custom_conf.clone().unwrap_or_else(|| machine.config_dir.join(BASE));
+    let hba = machine.config_dir.join("pg_hba.conf");
+    let ident = machine.config_dir.join("pg_ident.conf");
+    // A package keeps them elsewhere, perhaps: they are named only when they are ours.
+    let context = AgentConf {
+        base: &base,
+        hba_file: pg_hba(config, effective)?.map(|_ours| hba.as_path()),
+        ident_file: (!ident_lines(config, effective).is_empty()).then_some(ident.as_path()),
+        listen_addresses: &config.listen,
+        port: config.port,
+        cluster_name: &machine.cluster_name,
+        parameters: &effective.parameters,
+        shared: &effective.shared,
+        primary_conninfo,
+        primary_slot_name,
+        synchronous_standby_names,
+    };
+    templates::render(Template::AgentConf, &context)
+        .map_err(|source| Error::Render { file: "postgresql.conf", source })
+}
+
+/// The text of pg_hba.conf; none when nobody asks for any rules, and the server's own file stays as it is.
+pub(super) fn pg_hba(config: &Config, effective: &Effective) -> Result<Option<String>, Error> {
+    if let Premises::Machine(_) = config.premises {
+        let (Access::Node(lines) | Access::Cluster(lines)) = &effective.hba;
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        return Ok((!lines.is_empty()).then(|| format!("{HBA_HEADER}{text}")));
+    }
     let (extra, cluster) = match &effective.hba {
         Access::Node(lines) => (lines.as_slice(), None),
         Access::Cluster(lines) => (&[][..], Some(lines.as_slice())),
@@ -135,16 +220,21 @@ pub(super) fn pg_hba(config: &Config, effective: &Effective) -> Result<String, E
         },
     };
     templates::render(Template::PgHba, &context)
+        .map(Some)
         .map_err(|source| Error::Render { file: "pg_hba.conf", source })
 }
+
+/// Begins a pg_hba.conf in agent mode.
+const HBA_HEADER: &str = "# Written by pgherd's agent at each start and change: the lines of its file, or of the dynamic configuration.\n";
 
 /// Begins a pg_ident.conf that we wrote.
 const IDENT_HEADER: &str = "# system user name map, written by pgherd\n";
 
 /// What the cluster asks for, else what is there. A copy of a server that keeps its configuration elsewhere brings no
 /// pg_ident.conf, and a missing one is an error.
-fn write_ident(config: &Config, lines: &[String]) -> Result<bool, Error> {
-    let path = config.data_dir.join("pg_ident.conf");
+fn write_ident(config: &Config, effective: &Effective) -> Result<bool, Error> {
+    let lines = ident_lines(config, effective);
+    let path = config.config_dir().join("pg_ident.conf");
     let ours = |text: String| text.starts_with(IDENT_HEADER);
     let foreign = path.exists() && !std::fs::read_to_string(&path).is_ok_and(ours);
     if lines.is_empty() && foreign {
@@ -160,7 +250,7 @@ pub(super) fn clean_auto_conf(config: &Config, refused: &[String]) -> Result<boo
     let path = config.data_dir.join("postgresql.auto.conf");
     match std::fs::read_to_string(&path) {
         Ok(text) => {
-            let kept = without_owned_settings(&text, refused);
+            let kept = without_owned_settings(&text, refused, config.owner());
             if kept == text { Ok(false) } else { write(config, &path, &kept) }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -168,24 +258,30 @@ pub(super) fn clean_auto_conf(config: &Config, refused: &[String]) -> Result<boo
     }
 }
 
-fn without_owned_settings(text: &str, refused: &[String]) -> String {
+fn without_owned_settings(text: &str, refused: &[String], owner: settings::Owner) -> String {
     let owned = |line: &&str| {
         let name = line.split(['=', ' ', '\t']).find(|w| !w.is_empty()).unwrap_or("").to_lowercase();
         let name = name.trim();
-        settings::is_fixed(name) || refused.iter().any(|refused| refused == name)
+        settings::is_fixed(name, owner) || refused.iter().any(|refused| refused == name)
     };
     text.split_inclusive('\n').filter(|line| !owned(line)).collect()
 }
 
-/// Where libpq finds the replication password.
+/// Where libpq finds the passwords.
 pub(super) fn passfile(config: &Config) -> Utf8PathBuf {
-    config.run_dir.join("pgpass")
+    match &config.premises {
+        Premises::Container => config.run_dir.join("pgpass"),
+        Premises::Machine(machine) => machine.passfile.clone(),
+    }
 }
 
-/// Writes it: for the replication role only, towards every host.
+/// Writes them, towards every host: the replication role's, and where pg_rewind connects as another, that one's.
 pub(super) fn write_passfile(config: &Config) -> Result<(), Error> {
-    let line = pgpass_line(&config.replication_user, config.replication_password.expose_secret());
-    write(config, &passfile(config), &line).map(|_changed| ())
+    let mut lines = pgpass_line(&config.replication_user, config.replication_password.expose_secret());
+    if let Premises::Machine(machine) = &config.premises {
+        lines.push_str(&pgpass_line(&machine.rewind.user, machine.rewind.password.expose_secret()));
+    }
+    write(config, &passfile(config), &lines).map(|_changed| ())
 }
 
 /// Writes a file that only PostgreSQL's account may read.
@@ -203,9 +299,49 @@ pub(super) fn pgpass_line(user: &str, password: &str) -> String {
 /// The connection string to another node, without any secret. A node of ours is verified by its certificate under the
 /// name that does not change with its address; a stock node by whatever it offers.
 pub(super) fn conninfo(config: &Config, upstream: &Upstream, application_name: &str) -> String {
+    let replication = (config.replication_user.as_str(), &config.premises);
+    match replication {
+        (user, Premises::Machine(machine)) => {
+            machine_conninfo(config, upstream, (user, &machine.replication_options), application_name)
+        }
+        (user, Premises::Container) => {
+            let parts = container_parts(config, upstream);
+            joined(parts, config, upstream, (user, application_name))
+        }
+    }
+}
+
+/// The connection string of pg_rewind, which reads files.
+pub(super) fn rewind_conninfo(config: &Config, upstream: &Upstream) -> String {
+    let to = match &config.premises {
+        Premises::Container => conninfo(config, upstream, "pgherd_rewind"),
+        Premises::Machine(machine) => {
+            let rewind = &machine.rewind;
+            machine_conninfo(config, upstream, (&rewind.user, &rewind.options), "pgherd_rewind")
+        }
+    };
+    format!("{to} dbname=postgres")
+}
+
+/// Of a role on a machine: what its administrator says of TLS, and no certificates of ours.
+fn machine_conninfo(
+    config: &Config,
+    upstream: &Upstream,
+    (user, options): (&str, &BTreeMap<String, String>),
+    application_name: &str,
+) -> String {
+    let mut parts = vec![("host", upstream.address.to_string())];
+    if !options.contains_key("sslmode") {
+        parts.push(("sslmode", "prefer".to_owned()));
+    }
+    parts.extend(options.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    joined(parts, config, upstream, (user, application_name))
+}
+
+fn container_parts(config: &Config, upstream: &Upstream) -> Vec<(&'static str, String)> {
     let address = upstream.address.to_string();
     let file = |name: &str| config.tls_dir.join(name).into_string();
-    let mut parts = match &upstream.node_id {
+    match &upstream.node_id {
         Some(id) => vec![
             ("host", format!("{id}.pgherd.internal")),
             ("hostaddr", address),
@@ -216,13 +352,24 @@ pub(super) fn conninfo(config: &Config, upstream: &Upstream, application_name: &
             ("channel_binding", "require".to_owned()),
         ],
         None => vec![("host", address), ("sslmode", "prefer".to_owned())],
-    };
+    }
+}
+
+/// What is said of every connection to another node, after what is said of this one.
+fn joined(
+    mut parts: Vec<(&str, String)>,
+    config: &Config,
+    upstream: &Upstream,
+    (user, application_name): (&str, &str),
+) -> String {
+    if !parts.iter().any(|(name, _)| *name == "gssencmode") {
+        parts.push(("gssencmode", "disable".to_owned()));
+    }
     parts.extend([
         ("port", upstream.port.to_string()),
-        ("user", config.replication_user.clone()),
+        ("user", user.to_owned()),
         ("application_name", application_name.to_owned()),
         ("passfile", passfile(config).into_string()),
-        ("gssencmode", "disable".to_owned()),
         // A dead peer must be noticed long before TCP gives up by itself.
         ("connect_timeout", "3".to_owned()),
         ("keepalives_idle", "5".to_owned()),
@@ -309,7 +456,8 @@ mod tests {
     #[test]
     fn settings_that_the_cluster_owns_leave_auto_conf() {
         let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_conninfo = 'host=evil'\n  port=1\nport_x = 2\nmax_connections=5\n";
-        assert_eq!(without_owned_settings(text, &[]), "# Do not edit\nwork_mem = '8MB'\nport_x = 2\n");
-        assert_eq!(without_owned_settings(text, &["work_mem".to_owned()]), "# Do not edit\nport_x = 2\n");
+        let kept = |refused: &[String]| without_owned_settings(text, refused, settings::Owner::Pgherd);
+        assert_eq!(kept(&[]), "# Do not edit\nwork_mem = '8MB'\nport_x = 2\n");
+        assert_eq!(kept(&["work_mem".to_owned()]), "# Do not edit\nport_x = 2\n");
     }
 }

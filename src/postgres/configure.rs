@@ -95,6 +95,11 @@ impl Configuration {
         }
     }
 
+    /// What was chosen for a start is used for something else: it can neither prove itself nor fail.
+    pub(super) fn not_started(&mut self) {
+        self.attempted = None;
+    }
+
     /// An attempt that never answered has failed, unless the server has come up with the same settings before.
     fn note_failure(&mut self) {
         let Some(attempted) = self.attempted.take() else { return };
@@ -124,7 +129,7 @@ impl Configuration {
 }
 
 fn local(config: &Config) -> Local<'_> {
-    Local { parameters: &config.parameters, hba: &config.hba }
+    Local { parameters: &config.parameters, hba: &config.hba, owner: config.owner() }
 }
 
 /// Chooses the settings of a start, and remembers that it is tried with them.
@@ -156,7 +161,7 @@ fn choose(shared: &Shared, part: Part) -> (Effective, Vec<String>) {
     let stored = known.stored.clone().unwrap_or_default();
     let (wanted, mut complaints) = settings::effective(local(config), &stored, part);
     let (alone, _) = settings::effective(local(config), &Stored::default(), part);
-    let nothing = Local { parameters: &BTreeMap::new(), hba: &[] };
+    let nothing = Local { parameters: &BTreeMap::new(), hba: &[], owner: config.owner() };
     let (bare, _) = settings::effective(nothing, &Stored::default(), part);
     let candidates = [Some(&wanted), known.proven.as_ref(), Some(&alone), Some(&bare)];
     let chosen = settings::attempt(candidates, &known.failed).cloned();
@@ -229,7 +234,7 @@ async fn write_files(shared: &Shared, effective: &Effective) -> Result<bool, Err
 
 /// Remembers the rules behind the line numbers that the server cannot read.
 fn note_unreadable(shared: &Shared, effective: &Effective, unreadable: &[(i32, String)]) -> Vec<String> {
-    let text = conf::pg_hba(&shared.config, effective).unwrap_or_default();
+    let text = conf::pg_hba(&shared.config, effective).ok().flatten().unwrap_or_default();
     let line = |number: i32| text.lines().nth(usize::try_from(number).ok()?.checked_sub(1)?);
     let found: Vec<(&str, &String)> =
         unreadable.iter().filter_map(|(number, why)| Some((line(*number)?, why))).collect();

@@ -4,22 +4,52 @@
 //! ignore the recorded pid. A postmaster that lives is never adopted and never fought: the start fails (supervision
 //! 4.3).
 
-use std::path::Path;
+use std::time::Duration;
 
 use camino::Utf8Path;
 use nix::sys::signal::Signal;
 
-use super::conf::{self, Settings};
+use super::conf::{self, Found, Settings};
 use super::settings::Part;
 use super::status::DataDir;
-use super::{Config, Error, Shared, StartAs, configure, control};
-use crate::process::{self, Command};
+use super::{Config, Error, Premises, Shared, StartAs, configure, control, lock};
+use crate::process::{self, Command, Kin, Kinship, PidHandle};
 
+/// `postgres -C` reads two files.
+const READ_LIMIT: Duration = Duration::from_secs(5);
 /// How much more readily the kernel ends a backend than the postmaster when memory runs out.
 const EXPENDABLE_BACKEND: i32 = 300;
 
 /// Why a directory with a `backup_label` is not used as one that has been a primary.
 pub(super) const UNSTARTED_COPY: &str = "a base backup that has never been started as a standby";
+
+/// See [`super::Postgres::adopt_running`].
+pub(super) async fn adopt_running(shared: &Shared) -> Result<Option<u32>, Error> {
+    let data_dir = &shared.config.data_dir;
+    let Some(text) = read_if_there(&data_dir.join("postmaster.pid"))? else { return Ok(None) };
+    let Some(pid) = first_pid(&text).and_then(|pid| u32::try_from(pid).ok()) else { return Ok(None) };
+    // Held first, looked at afterwards: the number may become another process's at any moment.
+    let Ok(process) = PidHandle::open(pid) else { return Ok(None) };
+    if kin(data_dir).is(pid) == Kinship::Stranger {
+        return Ok(None);
+    }
+    // Nothing of this may change before somebody decides so: commits wait for the standbys that are named there.
+    let sync_names = in_force(shared, "synchronous_standby_names").await?;
+    let found = Found {
+        conninfo: in_force(shared, "primary_conninfo").await?,
+        slot: in_force(shared, "primary_slot_name").await?,
+    };
+    *lock(&shared.settings) = Settings { upstream: None, sync_names, found: Some(found) };
+    shared.unit.adopt(process).await.map_err(|source| Error::Start { source })?;
+    Ok(Some(pid))
+}
+
+/// What the files say of a setting: a server that does not answer yet goes by it as well.
+async fn in_force(shared: &Shared, name: &'static str) -> Result<String, Error> {
+    let command = server(shared).args(["-C", name]).quiet();
+    let output = control::run(&command, "postgres -C", READ_LIMIT).await?;
+    Ok(output.stdout.trim_end_matches('\n').to_owned())
+}
 
 /// See [`super::Postgres::start`].
 pub(super) async fn start(shared: &Shared, how: &StartAs, sync_names: &str) -> Result<(), Error> {
@@ -43,19 +73,31 @@ pub(super) async fn start(shared: &Shared, how: &StartAs, sync_names: &str) -> R
         StartAs::Standby(_) => Part::Replica,
     };
     let effective = configure::for_start(shared, part).await?;
-    conf::write_all(shared, Settings { upstream, sync_names: sync_names.to_owned() }, &effective).await?;
+    conf::write_all(
+        shared,
+        Settings { upstream, sync_names: sync_names.to_owned(), found: None },
+        &effective,
+    )
+    .await?;
     shared.link.close();
     let fixed =
         effective.command_line().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
-    let command = ignoring(stale, server(shared).args(fixed)).death_signal(Signal::SIGQUIT);
+    let command = ignoring(stale, server(shared).args(fixed));
+    let command = match shared.config.premises {
+        Premises::Container => command.death_signal(Signal::SIGQUIT),
+        Premises::Machine(_) => command.outliving_us(),
+    };
     shared.unit.start(command).await.map(|_pid| ()).map_err(|source| Error::Start { source })
 }
 
 /// The server's command line; a start adds what must be equal on every member, and everything stands in postgresql.conf.
 pub(super) fn server(shared: &Shared) -> Command {
     let config = &shared.config;
+    let elsewhere = (config.config_dir() != &config.data_dir)
+        .then(|| format!("--config_file={}", config.config_dir().join("postgresql.conf")));
     Command::new("postgres", config.bin_dir.join("postgres"))
         .args(["-D", config.data_dir.as_str()])
+        .args(elsewhere)
         // When memory runs out the kernel is to take a backend: the postmaster's end would be everybody's.
         .env("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj")
         .env("PG_OOM_ADJUST_VALUE", process::oom_score_above(EXPENDABLE_BACKEND).to_string())
@@ -125,22 +167,19 @@ fn read_if_there(path: &Utf8Path) -> Result<Option<String>, Error> {
 /// Whether `pid` is a living server in `data_dir`. What cannot be learned counts as "yes": a thread or a process of
 /// another kind has another name, so only a server's own secrets can be hidden from us.
 fn postmaster_lives(pid: i32, data_dir: &Utf8Path) -> bool {
-    let proc = Path::new("/proc").join(pid.to_string());
-    let Ok(stat) = std::fs::read_to_string(proc.join("stat")) else { return false };
-    // "pid (comm) state ...": comm may hold anything, parentheses included.
-    let Some((head, tail)) = stat.rsplit_once(')') else { return false };
-    let comm = head.split_once('(').map_or("", |(_, comm)| comm);
-    let is_zombie = matches!(tail.trim_start().chars().next(), Some('Z' | 'X'));
-    if is_zombie || !matches!(comm, "postgres" | "postmaster") {
-        return false;
-    }
-    let same_dir = |cwd: std::path::PathBuf| data_dir.canonicalize().map_or(true, |dir| dir == cwd);
-    std::fs::read_link(proc.join("cwd")).map_or(true, same_dir)
+    u32::try_from(pid).is_ok_and(|pid| kin(data_dir).is(pid) != Kinship::Stranger)
+}
+
+/// The postmaster of a data directory and its backends.
+pub fn kin(data_dir: &Utf8Path) -> Kin {
+    Kin { names: &["postgres", "postmaster"], dir: data_dir.to_owned() }
 }
 
 /// The socket's lock file outlives a killed postmaster too, and PostgreSQL can be told of one stale pid only. The
 /// directory is ours alone and no server of ours runs, so a lock of nobody's is removed.
 fn forget_socket(config: &Config) -> Result<(), Error> {
+    // On a machine the sockets' directory is everybody's; PostgreSQL itself sorts out what lies there.
+    let Premises::Container = config.premises else { return Ok(()) };
     let lock = config.run_dir.join(format!(".s.PGSQL.{}.lock", config.port));
     let Some(text) = read_if_there(&lock)? else { return Ok(()) };
     // The second line is the data directory of the server that made it.

@@ -5,8 +5,8 @@
 //! postmaster never listens before the rendered `pg_hba.conf` is in place; no password is ever part of an argument
 //! list, an environment or an SQL statement.
 //!
-//! What is absent: any decision (who leads, whom to follow, when to give up: that is `ha`), retries, and adopting a
-//! postmaster that another process started.
+//! What is absent: any decision (who leads, whom to follow, when to give up: that is `ha`), and retries. A postmaster that
+//! another process started is taken over on a machine only ([`machine`]).
 //!
 //! The bootstrap superuser is `POSTGRES_USER`, as in the official image; a role `postgres` exists only when that is its
 //! name. The database `postgres` always exists (initdb makes it) and is the one we connect to.
@@ -19,6 +19,7 @@ mod configure;
 mod control;
 mod hba;
 mod launch;
+pub mod machine;
 mod probe;
 mod room;
 pub mod settings;
@@ -27,7 +28,6 @@ mod sql;
 pub mod status;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,9 +40,11 @@ use crate::clock;
 use crate::peer::Adopted;
 use crate::process::{Exit, RunAs};
 use crate::supervisor::{Rung, Unit, UnitState};
-use crate::types::{NodeId, NodeName, SystemId, Timeline, TimelineHistory};
+use crate::types::{Host, NodeId, NodeName, SystemId, Timeline, TimelineHistory};
 
 pub use adopt::{Memory, restore};
+pub use launch::kin;
+pub use machine::{Local, Login, Machine, Premises};
 pub use probe::{Check, Posture, Pulse};
 pub use settings::{Part, Stored};
 pub use slots::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
@@ -97,6 +99,8 @@ pub struct Config {
     pub tls_required: ClientTls,
     /// `/docker-entrypoint-initdb.d`.
     pub init_scripts: Utf8PathBuf,
+    /// Whose the server is.
+    pub premises: Premises,
 }
 
 /// Whether clients must use TLS.
@@ -117,7 +121,7 @@ pub struct Upstream {
     /// Absent (a stock node): `host=<address> sslmode=prefer`.
     pub node_id: Option<NodeId>,
     /// Where it is.
-    pub address: IpAddr,
+    pub address: Host,
     /// The port that it advertises.
     pub port: u16,
 }
@@ -245,6 +249,14 @@ impl Postgres {
         launch::start(&self.shared, how, sync_names).await
     }
 
+    /// Takes charge of a postmaster that runs on the data directory already, if there is one; its pid (agent mode).
+    ///
+    /// # Errors
+    /// The pid file cannot be read.
+    pub async fn adopt_running(&self) -> Result<Option<u32>, Error> {
+        launch::adopt_running(&self.shared).await
+    }
+
     /// Returns when the postmaster and every backend are gone.
     ///
     /// # Errors
@@ -260,7 +272,7 @@ impl Postgres {
     /// # Errors
     /// The configuration cannot be written.
     pub async fn follow(&self, upstream: Option<&Upstream>) -> Result<(), Error> {
-        conf::change(&self.shared, |settings| settings.upstream = upstream.cloned()).await
+        conf::change(&self.shared, |settings| settings.stream_from(upstream.cloned())).await
     }
 
     /// Stops the walreceiver so that the position no longer moves (a frozen vote); [`Postgres::follow`] resumes.
@@ -268,7 +280,7 @@ impl Postgres {
     /// # Errors
     /// The walreceiver is still there, or received WAL is still being replayed, after one second.
     pub async fn freeze(&self) -> Result<(), Error> {
-        conf::change(&self.shared, |settings| settings.upstream = None).await?;
+        conf::change(&self.shared, |settings| settings.stream_from(None)).await?;
         sql::wait_until_frozen(&self.shared).await
     }
 
@@ -278,7 +290,7 @@ impl Postgres {
     /// It still does not after `patience`; the promotion may yet succeed.
     pub async fn promote(&self, patience: Duration) -> Result<(), Error> {
         sql::promote(&self.shared, patience).await?;
-        lock(&self.shared.settings).upstream = None;
+        lock(&self.shared.settings).stream_from(None);
         Ok(())
     }
 

@@ -11,13 +11,13 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
-use super::{Shared, room, sql};
+use super::{Local, Shared, room, sql};
 use crate::supervisor::UnitState;
 use crate::types::Room;
 
@@ -93,8 +93,17 @@ async fn ask(shared: &Shared, patience: Duration, question: impl Future<Output =
 /// `None` when nobody took the connection.
 async fn knock(shared: &Shared) -> Option<Pulse> {
     let config = &shared.config;
-    let path = config.run_dir.join(format!(".s.PGSQL.{}", config.port));
-    let mut socket = match UnixStream::connect(&path).await {
+    match config.local() {
+        Local::Socket(dir) => {
+            let path = dir.join(format!(".s.PGSQL.{}", config.port));
+            ask_for_tls(UnixStream::connect(&path).await).await
+        }
+        Local::Tcp(host) => ask_for_tls(TcpStream::connect((host.as_str(), config.port)).await).await,
+    }
+}
+
+async fn ask_for_tls<S: AsyncRead + AsyncWrite + Unpin>(connected: std::io::Result<S>) -> Option<Pulse> {
+    let mut socket = match connected {
         Ok(socket) => socket,
         // The queue of connections that nobody has accepted is full.
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,

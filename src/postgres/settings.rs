@@ -108,6 +108,19 @@ pub struct Local<'a> {
     pub parameters: &'a BTreeMap<String, String>,
     /// `POSTGRES_HBA`.
     pub hba: &'a [String],
+    /// Whose the server is.
+    pub owner: Owner,
+}
+
+/// Whose the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Owner {
+    /// pgherd's: whoever can write to the store must not own the node by it.
+    #[default]
+    Pgherd,
+    /// An administrator's (agent mode): the store may say whatever it may say to Patroni, and what pgherd does not need for
+    /// replication is the administrator's.
+    Administrator,
 }
 
 /// A parameter that must be equal on every member.
@@ -211,6 +224,15 @@ impl Stored {
         if self.flag("use_pg_rewind") { Divergence::Rewound } else { Divergence::Copied }
     }
 
+    /// The same with what a node's own file says in its place, as Patroni does; `use_pg_rewind` is off there unless somebody
+    /// turns it on.
+    #[must_use]
+    pub fn under(mut self, local: &Map<String, Value>) -> Self {
+        self.0.entry("use_pg_rewind").or_insert(Value::Bool(false));
+        self.0.extend(local.iter().map(|(key, value)| (key.clone(), value.clone())));
+        self
+    }
+
     fn flag(&self, key: &str) -> bool {
         self.0.get(key).and_then(|value| boolean(&text(value)?)).unwrap_or(true)
     }
@@ -268,9 +290,25 @@ pub(super) fn command_line_names() -> Vec<&'static str> {
     SHARED.iter().map(|shared| shared.name).filter(|name| *name != RELOADABLE).collect()
 }
 
+/// Whether this parameter must be equal on every member.
+pub fn is_shared(name: &str) -> bool {
+    SHARED.iter().any(|shared| shared.name == name)
+}
+
 /// Whether nobody but the cluster sets this parameter: ALTER SYSTEM must not, either.
-pub(super) fn is_fixed(name: &str) -> bool {
-    CLUSTER_OWNED.contains(&name) || SHARED.iter().any(|shared| shared.name == name)
+pub fn is_fixed(name: &str, owner: Owner) -> bool {
+    let owned = CLUSTER_OWNED.contains(&name);
+    match owner {
+        Owner::Pgherd => owned || is_shared(name),
+        Owner::Administrator => (owned && !is_the_machines(name)) || is_shared(name),
+    }
+}
+
+/// What pgherd owns in a container only.
+fn is_the_machines(name: &str) -> bool {
+    name.starts_with("ssl")
+        || name.starts_with("log")
+        || matches!(name, "unix_socket_directories" | "password_encryption")
 }
 
 /// Merges. The second part says what is not used, and why.
@@ -291,7 +329,7 @@ pub fn effective(local: Local<'_>, stored: &Stored, part: Part) -> (Effective, V
         if SHARED.iter().any(|shared| shared.name == name) {
             continue;
         }
-        match refused(name, value) {
+        match refused(name, value, local.owner) {
             Verdict::Used => {
                 parameters.insert(name.clone(), value.clone());
             }
@@ -305,12 +343,16 @@ pub fn effective(local: Local<'_>, stored: &Stored, part: Part) -> (Effective, V
         }
         if let Some(other) = parameters.insert(name.clone(), value.clone())
             && other != *value
+            && local.owner == Owner::Pgherd
         {
             complaints
                 .push(format!("{name} is {value} by POSTGRES_PARAMETERS here, not the cluster's {other}"));
         }
     }
-    let hba = access(local.hba, stored, part, &mut complaints);
+    if local.owner == Owner::Administrator {
+        parameters.extend(restore_command(stored));
+    }
+    let hba = access(local, stored, part, &mut complaints);
     let ident = lines(stored, "pg_ident", part, &mut complaints).unwrap_or_default();
     (Effective { shared, parameters, hba, ident, slots: stored.slots() }, complaints)
 }
@@ -403,12 +445,18 @@ enum Verdict {
     Refused(String),
 }
 
-fn refused(name: &str, value: &str) -> Verdict {
-    if matches!(name, "hot_standby" | "wal_log_hints" | "ssl") && boolean(value) == Some(true) {
+fn refused(name: &str, value: &str, owner: Owner) -> Verdict {
+    if matches!(name, "hot_standby" | "wal_log_hints" | "ssl")
+        && boolean(value) == Some(true)
+        && is_fixed(name, owner)
+    {
         return Verdict::Same;
     }
-    if CLUSTER_OWNED.contains(&name) {
+    if is_fixed(name, owner) {
         return Verdict::Refused(format!("{name} is set by pgherd alone: the cluster's value is not used"));
+    }
+    if owner == Owner::Administrator {
+        return Verdict::Used;
     }
     if ON_THE_NODE_ONLY.contains(&name) {
         return Verdict::Refused(format!(
@@ -468,10 +516,22 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-fn access(local: &[String], stored: &Stored, part: Part, complaints: &mut Vec<String>) -> Access {
+/// `recovery_conf.restore_command`, which Patroni keeps apart from the parameters.
+fn restore_command(stored: &Stored) -> Option<(String, String)> {
+    let command = stored.0.get("recovery_conf")?.get("restore_command").and_then(text)?;
+    is_one_line(&command).then(|| ("restore_command".to_owned(), command))
+}
+
+fn access(
+    Local { hba: local, owner, .. }: Local<'_>,
+    stored: &Stored,
+    part: Part,
+    complaints: &mut Vec<String>,
+) -> Access {
     let cluster = lines(stored, "pg_hba", part, complaints);
     match cluster {
         None => Access::Node(local.to_vec()),
+        Some(_) if !local.is_empty() && owner == Owner::Administrator => Access::Node(local.to_vec()),
         Some(_) if !local.is_empty() => {
             complaints.push("pg_hba of the cluster is not used here: POSTGRES_HBA is set".to_owned());
             Access::Node(local.to_vec())
@@ -479,7 +539,7 @@ fn access(local: &[String], stored: &Stored, part: Part, complaints: &mut Vec<St
         Some(lines) => {
             let mut kept = Vec::new();
             for line in lines {
-                match hba::fault(&line) {
+                match hba::fault(&line).filter(|_| owner == Owner::Pgherd) {
                     None => kept.push(line),
                     Some(why) => complaints.push(format!("pg_hba {line:?}: {why}")),
                 }
@@ -525,7 +585,11 @@ mod tests {
 
     fn merged(local: &[(&str, &str)], stored: Value, part: Part) -> (Effective, Vec<String>) {
         let local: BTreeMap<_, _> = local.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        effective(Local { parameters: &local, hba: &[] }, &Stored::of(&json!({ "postgresql": stored })), part)
+        effective(
+            Local { parameters: &local, hba: &[], owner: Owner::Pgherd },
+            &Stored::of(&json!({ "postgresql": stored })),
+            part,
+        )
     }
 
     #[test]
@@ -622,7 +686,7 @@ mod tests {
         assert_eq!(settings.hba, Access::Cluster(vec!["host all all 10.0.0.0/8 scram-sha-256".into()]));
         assert_eq!(complaints.len(), 2, "{complaints:#?}");
         let own = ["host a b all reject".to_owned()];
-        let local = Local { parameters: &BTreeMap::new(), hba: &own };
+        let local = Local { parameters: &BTreeMap::new(), hba: &own, owner: Owner::Pgherd };
         let (settings, complaints) =
             effective(local, &Stored::of(&json!({ "postgresql": stored })), Part::Primary);
         assert_eq!(settings.hba, Access::Node(own.to_vec()));

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::slots::{Horizon, Slot, SlotKind, SlotWal};
 use super::status::{Answer, Kind, PendingSetting, Standby};
-use super::{Config, Error, Shared, conf, lock, settings};
+use super::{Config, Error, Local, Shared, conf, lock, settings};
 use crate::dcs::ReplicationState;
 use crate::types::{Lsn, NodeName, SlotName, Timeline};
 
@@ -128,11 +128,16 @@ pub(super) fn parameters(config: &Config, limit: Duration) -> tokio_postgres::Co
     ];
     let options: Vec<_> = settings.iter().map(|s| format!("-c {s}")).collect();
     let mut parameters = tokio_postgres::Config::new();
+    match config.local() {
+        Local::Socket(dir) => drop(parameters.host_path(&dir)),
+        Local::Tcp(host) => drop(parameters.host(&host)),
+    }
+    if !config.superuser_password.expose_secret().is_empty() {
+        parameters.password(config.superuser_password.expose_secret());
+    }
     parameters
-        .host_path(&config.run_dir)
         .port(config.port)
         .user(&config.superuser)
-        .password(config.superuser_password.expose_secret())
         .dbname("postgres")
         .application_name("pgherd")
         .connect_timeout(CONNECT_LIMIT)

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 
-use super::{Command, Error, Exit, Plan};
+use super::{Command, Error, Exit, Fate, Plan};
 use crate::log::{Splitter, Wholeness};
 
 /// A line without an end is logged after this long: PostgreSQL writes a long message in several pieces.
@@ -23,7 +23,8 @@ const READ_BYTES: usize = 64 * 1024;
 /// A child that was abandoned is reaped by a thread that only waits.
 const REAPER_STACK: usize = 64 * 1024;
 
-/// A child and everything that comes from it. Dropping it kills the child and its process group.
+/// A child and everything that comes from it. Dropping it kills the child and its process group, unless
+/// it is to outlive us.
 #[derive(Debug)]
 pub struct Child {
     pid: u32,
@@ -31,6 +32,7 @@ pub struct Child {
     alive: pipe::Receiver,
     exit: Option<Exit>,
     gone: bool,
+    fate: Fate,
 }
 
 /// One of a child's two ends.
@@ -45,8 +47,8 @@ pub enum End {
 /// What a child prints, and what it is fed.
 #[derive(Debug)]
 pub struct Streams {
-    pub stdout: pipe::Receiver,
-    pub stderr: pipe::Receiver,
+    /// Its standard output and error; none of a child that writes to ours.
+    pub output: Option<[pipe::Receiver; 2]>,
     pub stdin: Option<Feed>,
 }
 
@@ -75,7 +77,7 @@ pub fn spawn(command: &Command) -> Result<(Child, Streams), Error> {
     let (alive, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
     let mut std_command = command.to_std();
     let mut plan =
-        Plan::service(&command.run_as, command.death_signal, held.as_raw_fd()).oom_score(command.oom_score);
+        Plan::service(&command.run_as, command.fate, held.as_raw_fd()).oom_score(command.oom_score);
     if let Some(lock) = &command.lock {
         plan = plan.keep(lock.raw_fd(), lock.raw_fd());
     }
@@ -118,16 +120,21 @@ fn watch(
     let pid = started.id();
     let pidfd = watchable(open_pidfd(pid, PidfdFlags::NONBLOCK)?)?;
     let alive = pipe::Receiver::from_owned_fd(alive)?;
-    let missing = || io::Error::other("a standard stream is missing");
-    let stdout = pipe::Receiver::from_owned_fd(started.stdout.take().ok_or_else(missing)?.into())?;
-    let stderr = pipe::Receiver::from_owned_fd(started.stderr.take().ok_or_else(missing)?.into())?;
+    let output = match (started.stdout.take(), started.stderr.take()) {
+        (Some(stdout), Some(stderr)) => Some([
+            pipe::Receiver::from_owned_fd(stdout.into())?,
+            pipe::Receiver::from_owned_fd(stderr.into())?,
+        ]),
+        (Some(_) | None, None) | (None, Some(_)) => None,
+    };
     let stdin = match (started.stdin.take(), &command.stdin) {
         (Some(pipe), Some(text)) => {
             Some(Feed { pipe: pipe::Sender::from_owned_fd(pipe.into())?, text: text.clone() })
         }
         (Some(_) | None, None) | (None, Some(_)) => None,
     };
-    Ok((Child { pid, pidfd, alive, exit: None, gone: false }, Streams { stdout, stderr, stdin }))
+    let child = Child { pid, pidfd, alive, exit: None, gone: false, fate: command.fate };
+    Ok((child, Streams { output, stdin }))
 }
 
 impl Child {
@@ -222,7 +229,7 @@ fn reap(pid: u32, pidfd: &OwnedFd) -> Option<Exit> {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.exit.is_some() {
+        if self.exit.is_some() || self.fate == Fate::OutlivesUs {
             return;
         }
         kill_group(self.pid);

@@ -34,6 +34,15 @@ pub enum LogLines {
     No,
 }
 
+/// What becomes of a child when this process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The kernel (and `init`) sends it this signal.
+    EndsWithUs(Signal),
+    /// It goes on (agent mode). So that it can, it writes to our own standard output and error instead of to a pipe.
+    OutlivesUs,
+}
+
 /// What to run. The environment starts empty: a child sees only what is set here (plus PATH, HOME, USER, LANG=C.UTF-8).
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -44,8 +53,8 @@ pub struct Command {
     pub env: BTreeMap<String, String>,
     pub cwd: Utf8PathBuf,
     pub run_as: RunAs,
-    /// Sent by the kernel when `node` dies.
-    pub death_signal: Signal,
+    /// What becomes of it when `node` dies.
+    pub fate: Fate,
     /// Fed to standard input, which is `/dev/null` otherwise (secrets: never argv, never env).
     pub stdin: Option<SecretString>,
     /// Whether its lines are logged.
@@ -66,7 +75,7 @@ impl Command {
             env: BTreeMap::new(),
             cwd: "/".into(),
             run_as: RunAs::Same,
-            death_signal: Signal::SIGKILL,
+            fate: Fate::EndsWithUs(Signal::SIGKILL),
             stdin: None,
             log: LogLines::Yes,
             oom_score: None,
@@ -112,7 +121,14 @@ impl Command {
     /// Sets what the kernel (and `init`) sends when `node` dies.
     #[must_use]
     pub fn death_signal(mut self, signal: Signal) -> Self {
-        self.death_signal = signal;
+        self.fate = Fate::EndsWithUs(signal);
+        self
+    }
+
+    /// Lets it go on when we end.
+    #[must_use]
+    pub fn outliving_us(mut self) -> Self {
+        self.fate = Fate::OutlivesUs;
         self
     }
 
@@ -152,6 +168,10 @@ impl Command {
             RunAs::Account(account) => (account.name.clone(), account.home.clone()),
         };
         let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        let output = || match self.fate {
+            Fate::EndsWithUs(_) => Stdio::piped(),
+            Fate::OutlivesUs => Stdio::inherit(),
+        };
         let mut command = std::process::Command::new(&self.program);
         command
             .args(&self.args)
@@ -163,8 +183,8 @@ impl Command {
             .envs(&self.env)
             .current_dir(&self.cwd)
             .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stdout(output())
+            .stderr(output());
         command
     }
 }

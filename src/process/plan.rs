@@ -11,11 +11,14 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::account::RunAs;
+use super::command::Fate;
 
 /// Open files a child may have: enough for every service, far below what makes some of them allocate by the gigabyte.
 const OPEN_FILES: libc::rlim_t = 65_536;
 /// Where the descriptors end that are marked one by one when the kernel cannot do it at once.
 const FDS_BY_HAND: RawFd = 1024;
+/// What the kernel takes for "no signal at the parent's death".
+const NO_SIGNAL: libc::c_int = 0;
 /// One more than the last signal.
 const SIGNALS: libc::c_int = 65;
 
@@ -60,13 +63,17 @@ enum Limits {
 
 impl Plan {
     /// The plan for a service or a one-shot, which keeps `liveness` open under its own number.
-    pub(super) fn service(run_as: &RunAs, death_signal: Signal, liveness: RawFd) -> Self {
+    pub(super) fn service(run_as: &RunAs, fate: Fate, liveness: RawFd) -> Self {
         let account = match run_as {
             RunAs::Same => None,
             RunAs::Account(account) => Some((account.uid, account.gid, account.groups.clone())),
         };
-        let base = Self::own(death_signal, Terminal::Detached);
-        Self { account, limits: Limits::Service, ..base }.keep(liveness, liveness)
+        let death_signal = match fate {
+            Fate::EndsWithUs(signal) => signal_number(signal),
+            Fate::OutlivesUs => NO_SIGNAL,
+        };
+        let base = Self::own(Signal::SIGKILL, Terminal::Detached);
+        Self { account, death_signal, limits: Limits::Service, ..base }.keep(liveness, liveness)
     }
 
     /// The plan for a child of `init`: same account, no changed limits.

@@ -102,8 +102,9 @@ async fn collect(command: &Command, streams: Streams, stdout: &mut Tail, stderr:
             feed.write().await;
         }
     };
-    let out = pump(streams.stdout, |line, whole| stdout.keep(command, Stream::Stdout, (line, whole)));
-    let err = pump(streams.stderr, |line, whole| stderr.keep(command, Stream::Stderr, (line, whole)));
+    let Some([out, err]) = streams.output else { return feed.await };
+    let out = pump(out, |line, whole| stdout.keep(command, Stream::Stdout, (line, whole)));
+    let err = pump(err, |line, whole| stderr.keep(command, Stream::Stderr, (line, whole)));
     tokio::join!(feed, out, err);
 }
 

@@ -174,7 +174,7 @@ impl Local<'_> {
             return Some(Target { name, address: postgres, api, knowledge: Knowledge::Known });
         }
         let at = upstream(member)?;
-        let address = SocketAddr::new(at.address, at.port);
+        let address = SocketAddr::new(at.address.address()?, at.port);
         Some(Target { name, address, api: api_port(member)?, knowledge: Knowledge::Assumed })
     }
 }

@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 
 use crate::clock::{Backoff, Moment};
 use crate::log::Stream;
-use crate::process::{Command, Exit, InitLink, VolumeLock};
+use crate::process::{Command, Exit, InitLink, Kin, PidHandle, VolumeLock};
 pub use report::{Reports, describe};
-use task::{Request, Task};
+use task::{Orphans, Request, Task};
 
 /// Requests that may wait for the task. It answers each at once, so more than a few means that it has died.
 const REQUESTS: usize = 16;
@@ -123,13 +123,22 @@ impl Unit {
         init: InitLink,
         tasks: &mut JoinSet<()>,
     ) -> Self {
+        Self::spawn_with(Orphans::Inits { init, lock }, spec, tasks)
+    }
+
+    /// The same without an `init`: what the service leaves behind is found by where it works.
+    pub fn spawn_alone(kin: Kin, spec: UnitSpec, tasks: &mut JoinSet<()>) -> Self {
+        Self::spawn_with(Orphans::Ours(kin), spec, tasks)
+    }
+
+    fn spawn_with(orphans: Orphans, spec: UnitSpec, tasks: &mut JoinSet<()>) -> Self {
         let (requests, inbox) = mpsc::channel(REQUESTS);
         let (publish, state) = watch::channel(UnitState::Down { last: None });
         let lines = LastLines::default();
         let name = spec.name;
         // The task holds a sender of its own channel, so that the channel never closes.
         let keep_open = requests.clone();
-        let task = Task::new(spec, (init, lock), publish, lines.clone());
+        let task = Task::new(spec, orphans, publish, lines.clone());
         tasks.spawn(async move {
             task.run(inbox).await;
             drop(keep_open);
@@ -146,6 +155,18 @@ impl Unit {
         let (reply, answer) = oneshot::channel();
         let request = Request::Start(Box::new(command), reply);
         self.requests.send(request).await.map_err(|_task_ended| closed())?;
+        answer.await.unwrap_or_else(|_task_ended| Err(closed()))
+    }
+
+    /// Takes charge of a process that somebody else started as this service. It is watched, signalled and stopped like our
+    /// own; with which code it ends is not ours to know.
+    ///
+    /// # Errors
+    /// The service runs already.
+    pub async fn adopt(&self, process: PidHandle) -> Result<(), Error> {
+        let closed = || Error::Busy { name: self.name, doing: "shutting down" };
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Adopt(process, reply)).await.map_err(|_task_ended| closed())?;
         answer.await.unwrap_or_else(|_task_ended| Err(closed()))
     }
 

@@ -15,7 +15,8 @@ use super::{CrashLoop, Error, LastLines, Rung, UnitSpec, UnitState};
 use crate::clock::{self, Moment};
 use crate::log;
 use crate::process::{
-    self, Child, Command, End, Exit, Feed, InitLink, Look, News, Streams, VolumeLock, Waiting,
+    self, Child, Command, End, Exit, Fate, Feed, InitLink, Kin, Look, News, PidHandle, Streams, VolumeLock,
+    Waiting,
 };
 
 /// How long the last lines of a service that is gone may take: its pipes are closed, so they are only read out.
@@ -31,10 +32,60 @@ const LINES_REPEATED: usize = 10;
 #[derive(Debug)]
 pub(super) enum Request {
     Start(Box<Command>, oneshot::Sender<Result<u32, Error>>),
+    Adopt(PidHandle, oneshot::Sender<Result<(), Error>>),
     Stop(Option<Vec<Rung>>, oneshot::Sender<Option<Exit>>),
     Signal(nix::sys::signal::Signal),
     Settle(oneshot::Sender<()>),
 }
+
+/// Who sees to what a service leaves behind when its main process has ended.
+#[derive(Debug)]
+pub(super) enum Orphans {
+    /// `init`, whose children they become. Every process of the service keeps the lock.
+    Inits { init: InitLink, lock: Option<VolumeLock> },
+    /// We ourselves.
+    Ours(Kin),
+}
+
+/// The main process.
+#[derive(Debug)]
+enum Main {
+    Child(Child),
+    /// Somebody else's child; none when it has been seen to end.
+    Adopted(u32, Option<PidHandle>),
+}
+
+impl Main {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Child(child) => child.pid(),
+            Self::Adopted(pid, _) => *pid,
+        }
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) -> Result<(), process::Error> {
+        match self {
+            Self::Child(child) => child.signal(signal),
+            Self::Adopted(_, Some(process)) => process.signal(signal),
+            Self::Adopted(_, None) => Ok(()),
+        }
+    }
+
+    async fn next_end(&mut self) -> End {
+        match self {
+            Self::Child(child) => child.next_end().await,
+            Self::Adopted(_, process) => {
+                let Some(running) = process else { return std::future::pending().await };
+                running.ended().await;
+                *process = None;
+                End::Exited(UNKNOWN_EXIT)
+            }
+        }
+    }
+}
+
+/// The exit of a process that is not our child.
+const UNKNOWN_EXIT: Exit = Exit::Code(255);
 
 /// What woke the task.
 enum Woken {
@@ -48,12 +99,11 @@ enum Woken {
 pub(super) struct Task {
     spec: UnitSpec,
     machine: Machine,
-    init: InitLink,
-    lock: Option<VolumeLock>,
+    orphans: Orphans,
     publish: watch::Sender<UnitState>,
     lines: LastLines,
     command: Option<Command>,
-    child: Option<Child>,
+    child: Option<Main>,
     pumps: JoinSet<()>,
     stops: Vec<oneshot::Sender<Option<Exit>>>,
     chance: StdRng,
@@ -65,15 +115,14 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(
         spec: UnitSpec,
-        (init, lock): (InitLink, Option<VolumeLock>),
+        orphans: Orphans,
         publish: watch::Sender<UnitState>,
         lines: LastLines,
     ) -> Self {
         Self {
             machine: Machine::new(spec.restart),
             spec,
-            init,
-            lock,
+            orphans,
             publish,
             lines,
             command: None,
@@ -125,6 +174,7 @@ impl Task {
                 }
             }
             Event::StartAsked
+            | Event::Adopted { .. }
             | Event::StopAsked { .. }
             | Event::Started { .. }
             | Event::StartFailed { .. }
@@ -158,6 +208,9 @@ impl Task {
                 // A caller that no longer waits sees the state instead.
                 drop(reply.send(self.start(*command)));
             }
+            Request::Adopt(process, reply) => {
+                drop(reply.send(self.adopt(process)));
+            }
             Request::Stop(ladder, reply) => {
                 let ladder = ladder.unwrap_or_else(|| self.spec.stop.clone());
                 if self.is_idle() {
@@ -185,9 +238,24 @@ impl Task {
         if let Some(doing) = self.machine.refusal() {
             return Err(Error::Busy { name, doing });
         }
-        self.command = Some(Command { lock: self.lock.clone(), ..command });
+        let lock = match &self.orphans {
+            Orphans::Inits { lock, .. } => lock.clone(),
+            Orphans::Ours(_) => None,
+        };
+        self.command = Some(Command { lock, ..command });
         self.step(Event::StartAsked).map_err(|source| Error::Start { name, source })?;
-        self.child.as_ref().map(Child::pid).ok_or(Error::Busy { name, doing: "starting" })
+        self.child.as_ref().map(Main::pid).ok_or(Error::Busy { name, doing: "starting" })
+    }
+
+    fn adopt(&mut self, process: PidHandle) -> Result<(), Error> {
+        let name = self.spec.name;
+        if let Some(doing) = self.machine.refusal() {
+            return Err(Error::Busy { name, doing });
+        }
+        let pid = process.pid();
+        self.child = Some(Main::Adopted(pid, Some(process)));
+        tracing::info!(unit = name, pid, "took charge of a running process");
+        self.step(Event::Adopted { pid }).map_err(|source| Error::Start { name, source })
     }
 
     fn step_quietly(&mut self, event: Event) {
@@ -212,7 +280,7 @@ impl Task {
                         }
                     },
                     Action::Signal(signal) => self.signal(signal),
-                    Action::Sweep => self.init.sweep(),
+                    Action::Sweep => events.extend(self.sweep()),
                     Action::Complain { waited } => {
                         tracing::error!(unit = self.spec.name, ?waited, "descendants do not die");
                     }
@@ -223,6 +291,20 @@ impl Task {
         outcome
     }
 
+    /// Has orphans killed. Where that is our own work we see it when none is left.
+    fn sweep(&self) -> Option<Event> {
+        match &self.orphans {
+            Orphans::Inits { init, .. } => {
+                init.sweep();
+                None
+            }
+            Orphans::Ours(kin) if kin.kill() == 0 => {
+                Some(Event::Gone { generation: self.machine.generation() })
+            }
+            Orphans::Ours(_) => None,
+        }
+    }
+
     fn spawn(&mut self) -> Result<u32, process::Error> {
         let Some(command) = &self.command else {
             // The machine restarts only what was started before.
@@ -230,21 +312,26 @@ impl Task {
         };
         let (child, streams) = process::spawn(command)?;
         let pid = child.pid();
-        self.init.watch(pid, command.death_signal);
+        if let (Orphans::Inits { init, .. }, Fate::EndsWithUs(signal)) = (&self.orphans, command.fate) {
+            init.watch(pid, signal);
+        }
         let failed = |source| process::Error::Start { program: command.program.clone(), source };
         // Nobody could read what it prints: it is dropped, and killed.
         let (read, fed) = self.read(streams).map_err(failed)?;
-        self.pumps.spawn(async move { read.await.unwrap_or_default() });
+        if let Some(read) = read {
+            self.pumps.spawn(async move { read.await.unwrap_or_default() });
+        }
         if let Some(feed) = fed {
             self.pumps.spawn(feed.write());
         }
-        self.child = Some(child);
+        self.child = Some(Main::Child(child));
         tracing::info!(unit = self.spec.name, pid, "started");
         Ok(pid)
     }
 
     /// Has a thread read what it prints; gives back the end of that, and what it is to be fed.
-    fn read(&self, streams: Streams) -> io::Result<(oneshot::Receiver<()>, Option<Feed>)> {
+    fn read(&self, streams: Streams) -> io::Result<(Option<oneshot::Receiver<()>>, Option<Feed>)> {
+        let Some([stdout, stderr]) = streams.output else { return Ok((None, streams.stdin)) };
         let name = self.spec.name;
         let look = |kind| -> Look {
             let kept = self.lines.clone();
@@ -260,8 +347,8 @@ impl Task {
                 if lines.is_waiting() { Waiting::ForAnEnd } else { Waiting::ForBytes }
             })
         };
-        let both = (streams.stdout.into_nonblocking_fd()?, streams.stderr.into_nonblocking_fd()?);
-        Ok((process::read_aside(name, both, look)?, streams.stdin))
+        let both = (stdout.into_nonblocking_fd()?, stderr.into_nonblocking_fd()?);
+        Ok((Some(process::read_aside(name, both, look)?), streams.stdin))
     }
 
     /// All of it stands in the log already, but perhaps hours ago or between the lines of others.
@@ -298,7 +385,7 @@ impl Task {
     }
 }
 
-async fn next_end(child: Option<&mut Child>, generation: Generation) -> Event {
+async fn next_end(child: Option<&mut Main>, generation: Generation) -> Event {
     let Some(child) = child else { return std::future::pending().await };
     match child.next_end().await {
         End::Exited(exit) => Event::Exited { generation, exit },

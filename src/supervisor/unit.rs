@@ -37,6 +37,8 @@ pub enum Event {
     StopAsked { ladder: Vec<Rung> },
     /// It was executed.
     Started { generation: Generation, pid: u32 },
+    /// It runs already, started by somebody else. Ignored unless [`Machine::refusal`] is `None`.
+    Adopted { pid: u32 },
     /// It could not be executed.
     StartFailed { generation: Generation },
     /// The main process ended.
@@ -171,6 +173,7 @@ impl Machine {
             Event::StartAsked => self.start_asked(),
             Event::StopAsked { ladder } => self.stop_asked(ladder, at.now),
             Event::Started { generation, pid } if generation == self.generation => self.started(pid, at.now),
+            Event::Adopted { pid } => self.adopted(pid, at.now),
             Event::StartFailed { generation } if generation == self.generation => self.start_failed(at),
             Event::Exited { generation, exit } if generation == self.generation => self.exited(exit, at),
             Event::Gone { generation } if generation == self.generation => self.everything_gone(at.now),
@@ -191,6 +194,21 @@ impl Machine {
             | State::Stopping { .. }
             | State::Draining { .. } => Vec::new(),
         }
+    }
+
+    fn adopted(&mut self, pid: u32, now: Moment) -> Vec<Action> {
+        match self.state {
+            State::Down { .. } | State::Backoff { .. } => {
+                self.generation = Generation(self.generation.0 + 1);
+                self.gone = false;
+                self.state = State::Running { pid, since: now };
+            }
+            State::Starting { .. }
+            | State::Running { .. }
+            | State::Stopping { .. }
+            | State::Draining { .. } => {}
+        }
+        Vec::new()
     }
 
     fn spawn(&mut self, cause: Cause) -> Vec<Action> {
@@ -403,6 +421,20 @@ mod tests {
         let generation = machine.generation();
         machine.step(Event::Exited { generation, exit: Exit::Code(1) }, at(seconds));
         machine.step(Event::Gone { generation }, at(seconds))
+    }
+
+    #[test]
+    fn what_somebody_else_started_is_stopped_like_our_own() {
+        let mut machine = Machine::new(Restart::Never);
+        assert_eq!(machine.step(Event::Adopted { pid: 9 }, at(0.0)), []);
+        assert_eq!(machine.refusal(), Some("running"));
+        let stop = Event::StopAsked { ladder: ladder() };
+        assert_eq!(machine.step(stop, at(1.0)), [Action::Signal(Signal::SIGINT)]);
+        let generation = machine.generation();
+        let exited = Event::Exited { generation, exit: Exit::Code(0) };
+        assert_eq!(machine.step(exited, at(1.1)), [Action::Sweep]);
+        assert_eq!(machine.step(Event::Gone { generation }, at(1.2)), []);
+        assert_eq!(machine.published(), Some(UnitState::Down { last: Some(Exit::Code(0)) }));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 mod authority;
 mod derive;
 mod leaf;
+pub mod machine;
 mod session;
 
 use std::fmt;
@@ -129,12 +130,25 @@ pub enum Secrecy {
 /// What an etcd client in this process shows and trusts, as PEM.
 #[derive(Clone)]
 pub struct EtcdClient {
-    /// The internal CA.
+    /// The internal CA, or whose certificate etcd shows.
     pub ca: String,
-    /// `etcd-client.crt`
+    /// `etcd-client.crt` and `etcd-client.key`; none where etcd asks for no certificate.
+    pub identity: Option<Identity>,
+}
+
+/// A certificate and its key as PEM.
+#[derive(Clone)]
+pub struct Identity {
+    /// The certificate, and the chain behind it.
     pub certificate: String,
-    /// `etcd-client.key`
+    /// Its key.
     pub key: Zeroizing<String>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for EtcdClient {
@@ -254,8 +268,10 @@ pub fn reissue(
     }
     let etcd_client = EtcdClient {
         ca: internal.certificate.pem(),
-        certificate: sign(&keys.etcd_client, Role::InternalClient)?.pem(),
-        key: keys.etcd_client.pem()?,
+        identity: Some(Identity {
+            certificate: sign(&keys.etcd_client, Role::InternalClient)?.pem(),
+            key: keys.etcd_client.pem()?,
+        }),
     };
     let server = session::certified(&keys.api_server, sign(&keys.api_server, Role::Server)?)?;
     let client = session::certified(&keys.api_client, sign(&keys.api_client, Role::InternalClient)?)?;

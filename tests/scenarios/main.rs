@@ -6,6 +6,7 @@
 mod proxy;
 mod scene;
 
+mod agent;
 mod bootstrapping;
 mod configuring;
 mod failsafe;

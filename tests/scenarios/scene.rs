@@ -13,7 +13,7 @@ use pgherd::ha::Phase;
 use pgherd::ha::decide::decide;
 use pgherd::ha::reason::{Action, Decision, Reason};
 use pgherd::ha::replication::Replication;
-use pgherd::ha::rules::{Failover, Outlast, Rules, Strictness, Tags};
+use pgherd::ha::rules::{Failover, Mode, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Name, Observed, Poll, PollAnswer,
     Store, Survey, SurveyAnswer, View, Volume,
@@ -76,6 +76,7 @@ impl Scene {
             timing,
             sync_mode: SyncMode::Off,
             strictness: Strictness::Degrade,
+            mode: Mode::Node,
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
             outlast: Outlast::Never,
@@ -426,7 +427,7 @@ pub(crate) fn upstream(name: &str) -> Upstream {
     Upstream {
         name: NodeName::from(name),
         node_id: Some(NodeId(format!("00000000000000a{last}"))),
-        address: format!("192.0.2.{last}").parse().unwrap(),
+        address: format!("192.0.2.{last}").as_str().into(),
         port: 5432,
     }
 }

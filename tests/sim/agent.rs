@@ -138,6 +138,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         },
         sync_mode,
         strictness,
+        mode: pgherd::ha::rules::Mode::Node,
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
         // One seed in four: it costs events, and hides what only a primary that stops shows.
@@ -164,9 +165,9 @@ pub(crate) fn addresses(n: usize) -> Addresses {
 }
 
 pub(crate) fn index(upstream: &Upstream) -> usize {
-    match upstream.address {
-        IpAddr::V4(v4) => v4.octets()[3] as usize,
-        IpAddr::V6(_) => unreachable!("addresses of the simulator are v4"),
+    match upstream.address.address() {
+        Some(IpAddr::V4(v4)) => v4.octets()[3] as usize,
+        Some(IpAddr::V6(_)) | None => unreachable!("addresses of the simulator are v4"),
     }
 }
 

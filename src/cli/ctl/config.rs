@@ -14,6 +14,7 @@ use super::Force;
 use super::ask::confirm;
 use super::client::Cluster;
 use crate::cli::{Api, Printed, print, yaml};
+use crate::ha::settings::merge;
 use crate::process::{self, Mode, RunAs};
 
 /// Options of `edit-config`.
@@ -105,25 +106,6 @@ fn read(file: &str) -> anyhow::Result<Value> {
         std::fs::read_to_string(file).with_context(|| format!("could not read {file}"))?
     };
     yaml::read(&text).with_context(|| format!("{file} is neither YAML nor JSON"))
-}
-
-/// A merge patch (RFC 7396) applied.
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        target.clone_from(patch);
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    let Some(target) = target.as_object_mut() else { return };
-    for (key, value) in patch {
-        if value.is_null() {
-            target.shift_remove(key);
-        } else {
-            merge(target.entry(key.clone()).or_insert(Value::Null), value);
-        }
-    }
 }
 
 /// The merge patch that makes `after` of `before`.

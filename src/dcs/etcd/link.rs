@@ -11,11 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, ResponseHeader};
+use secrecy::ExposeSecret as _;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{Credentials, connect_options};
+use super::{Credentials, Login, connect_options};
 use crate::clock::{self, Moment};
 use crate::dcs::Error;
 
@@ -30,6 +31,8 @@ const SHUNNED: Duration = Duration::from_secs(10);
 /// gRPC status codes by which etcd says "I understood, and no": asking another endpoint gives the same answer.
 /// INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE, UNAUTHENTICATED.
 const REFUSALS: &[i32] = &[3, 5, 7, 8, 9, 11, 16];
+/// gRPC status code UNAUTHENTICATED: where we have logged in, the token has expired, and a new connection brings another.
+const UNAUTHENTICATED: i32 = 16;
 /// gRPC status code NOT_FOUND.
 const NOT_FOUND: i32 = 5;
 
@@ -74,6 +77,7 @@ pub(super) struct Answer<T> {
 #[derive(Debug)]
 pub(super) struct Link {
     endpoints: watch::Receiver<Vec<String>>,
+    login: Option<Login>,
     state: Mutex<State>,
 }
 
@@ -112,8 +116,12 @@ impl State {
 }
 
 impl Link {
-    pub(super) fn new(credentials: Option<Credentials>, endpoints: watch::Receiver<Vec<String>>) -> Self {
-        Self { endpoints, state: Mutex::new(State { credentials, ..State::default() }) }
+    pub(super) fn new(
+        credentials: Option<Credentials>,
+        login: Option<Login>,
+        endpoints: watch::Receiver<Vec<String>>,
+    ) -> Self {
+        Self { endpoints, login, state: Mutex::new(State { credentials, ..State::default() }) }
     }
 
     /// Asks until one endpoint answers.
@@ -147,6 +155,7 @@ impl Link {
                     return Ok(Answer { reply, repeated: !failures.is_empty() });
                 }
                 Ok(Ok(_stale)) => "it lags behind: its raft term went back".to_owned(),
+                Ok(Err(error)) if self.login.is_some() && is_logged_out(&error) => error.to_string(),
                 Ok(Err(error)) => unanswered(&error)?,
                 Err(_elapsed) => "no answer in time".to_owned(),
             };
@@ -179,7 +188,13 @@ impl Link {
         if let Some(client) = known {
             return Ok(client);
         }
-        let made = Client::connect([url], Some(options)).await;
+        let options = match &self.login {
+            Some(login) => options.with_user(login.user.as_str(), login.password.expose_secret()),
+            None => options,
+        };
+        // Only a login asks the network.
+        let late = |_elapsed| Fault::Store(Error::Unreachable(format!("{url}: no answer in time")));
+        let made = timeout(ATTEMPT, Box::pin(Client::connect([url], Some(options)))).await.map_err(late)?;
         let client = made.map_err(|error| Fault::Store(Error::Rejected(format!("{url}: {error}"))))?;
         self.lock().clients.insert(url.to_owned(), client.clone());
         Ok(client)
@@ -217,6 +232,11 @@ impl Link {
     }
 }
 
+fn is_logged_out(error: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    status.code() as i32 == UNAUTHENTICATED
+}
+
 /// The words for an endpoint that did not answer; an error when etcd answered and refused.
 fn unanswered(error: &etcd_client::Error) -> Result<String, Fault> {
     let etcd_client::Error::GRpcStatus(status) = error else {
@@ -245,7 +265,7 @@ mod tests {
     use super::*;
 
     fn link(urls: &[&str]) -> Link {
-        Link::new(None, watch::channel(urls.iter().map(|&u| u.to_owned()).collect()).1)
+        Link::new(None, None, watch::channel(urls.iter().map(|&u| u.to_owned()).collect()).1)
     }
 
     #[test]

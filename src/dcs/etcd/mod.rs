@@ -24,6 +24,7 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity, KeyValue,
     PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
+use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -46,11 +47,13 @@ pub fn connect_options(credentials: Option<&EtcdClient>, limit: Duration) -> Con
     let options = ConnectOptions::new().with_connect_timeout(limit);
     match credentials {
         // The server's certificate is verified against the host of the URL; etcd's carry their IP addresses.
-        Some(pem) => options.with_tls(
-            TlsOptions::new()
-                .ca_certificate(Certificate::from_pem(&pem.ca))
-                .identity(Identity::from_pem(&pem.certificate, pem.key.as_bytes())),
-        ),
+        Some(pem) => {
+            let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(&pem.ca));
+            options.with_tls(match &pem.identity {
+                Some(own) => tls.identity(Identity::from_pem(&own.certificate, own.key.as_bytes())),
+                None => tls,
+            })
+        }
         None => options,
     }
 }
@@ -64,6 +67,15 @@ pub enum ReadyKey {
     NotNeeded,
 }
 
+/// A user of etcd's own.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The name.
+    pub user: String,
+    /// The password.
+    pub password: SecretString,
+}
+
 /// Which part of which etcd.
 #[derive(Debug, Clone)]
 pub struct EtcdConfig {
@@ -73,6 +85,8 @@ pub struct EtcdConfig {
     pub namespace: String,
     /// For `https` endpoints.
     pub tls: Option<Credentials>,
+    /// Where etcd asks for a user and a password.
+    pub login: Option<Login>,
     /// What leading depends on.
     pub ready: ReadyKey,
     /// The lease's time to live, until [`Dcs::set_ttl`].
@@ -137,7 +151,7 @@ impl EtcdStore {
         tasks: &mut JoinSet<()>,
         stop: CancellationToken,
     ) -> Self {
-        let link = Arc::new(Link::new(config.tls, endpoints));
+        let link = Arc::new(Link::new(config.tls, config.login, endpoints));
         let prefix = prefix(&config.namespace, &config.scope);
         let (counter, changes) = watch::channel(0);
         let (heard, renewals) = watch::channel(None);

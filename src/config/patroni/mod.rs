@@ -1,0 +1,235 @@
+//! Patroni's configuration file, read for agent mode: raw YAML and `PATRONI_*` variables in, a typed [`Agent`] out.
+//!
+//! Invariants: every mistake is reported at once, with the path of the key and what is expected; a key that Patroni knows
+//! and pgherd does not use is named in a warning, one that must not be ignored in an error ([`keys`]), and so is one that
+//! nobody knows; no message holds a secret.
+//! What is absent: the dynamic configuration. `bootstrap.dcs` goes to the store as it stands.
+
+mod keys;
+mod overlay;
+mod read;
+mod section;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+
+use super::{Errors, Warning};
+use crate::api::access::Access;
+use crate::ha::callbacks::Programs;
+use crate::postgres::{Local, Login};
+use crate::types::NodeName;
+
+/// Everything that the file and the `PATRONI_*` variables say.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// `name`.
+    pub name: NodeName,
+    /// `scope`: the cluster.
+    pub scope: String,
+    /// `namespace`: where in the store the clusters are.
+    pub namespace: String,
+    /// `restapi`.
+    pub api: Api,
+    /// `ctl`: what is shown to the REST API of other members.
+    pub calls: Calls,
+    /// `etcd3`.
+    pub etcd: Etcd,
+    /// `bootstrap`.
+    pub bootstrap: Bootstrap,
+    /// `postgresql`.
+    pub postgres: Postgres,
+    /// `tags`, as they stand.
+    pub tags: Map<String, Value>,
+    /// `watchdog.mode` is not `off`.
+    pub watchdog: Watchdog,
+    /// `log.type` and `log.level`.
+    pub log: super::Log,
+    /// `PATH`, where programs are looked for.
+    search_path: String,
+}
+
+/// An address as it is written in the file: a name or an IP address, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// Without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// `restapi`.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// `listen`.
+    pub listen: HostPort,
+    /// `connect_address`.
+    pub connect: HostPort,
+    /// `certfile` and `keyfile`; `None`: plain HTTP.
+    pub tls: Option<ApiTls>,
+    /// `authentication`, `allowlist` and their kin.
+    pub access: Access,
+}
+
+/// The API's certificate, and whom it asks for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiTls {
+    /// `certfile`.
+    pub certificate: Utf8PathBuf,
+    /// `keyfile`, or `certfile` again.
+    pub key: Utf8PathBuf,
+    /// `cafile`.
+    pub ca: Option<Utf8PathBuf>,
+    /// `verify_client`.
+    pub clients: VerifyClient,
+}
+
+/// `restapi.verify_client`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VerifyClient {
+    /// No certificate is asked for.
+    #[default]
+    Never,
+    /// For what changes something.
+    ForChanges,
+    /// For everything.
+    Always,
+}
+
+/// `ctl`: how the API of another member is called.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Calls {
+    /// `cacert`.
+    pub ca: Option<Utf8PathBuf>,
+    /// `certfile` and `keyfile`.
+    pub certificate: Option<(Utf8PathBuf, Utf8PathBuf)>,
+}
+
+/// `etcd3`.
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    /// URLs made of `host`, `hosts` or `url`.
+    pub endpoints: Vec<String>,
+    /// `cacert`.
+    pub ca: Option<Utf8PathBuf>,
+    /// `cert` and `key`.
+    pub certificate: Option<(Utf8PathBuf, Utf8PathBuf)>,
+    /// `username` and `password`.
+    pub login: Option<(String, SecretString)>,
+}
+
+/// `bootstrap`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Bootstrap {
+    /// `dcs`: what a new cluster begins with in the store.
+    pub dcs: Map<String, Value>,
+    /// `initdb`, as arguments.
+    pub initdb: Vec<String>,
+    /// `pg_hba`: for a new cluster, when `postgresql.pg_hba` says nothing.
+    pub hba: Vec<String>,
+    /// `post_bootstrap` or `post_init`, in words: a command that gets the connection URL.
+    pub script: Vec<String>,
+}
+
+/// `postgresql`.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// The hosts of `listen`, as `listen_addresses` has them.
+    pub listen: String,
+    /// The port of `listen`.
+    pub port: u16,
+    /// `connect_address`.
+    pub connect: HostPort,
+    /// `data_dir`.
+    pub data_dir: Utf8PathBuf,
+    /// `config_dir`, or `data_dir`.
+    pub config_dir: Utf8PathBuf,
+    /// `bin_dir`.
+    pub bin_dir: Option<Utf8PathBuf>,
+    /// `pgpass`.
+    pub pgpass: Option<Utf8PathBuf>,
+    /// `database`.
+    pub database: String,
+    /// `authentication.superuser`.
+    pub superuser: Login,
+    /// `authentication.replication`.
+    pub replication: Login,
+    /// `authentication.rewind`, or the superuser.
+    pub rewind: Login,
+    /// `parameters` that a node may set for itself.
+    pub parameters: BTreeMap<String, String>,
+    /// `pg_hba`.
+    pub hba: Vec<String>,
+    /// `pg_ident`.
+    pub ident: Vec<String>,
+    /// `custom_conf`: included instead of the file that initdb made.
+    pub custom_conf: Option<Utf8PathBuf>,
+    /// What else this file says of the server, which wins over the store: `use_pg_rewind` and its kin.
+    pub rules: Map<String, Value>,
+    /// How this process reaches the server.
+    pub local: Local,
+    /// `callbacks`.
+    pub callbacks: Programs,
+    /// `pre_promote`.
+    pub pre_promote: Option<Utf8PathBuf>,
+}
+
+/// `watchdog.mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watchdog {
+    /// `off`.
+    Off,
+    /// `automatic`: used when it is there.
+    Automatic,
+}
+
+impl Agent {
+    /// Reads the file (or every `*.yml` of a directory, in the order of their names) and the process's environment.
+    ///
+    /// # Errors
+    /// Every mistake in them.
+    pub fn from_file(path: Option<&Utf8Path>) -> Result<(Self, Vec<Warning>), Errors> {
+        Self::read(path, std::env::vars_os())
+    }
+
+    /// The same with this environment.
+    ///
+    /// # Errors
+    /// Every mistake.
+    pub fn read(
+        path: Option<&Utf8Path>,
+        vars: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<(Self, Vec<Warning>), Errors> {
+        let (ours, others): (Vec<_>, Vec<_>) = vars.partition(|(name, _)| name != "PATH");
+        let search_path = others.into_iter().find_map(|(_, value)| value.into_string().ok());
+        let mut section = overlay::load(path, ours.into_iter())?;
+        let agent = read::agent(&mut section);
+        let (mut agent, warnings) = section.finish(agent)?;
+        agent.search_path = search_path.unwrap_or_default();
+        Ok((agent, warnings))
+    }
+
+    /// Where pgherd keeps what it must remember, beside the data: `<data_dir>.pgherd`.
+    pub fn state_dir(&self) -> Utf8PathBuf {
+        Utf8PathBuf::from(format!("{}.pgherd", self.postgres.data_dir))
+    }
+
+    /// Where `postgres` is: `bin_dir`, else beside the one of `PATH`, else the newest of the usual places.
+    pub fn bin_dir(&self) -> Option<Utf8PathBuf> {
+        let path: Vec<_> = self.search_path.split(':').map(Utf8PathBuf::from).collect();
+        let beside = || Some(super::programs::find(&path, "postgres")?.parent()?.to_owned());
+        self.postgres.bin_dir.clone().or_else(beside).or_else(super::programs::newest_postgres)
+    }
+}

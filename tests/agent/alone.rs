@@ -1,0 +1,96 @@
+//! One agent without anybody else.
+
+use serde_json::Value;
+
+use crate::stand::{By, SOON, Stand};
+use crate::wait::eventually;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[tokio::test]
+async fn one_agent_founds_a_cluster_with_patronis_keys() {
+    let mut stand = Stand::new("true", None).await;
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    let written = eventually(SOON, async || {
+        let keys = stand.keys("/service/demo/").await?;
+        let all = ["config", "initialize", "leader", "members/n1", "status", "sync"];
+        let complete = all.iter().all(|key| keys.contains_key(&format!("/service/demo/{key}")));
+        let running = keys.get("/service/demo/members/n1").is_some_and(|text| text.contains("xlog_location"));
+        (complete && running).then_some(keys)
+    });
+    let keys = written.await.unwrap_or_else(|| panic!("keys are missing: {}", stand.log(1)));
+    let value = |key: &str| keys[&format!("/service/demo/{key}")].clone();
+    let ip = stand.ip(1);
+
+    assert_eq!(value("leader"), "n1");
+    assert_eq!(value("initialize"), stand.sql(1, "SELECT system_identifier FROM pg_control_system()").await);
+    let member = json(&value("members/n1"));
+    assert_eq!(member["conn_url"], format!("postgres://{ip}:5432/postgres"));
+    assert_eq!(member["api_url"], format!("http://{ip}:8008/patroni"));
+    assert_eq!((&member["state"], &member["role"]), (&"running".into(), &"primary".into()));
+    assert!(member["version"].as_str().unwrap().starts_with("4.") && member["xlog_location"].is_u64());
+    let config = json(&value("config"));
+    assert_eq!(config["postgresql"]["parameters"]["max_connections"], 50, "bootstrap.dcs as it stands");
+    assert_eq!(config.get("synchronous_node_count"), None, "and nothing else");
+    let sync = json(&value("sync"));
+    assert_eq!((&sync["leader"], &sync["quorum"]), (&"n1".into(), &0.into()));
+    assert!(json(&value("status"))["optime"].is_u64());
+
+    assert_eq!(stand.sql(1, "SHOW max_connections").await, "50");
+    assert_eq!(stand.sql(1, "SHOW cluster_name").await, "demo");
+    let roles = "SELECT string_agg(rolname, ',' ORDER BY rolname) FROM pg_roles WHERE rolcanlogin";
+    assert_eq!(stand.sql(1, roles).await, "postgres,replicator,rewinder");
+    stand.end().await;
+}
+
+#[tokio::test]
+async fn postgresql_outlives_its_agent_and_is_taken_over() {
+    let mut stand = Stand::new("false", None).await;
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    let postmaster = stand.postmaster(1);
+    stand.sql(1, "CREATE TABLE t AS SELECT 1; SELECT 1").await;
+
+    stand.kill(1);
+    assert_eq!(stand.sql(1, "SELECT count(*) FROM t").await, "1", "it serves without an agent");
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    assert_eq!(stand.postmaster(1), postmaster, "it was not restarted");
+
+    // Who would be a second one of this name does not start.
+    let log = std::fs::File::create(stand.dir.join("second.log")).unwrap();
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_pgherd"))
+        .arg("agent")
+        .arg(stand.file(1))
+        .stdout(log)
+        .status();
+    assert!(!second.unwrap().success());
+
+    // In maintenance mode the process ends and nothing else does.
+    let url = format!("http://{}:8008/config", stand.ip(1));
+    let paused = stand.http.patch(url).body(r#"{"pause": true}"#).send().await.unwrap();
+    assert_eq!(paused.status().as_u16(), 200);
+    let noticed = eventually(SOON, async || {
+        let (_, page) = stand.page(1, "patroni").await?;
+        (page["pause"] == true).then_some(())
+    });
+    assert!(noticed.await.is_some(), "{}", stand.log(1));
+    stand.stop(1).await;
+    assert_eq!((stand.postmaster(1), stand.sql(1, "SELECT count(*) FROM t").await), (postmaster, "1".into()));
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    let url = format!("http://{}:8008/config", stand.ip(1));
+    stand.http.patch(url).body(r#"{"pause": null}"#).send().await.unwrap();
+    let noticed = eventually(SOON, async || {
+        let (_, page) = stand.page(1, "patroni").await?;
+        page.get("pause").is_none().then_some(())
+    });
+    assert!(noticed.await.is_some(), "{}", stand.log(1));
+    stand.stop(1).await;
+    let keys = stand.keys("/service/demo/leader").await.unwrap();
+    assert_eq!(keys.len(), 0, "a clean stop gives the key back: {keys:?}");
+    stand.end().await;
+}

@@ -1,0 +1,45 @@
+//! One agent and two stock Patroni nodes in one scope, under a writer that never stops.
+
+use crate::patroni::Patroni;
+use crate::stand::{By, Stand};
+
+/// Switchovers in both directions and the death of either kind of leader: nothing that was acknowledged is lost.
+async fn a_mixed_cluster_loses_nothing(sync: &'static str) {
+    let Some(patroni) = Patroni::installed() else { return };
+    let mut stand = Stand::new(sync, Some(patroni)).await;
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    stand.start(2, By::Patroni);
+    stand.start(3, By::Patroni);
+    let standby = stand.settled(1, 3).await;
+    let writer = stand.writer(&[1, 2, 3]);
+
+    stand.switchover(1, standby).await;
+    stand.leads(standby).await;
+    stand.settled(standby, 3).await;
+    stand.synchronous(standby, 1).await;
+    stand.switchover(standby, 1).await;
+    stand.leads(1).await;
+    stand.settled(1, 3).await;
+
+    stand.kill_all_of(1);
+    let leader = stand.leader_of(&[2, 3]).await;
+    stand.start(1, By::Pgherd);
+    stand.settled(leader, 3).await;
+    stand.synchronous(leader, 1).await;
+
+    stand.kill_all_of(leader);
+    let next = stand.leader_of(&[1, 5 - leader]).await;
+    stand.start(leader, By::Patroni);
+    stand.settled(next, 3).await;
+
+    let report = writer.finish(stand.target(next)).await;
+    assert_eq!(report.lost, std::collections::BTreeSet::new(), "in {}", stand.dir.display());
+    assert!(report.acknowledged.len() > 300, "{} writes", report.acknowledged.len());
+    stand.end().await;
+}
+
+#[tokio::test]
+async fn with_a_synchronous_standby() {
+    a_mixed_cluster_loses_nothing("true").await;
+}

@@ -1,0 +1,74 @@
+//! Agent mode: in the place of a Patroni process, beside others of Patroni's own.
+
+use pgherd::dcs::{Claim, Initialize};
+use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::rules::{Mode, Pause};
+use pgherd::ha::view::Life;
+use pgherd::postgres::status::ControlState;
+use pgherd::types::Revision;
+use serde_json::Map;
+
+use crate::scene::{Scene, nothing_because, only};
+
+fn agent() -> Scene {
+    let mut scene = Scene::new();
+    scene.0.rules.mode = Mode::Agent { local: Map::new() };
+    scene
+}
+
+fn paused(mut scene: Scene) -> Scene {
+    scene.0.rules.pause = Pause::On;
+    scene
+}
+
+fn initialize(scene: Scene, value: Option<Initialize>) -> Scene {
+    scene.snapshot(|s| {
+        s.initialize = value.map(|value| pgherd::dcs::Versioned { value, revision: Revision(3) });
+    })
+}
+
+/// The agent before this one was killed: PostgreSQL has gone on, and its key still stands. In a container neither happens.
+#[test]
+fn a_primary_whose_key_names_this_node_is_taken_over_with_it() {
+    let found = agent().leader("n0").primary("", &[]);
+    assert_eq!(only(found.decide()), Action::Acquire(Claim::Expired(Revision(9))));
+    let in_a_container = Scene::new().leader("n0").primary("", &[]);
+    assert!(matches!(only(in_a_container.decide()), Action::Begin(Task::Stop(_))));
+    let gone = agent().leader("n1").primary("", &[]);
+    assert!(matches!(only(gone.decide()), Action::Begin(Task::Stop(_))), "somebody else leads by now");
+}
+
+/// A Patroni node takes `initialize` when it begins and the lock when it has finished.
+#[test]
+fn nobody_founds_a_cluster_beside_a_patroni_node_that_founds_one() {
+    let beside = initialize(agent().no_leader().empty(), Some(Initialize::InProgress));
+    assert_eq!(nothing_because(beside.decide()), Reason::WaitingForLeader);
+    let late = initialize(agent().leads().empty(), Some(Initialize::InProgress));
+    assert_eq!(only(late.decide()), Action::Release, "it was faster by a moment");
+    let our_own = late.pending_bootstrap();
+    assert_eq!(only(our_own.decide()), Action::Begin(Task::Initdb), "begun here, and interrupted");
+}
+
+/// There is no list of nodes: `initialize` decides.
+#[test]
+fn a_cluster_is_founded_without_asking_anybody() {
+    let alone = initialize(agent().no_leader().empty(), None);
+    assert_eq!(only(alone.decide()), Action::Acquire(Claim::Vacant));
+}
+
+/// Patroni leaves a paused server to its operator, and so does the agent: it goes on alone.
+#[test]
+fn in_maintenance_mode_the_process_ends_and_nothing_else_does() {
+    let leader = paused(agent().leads().primary("", &[]));
+    assert_eq!(only(leader.stopping().decide()), Action::Finish);
+    let container = paused(Scene::new().leads().primary("", &[]));
+    assert!(matches!(only(container.stopping().decide()), Action::Begin(Task::StopAfterCheckpoint(_))));
+}
+
+/// In a container nothing but its restart can have stopped it; on a machine somebody may have.
+#[test]
+fn in_maintenance_mode_a_server_that_is_down_stays_down() {
+    let mut down = paused(agent().no_leader().data(ControlState::ShutDown));
+    down.0.memory.life = Life::Fresh;
+    assert_eq!(nothing_because(down.decide()), Reason::Paused);
+}
