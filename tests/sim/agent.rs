@@ -121,6 +121,21 @@ pub(crate) struct Agent {
     pub(crate) released: Option<pgherd::types::LeaseId>,
 }
 
+/// In one seed of four the nodes are not equals.
+fn tags(n: usize, schedule: &Schedule) -> Tags {
+    if schedule.seed % 4 != 2 {
+        return Tags::default();
+    }
+    let mut tags = serde_json::json!({ "failover_priority": n + 1, "clonefrom": n == 1 });
+    if n + 1 == schedule.nodes {
+        tags["replicatefrom"] = "n1".into();
+    }
+    if n > 2 {
+        tags["sync_priority"] = 2.into();
+    }
+    Tags::from_json(tags.as_object().expect("an object"))
+}
+
 pub(crate) fn rules(schedule: &Schedule) -> Rules {
     let seconds = |n| Duration::from_secs(n);
     let (loop_wait, retry_timeout) = if schedule.ttl <= 10 { (2, 4) } else { (3, 6) };
@@ -172,13 +187,14 @@ pub(crate) fn index(upstream: &Upstream) -> usize {
 }
 
 impl Agent {
-    pub(crate) fn new(_n: usize, schedule: &Schedule) -> Self {
+    pub(crate) fn new(n: usize, schedule: &Schedule) -> Self {
+        let rules = Rules { tags: tags(n, schedule), ..rules(schedule) };
         Self {
             inc: 0,
             alive: false,
             phase: Phase::Serving,
-            environment: rules(schedule),
-            rules: rules(schedule),
+            environment: rules.clone(),
+            rules,
             memory: Memory { name: Name::Claimed, ..Memory::default() },
             others: Vec::new(),
             config: None,

@@ -745,18 +745,21 @@ impl World {
         }
     }
 
+    /// Whether a node streams from the primary, or from one that does.
+    fn is_fed(&self, n: usize, primary: usize) -> bool {
+        let pg = &self.nodes[n].pg;
+        let upstream = pg.conn.filter(|c| pg.state == State::Ready && c.pid == self.nodes[c.to].pg.pid);
+        // Whom the tag names streams from the primary itself.
+        upstream.is_some_and(|c| c.to == primary || self.nodes[c.to].pg.conn.is_some_and(|c| c.to == primary))
+    }
+
     /// What is not as it should be in a calm cluster.
     fn unwell(&self) -> Option<String> {
         let all = 0..self.nodes.len();
         let Some(primary) = all.clone().find(|n| self.accepts(*n)) else {
             return Some("nobody accepts writes".into());
         };
-        let streams = |n: &usize| {
-            let pg = &self.nodes[*n].pg;
-            pg.state == State::Ready
-                && pg.conn.is_some_and(|c| c.to == primary && c.pid == self.nodes[primary].pg.pid)
-        };
-        if let Some(n) = all.filter(|n| *n != primary).find(|n| !streams(n)) {
+        if let Some(n) = all.filter(|n| *n != primary).find(|n| !self.is_fed(*n, primary)) {
             return Some(format!("n{n} does not stream from n{primary}"));
         }
         (self.last_ack + 1_000_000 < self.now).then(|| "no commit was acknowledged within a second".into())
