@@ -186,6 +186,9 @@ fn no_secret_is_ever_printed() {
         // The one that comes in a pair.
         let beside =
             if secret.name == "RESTAPI_PASSWORD" { ("RESTAPI_USERNAME", "ops") } else { ("TZ", "UTC") };
+        // The one that is a URL.
+        let url = format!("postgres://me:{planted}@host");
+        let planted = if secret.name == "IMPORT_URL" { url.as_str() } else { planted };
         let (config, warnings) =
             read(&[(secret.name, planted), ("SSL_ALLOW_WEAK_PASSPHRASE", "true"), beside])
                 .unwrap_or_else(|errors| panic!("{}: {errors}", secret.name));

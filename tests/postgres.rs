@@ -14,7 +14,7 @@ use pgherd::clock;
 use pgherd::dcs::ReplicationState;
 use pgherd::postgres::{
     Answer, ClientTls, Config, ControlState, DataDir, Error, Horizon, Kind, Part, Postgres, SlotKind,
-    SlotPlan, StartAs, Status, StopMode, Stored, Upstream,
+    SlotPlan, Source, StartAs, Status, StopMode, Stored, Upstream,
 };
 use pgherd::process::{self, InitLink, Mode, RunAs};
 use pgherd::supervisor::{Restart, Unit, UnitSpec, UnitState};
@@ -91,6 +91,7 @@ impl Node {
             tls_required: ClientTls::Offered,
             init_scripts: root.join("init.d"),
             premises: pgherd::postgres::Premises::Container,
+            import: None,
         };
         edit(&mut config);
         process::make_private_dir(&config.state_dir, &RunAs::Same).unwrap();
@@ -165,9 +166,13 @@ impl Node {
 
     /// One value, by an ordinary client over TCP.
     async fn ask(&self, sql: &str) -> String {
+        self.ask_as((&self.config.superuser, SUPERUSER_PASSWORD), &self.config.database, sql).await
+    }
+
+    async fn ask_as(&self, (user, password): (&str, &str), database: &str, sql: &str) -> String {
         let mut client = tokio_postgres::Config::new();
-        client.host(self.config.listen.as_str()).port(self.config.port).user(&self.config.superuser);
-        client.password(SUPERUSER_PASSWORD).dbname(&self.config.database);
+        client.host(self.config.listen.as_str()).port(self.config.port).user(user);
+        client.password(password).dbname(database);
         let (client, connection) = client.connect(tokio_postgres::NoTls).await.unwrap();
         let mut driver = JoinSet::new();
         driver.spawn(async move { connection.await.unwrap() });
@@ -390,6 +395,58 @@ async fn settings_and_slots_follow_what_is_asked() {
     assert_eq!((answer.sync_names.as_str(), answer.pending_restart.len()), ("", 0));
     assert_eq!(node.ask("SHOW shared_buffers").await, "17MB", "what the cluster does not own stays");
     assert_eq!(node.ask("SHOW max_connections").await, "100", "what must be equal on every member does not");
+}
+
+#[tokio::test]
+async fn a_new_cluster_takes_over_the_data_of_another_server_once() {
+    let source = Node::new("i-1", 21);
+    source.bootstrap().await;
+    source.ask("CREATE ROLE app LOGIN PASSWORD 'app-secret'").await;
+    source.ask("CREATE DATABASE shop OWNER app").await;
+    source.ask("ALTER ROLE boss PASSWORD 'other'").await;
+    let to_shop = async |node: &Node, sql: &str| node.ask_as(("app", "app-secret"), "shop", sql).await;
+    to_shop(&source, "CREATE TABLE t AS SELECT n, repeat('x', 100) AS pad FROM generate_series(1, 20000) n")
+        .await;
+    to_shop(
+        &source,
+        "CREATE INDEX ON t (n); CREATE VIEW v AS SELECT count(*) FROM t; CREATE SEQUENCE s START 7",
+    )
+    .await;
+
+    let url = format!("postgres://boss:other@{}:5432/shop?sslmode=require", source.address);
+    let target = Node::with("i-2", 22, |config| config.import = Some(Source::parse(&url).unwrap()));
+    target.pg.initdb().await.unwrap();
+    target.start_primary().await;
+    for _ in 0..2 {
+        target.pg.finish_bootstrap().await.unwrap();
+        assert_eq!(to_shop(&target, "SELECT sum(n)::text FROM t").await, "200010000");
+    }
+    assert_eq!(to_shop(&target, "SELECT nextval('s')::text").await, "7");
+    // The superuser has kept the cluster's own password, or this would not come in.
+    assert_eq!(target.ask("SELECT 'in'").await, "in");
+    let left = target.config.run_dir.read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned());
+    assert_eq!(left.filter(|name| name.starts_with("import")).collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_import_into_a_database_that_holds_something_is_refused() {
+    let source = Node::new("i-3", 23);
+    source.bootstrap().await;
+    source.ask("CREATE TABLE t (n int)").await;
+    source.ask("ALTER ROLE boss PASSWORD 'other'").await;
+    let url = format!("postgres://boss:other@{}/App%20db", source.address);
+    let target = Node::with("i-4", 24, |config| config.import = Some(Source::parse(&url).unwrap()));
+    target.pg.initdb().await.unwrap();
+    target.start_primary().await;
+    let superuser = ("boss", SUPERUSER_PASSWORD);
+    target.ask_as(superuser, "postgres", "CREATE DATABASE \"App db\"").await;
+    target.ask("CREATE TABLE mine (n int)").await;
+    let error = target.pg.finish_bootstrap().await.unwrap_err().to_string();
+    assert!(error.contains("database App db holds 1 tables") && !error.contains("other"), "{error}");
+    assert_eq!(target.ask("SELECT count(*)::text FROM mine").await, "0");
+    target.ask("DROP TABLE mine").await;
+    target.pg.finish_bootstrap().await.unwrap();
+    assert_eq!(target.ask("SELECT count(*)::text FROM t").await, "0");
 }
 
 fn pending(answer: &Answer) -> Vec<(&str, &str, &str)> {

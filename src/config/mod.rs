@@ -155,6 +155,8 @@ pub struct Database {
     pub parameters: BTreeMap<String, String>,
     /// `POSTGRES_HBA`.
     pub hba: Vec<String>,
+    /// `IMPORT_URL`.
+    pub import: Option<postgres::Source>,
 }
 
 /// `LOG_*`.
@@ -268,6 +270,7 @@ impl Config {
             tls_required: self.tls.clients,
             init_scripts: INIT_SCRIPTS.into(),
             premises: postgres::Premises::Container,
+            import: database.import.clone(),
         }
     }
 }

@@ -380,6 +380,7 @@ fn database(r: &mut Reader, volume: &Utf8PathBuf) -> Option<Database> {
     let parameters = r.parsed("POSTGRES_PARAMETERS", parse::parameters).unwrap_or_default();
     let hba = r.parsed("POSTGRES_HBA", parse::hba).unwrap_or_default();
     let bin_dir = r.parsed("PG_BINDIR", parse::directory);
+    let import = import(r);
     Some(Database {
         data_dir,
         bin_dir,
@@ -390,7 +391,14 @@ fn database(r: &mut Reader, volume: &Utf8PathBuf) -> Option<Database> {
         initdb_args,
         parameters,
         hba,
+        import,
     })
+}
+
+fn import(r: &mut Reader) -> Option<crate::postgres::Source> {
+    let url = r.secret("IMPORT_URL")?;
+    let parsed = std::str::from_utf8(&url).map_err(|_binary| "text").and_then(crate::postgres::Source::parse);
+    parsed.map_err(|expected| r.wrong("IMPORT_URL", format_args!("expected {expected}"))).ok()
 }
 
 /// PGDATA lies beneath the volume (the quarantine is a rename) and apart from our own directories there (a base backup

@@ -93,6 +93,11 @@ pub const VARIABLES: &[Variable] = &[
     plain("DATA_VOLUME", "/var/lib/postgresql/data", "The directory that persists."),
     plain("PGDATA", "$DATA_VOLUME/pgdata", "The data directory; beneath `DATA_VOLUME`."),
     plain("RUN_DIR", "/run/pgherd", "Sockets, rendered files and TLS files; need not persist."),
+    secret(
+        "IMPORT_URL",
+        "none",
+        "A new cluster begins with the roles and the data of this server: `postgres://USER:PASSWORD@HOST/DATABASE`; without a database, all.",
+    ),
     plain("PG_BINDIR", "the newest installed", "Where `postgres` and `initdb` are."),
     plain("POSTGRES_PARAMETERS", "none", "Lines `name=value` for postgresql.conf."),
     plain("POSTGRES_HBA", "none", "Lines for pg_hba.conf, before pgherd's own."),

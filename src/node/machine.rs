@@ -403,6 +403,7 @@ fn postgres_config(config: &Agent, place: &Place) -> anyhow::Result<postgres::Co
         hba: server.hba.clone(),
         tls_required: ClientTls::Offered,
         init_scripts: Utf8PathBuf::new(),
+        import: None,
         premises: Premises::Machine(Box::new(machine)),
     })
 }

@@ -1,4 +1,4 @@
-//! The birth of a cluster: initdb, the replication role, the database, the init scripts.
+//! The birth of a cluster: initdb, the replication role, the database, an import, the init scripts.
 //!
 //! What has been done is written to `bootstrap-<system id>` in the state directory, one script a line: a script that
 //! has succeeded never runs again in the same cluster, and a new cluster starts with an empty list.
@@ -16,14 +16,14 @@ use tracing::{info, warn};
 use super::clone::{beside_data_dir, make_dir, put_in_place, remove_leftovers, require_down};
 use super::sql::Session;
 use super::status::DataDir;
-use super::{Config, Error, Local, Machine, Premises, Shared, adopt, conf, control};
+use super::{Config, Error, Local, Machine, Premises, Shared, adopt, conf, control, import};
 use crate::process::{self, Command, Mode, RunAs};
 use crate::types::SystemId;
 
 /// initdb takes 0.6 s on an idle machine; a slow disk may need a minute for its fsync.
 const INITDB_LIMIT: Duration = Duration::from_secs(300);
 /// A statement of the bootstrap; CREATE DATABASE copies 8 MB and may wait for a checkpoint.
-const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
 /// One init script; they may load data.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
 /// Where init scripts find programs, after those of the server's version.
@@ -35,10 +35,11 @@ const DONE: &str = "done";
 
 /// A file with a secret, removed when dropped.
 #[derive(Debug)]
-struct SecretFile(Utf8PathBuf);
+pub(super) struct SecretFile(pub(super) Utf8PathBuf);
 
 impl SecretFile {
-    fn write(config: &Config, name: &str, text: &str) -> Result<Self, Error> {
+    /// Writes it into `RUN_DIR`, for PostgreSQL's account.
+    pub(super) fn write(config: &Config, name: &str, text: &str) -> Result<Self, Error> {
         let path = config.run_dir.join(name);
         conf::write(config, &path, text)?;
         Ok(Self(path))
@@ -143,7 +144,7 @@ pub(super) async fn finish(shared: &Shared) -> Result<(), Error> {
     let config = &shared.config;
     let session = Session::open(config, STATEMENT_LIMIT).await?;
     let mut progress = Progress::load(config, &session).await?;
-    if progress.done.contains(DONE) {
+    if progress.contains(DONE) {
         return Ok(());
     }
     make_replication_role(config, &session).await?;
@@ -153,10 +154,13 @@ pub(super) async fn finish(shared: &Shared) -> Result<(), Error> {
         run_bootstrap_script(config, machine).await?;
         return progress.add(DONE);
     }
-    let new = if progress.done.contains(ADOPTED) { Vec::new() } else { scripts(&config.init_scripts)? };
+    if let Some(source) = &config.import {
+        import::import(config, source, &mut progress).await?;
+    }
+    let new = if progress.contains(ADOPTED) { Vec::new() } else { scripts(&config.init_scripts)? };
     for script in new {
         let name = script.file_name().unwrap_or_default().to_owned();
-        if !progress.done.contains(&name) {
+        if !progress.contains(&name) {
             run_script(config, &script).await?;
             progress.add(&name)?;
         }
@@ -166,7 +170,7 @@ pub(super) async fn finish(shared: &Shared) -> Result<(), Error> {
 
 /// Which scripts have succeeded in this cluster.
 #[derive(Debug)]
-struct Progress {
+pub(super) struct Progress {
     path: Utf8PathBuf,
     done: BTreeSet<String>,
 }
@@ -189,7 +193,13 @@ impl Progress {
         }
     }
 
-    fn add(&mut self, name: &str) -> Result<(), Error> {
+    /// Whether this has been done.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.done.contains(name)
+    }
+
+    /// Notes that it has.
+    pub(super) fn add(&mut self, name: &str) -> Result<(), Error> {
         self.done.insert(name.to_owned());
         let text: String = self.done.iter().map(|name| format!("{name}\n")).collect();
         process::write_atomic(&self.path, text.as_bytes(), &RunAs::Same, Mode::Private)
@@ -364,7 +374,8 @@ async fn unpack(config: &Config, script: &Utf8Path) -> Result<SecretFile, Error>
     Ok(SecretFile(config.run_dir.join("init-script.sql")))
 }
 
-fn with_client_environment(config: &Config, command: Command, passfile: &Utf8Path) -> Command {
+/// What a client program needs to come in as the superuser, over the socket.
+pub(super) fn with_client_environment(config: &Config, command: Command, passfile: &Utf8Path) -> Command {
     command
         .env("PATH", format!("{}:{SCRIPT_PATH}", config.bin_dir))
         .env("PGHOST", config.run_dir.as_str())

@@ -18,6 +18,7 @@ mod conf;
 mod configure;
 mod control;
 mod hba;
+mod import;
 mod launch;
 pub mod machine;
 mod probe;
@@ -43,6 +44,7 @@ use crate::supervisor::{Rung, Unit, UnitState};
 use crate::types::{Host, NodeId, NodeName, SystemId, Timeline, TimelineHistory};
 
 pub use adopt::{Memory, restore};
+pub use import::Source;
 pub use launch::kin;
 pub use machine::{Local, Login, Machine, Premises};
 pub use probe::{Check, Posture, Pulse};
@@ -101,6 +103,8 @@ pub struct Config {
     pub init_scripts: Utf8PathBuf,
     /// Whose the server is.
     pub premises: Premises,
+    /// `IMPORT_URL`: what a new cluster begins with.
+    pub import: Option<Source>,
 }
 
 /// Whether clients must use TLS.
@@ -415,6 +419,12 @@ pub enum Error {
     /// Data from before pgherd that cannot be used.
     #[error("{why}")]
     NotAdopted {
+        /// Why.
+        why: String,
+    },
+    /// Another server's data that was not taken over.
+    #[error("not imported: {why}")]
+    NotImported {
         /// Why.
         why: String,
     },
