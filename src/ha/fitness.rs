@@ -23,6 +23,7 @@ use crate::postgres::{Check, Posture, Pulse, StopMode};
 use crate::supervisor::UnitState;
 use crate::types::{Access, Lsn, NodeName, Room, SyncMode, Timeline};
 
+use super::lead;
 use super::manual;
 use super::pause;
 use super::reason::{Action, Decision, Reason, Task, Wake};
@@ -37,6 +38,8 @@ const KNOCK_EVERY: Duration = Duration::from_secs(1);
 const MEASURE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two measurements; a disk fills slowly, compared with this.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// The same while there is little: nobody shall hand over, or stand back, for what somebody has made room for since.
+const MEASURE_LOW_EVERY: Duration = Duration::from_secs(2);
 /// A question that the kernel keeps also keeps its thread: it is not asked often.
 const MEASURE_AFTER_SILENCE: Duration = Duration::from_secs(600);
 /// A postmaster that makes no backends while WAL still moves is given so many TTLs: somebody is still served.
@@ -132,8 +135,10 @@ pub fn due(view: &View) -> Vec<(Check, Duration)> {
     let runs = matches!(view.local.process, UnitState::Running { .. }) && leads;
     // Before it has once taken writes it may be recovering, and says so to whoever knocks.
     let idle = vitals.worked.is_some_and(|(_, at)| view.now.since(at) >= ttl);
+    let low = vitals.room.as_ref().is_some_and(is_low);
+    let measure_every = if low { MEASURE_LOW_EVERY } else { MEASURE_EVERY };
     let wanted = [
-        (Check::Measure, true, MEASURE_EVERY, MEASURE_PATIENCE),
+        (Check::Measure, true, measure_every, MEASURE_PATIENCE),
         (Check::Knock, runs, KNOCK_EVERY, KNOCK_PATIENCE),
         // A commit is only asked for when none was seen: an idle primary makes one per TTL, a busy one none.
         (Check::Write, runs && idle, ttl / 2, ttl),
@@ -260,6 +265,10 @@ pub(super) fn disk_is_to_blame(view: &View) -> bool {
 pub(super) fn unfit(view: &View, snapshot: &Snapshot) -> Option<Decision> {
     // In maintenance mode nothing is handed over: whoever pauses a cluster looks after it.
     let ailment = view.memory.vitals.failed.as_ref().filter(|_| !pause::is_on(view))?;
+    if matches!(ailment, Ailment::Full(_)) && !lead::timeline_is_written(view, snapshot) {
+        // It works. Whoever leads next must not give its timeline the same number.
+        return None;
+    }
     let heir = heir(view, snapshot, ailment);
     match (view.instance(), heir) {
         (Instance::Primary(..) | Instance::Silent, Some(heir)) => {

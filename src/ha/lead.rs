@@ -52,11 +52,23 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
     Decision { actions, reason: reason(view, answer), wake }
 }
 
+/// Whether the store knows of the timeline that this primary writes; what is no primary writes none.
+pub fn timeline_is_written(view: &View, snapshot: &Snapshot) -> bool {
+    match view.instance() {
+        Instance::Primary(answer, _) => written_timeline(snapshot) >= answer.timeline,
+        Instance::Down | Instance::Silent | Instance::Ending | Instance::Standby(..) => true,
+    }
+}
+
+fn written_timeline(snapshot: &Snapshot) -> Timeline {
+    snapshot.history.as_ref().map_or(Timeline(1), |h| h.value.cluster_timeline())
+}
+
 /// Keys that every leader keeps: written again when somebody has deleted them.
 fn keys(view: &View, snapshot: &Snapshot, timeline: Timeline) -> [Option<Action>; 3] {
     let known = matches!(snapshot.initialize.as_ref().map(|i| i.value), Some(Initialize::Done(_)));
     let identifier = view.control().map(|c| c.system_id).or(view.volume.system_id);
-    let written = snapshot.history.as_ref().map_or(Timeline(1), |h| h.value.cluster_timeline());
+    let written = written_timeline(snapshot);
     // Patroni's rows have five columns; a row that lacks some was written before a name was known.
     let whole = snapshot.history.as_ref().and_then(|h| h.value.0.last()).is_none_or(|row| row.len() >= 5);
     [

@@ -215,6 +215,19 @@ fn a_server_that_does_not_start_for_want_of_space_is_given_up_at_its_first_failu
     assert!(matches!(only(alone), Action::Start(StartAs::Primary, _)), "nobody else could");
 }
 
+/// Otherwise the next leader would give its own timeline the same number.
+#[test]
+fn a_full_volume_is_not_handed_over_before_the_timeline_is_written() {
+    let full = |timeline| {
+        let mut scene =
+            primary().sign(Check::Measure, 0, &Pulse::Measured(room(1000))).room_of("n1", 50_000).seen();
+        scene.0.local.sql.as_mut().unwrap().timeline = Timeline(timeline);
+        reason(&scene)
+    };
+    assert!(matches!(full(1), Reason::Unfit(Ailment::Full(_), _)));
+    assert!(matches!(full(2), Reason::UnfitAlone(Ailment::Full(_))), "its duties come first");
+}
+
 #[test]
 fn in_a_race_a_full_node_leaves_the_lock_to_one_that_has_as_much_and_more_room() {
     let full = Scene::new().no_leader().votes(HERE, &[("n1", still(HERE)), ("n2", still(HERE))]);

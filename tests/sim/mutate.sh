@@ -85,6 +85,7 @@ takeover-ours-only|view.rs|s/&& holder_is_ours && /\&\& (holder_is_ours || true)
 takeover-longer-ttl|view.rs|s/=> ttl.max\(before\)/=> { let _ = before; ttl }/
 start-backoff|view.rs|s/Job::Start => 2,/Job::Start => 2000,/
 unfit-hands-over|decide.rs|s/= fitness::unfit\(view, snapshot\) \{/= fitness::unfit(view, snapshot).filter(|_| false) {/
+unfit-timeline-first|fitness.rs|s/&& !lead::timeline_is_written\(view, snapshot\)/\&\& false/
 unfit-heir-timeline|fitness.rs|s/ && current\(m\)//
 unfit-stands-back|decide.rs|s/if fitness::stands_back\(view\) =>/if false =>/
 unfit-roomier|race.rs|s/= fitness::roomier\(view, snapshot, poll, mine\) \{/= fitness::roomier(view, snapshot, poll, mine).filter(|_| false) {/
