@@ -534,7 +534,7 @@ impl<D: Dcs> Agent<D> {
         match done.result {
             Ok(outcome) => {
                 debug!(job = ?done.job, took = ?now.since(doing.since), "done");
-                self.memory.succeeded(done.job);
+                self.memory.ended_well(done.job);
                 if let Err(error) = self.remember(outcome, now) {
                     warn!(error = %Chain(&error), "the cluster record was not written");
                 }
@@ -573,7 +573,7 @@ impl<D: Dcs> Agent<D> {
                 })?;
             }
             Outcome::Rewound => {
-                self.memory.ancestry = None;
+                self.memory.rewound_at(now);
                 self.deps.record.update(|record| record.promoted = None)?;
             }
             Outcome::Approved => self.memory.approval = Approval::Given,

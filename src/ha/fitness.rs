@@ -46,8 +46,9 @@ const MEASURE_AFTER_SILENCE: Duration = Duration::from_secs(600);
 const STUBBORN: u32 = 6;
 /// A stop by SIGKILL that has not ended by now ends when the kernel lets go of a process that can do nothing any more.
 const STOP_HANGS: Duration = Duration::from_secs(15);
-/// Who has handed over stands back for so many TTLs.
-const STAND_BACK: u32 = 3;
+/// Who has handed over stands back for so many TTLs. An heir leads within moments; where none does, this node may be better
+/// than nobody.
+const STAND_BACK: u32 = 1;
 /// A full node whose hand-over came back to it does not try again at once.
 const HANDOVER_PAUSE: Duration = Duration::from_secs(600);
 /// Below this a server cannot even make its next segments of WAL.
@@ -311,7 +312,7 @@ pub(super) fn told(view: &View, duties: Decision) -> Decision {
 }
 
 fn act(action: Action, reason: Reason) -> Decision {
-    Decision { actions: vec![action], reason, wake: super::lead::PROMPTLY }
+    Decision { actions: vec![action], reason, wake: lead::PROMPTLY }
 }
 
 /// A new postmaster mends what hangs in the old one; it mends no disk.

@@ -83,6 +83,7 @@ impl Memory {
                     (None, None, None, None);
                 if !stalled {
                     self.upstream_wal = UpstreamWal::Kept;
+                    self.succeeded(Job::Rewind);
                 }
                 self.answered(view);
             }
@@ -127,11 +128,25 @@ impl Memory {
         self.failures.remove(&job);
     }
 
+    /// The same by its kind: whether a rewind was of any use shows only when the standby streams.
+    pub fn ended_well(&mut self, job: Job) {
+        if job != Job::Rewind {
+            self.succeeded(job);
+        }
+    }
+
     /// The data is another's: what failed with the data before is forgotten.
     pub fn copied_at(&mut self, now: Moment) {
         self.succeeded(Job::Rewind);
         self.succeeded(Job::Start);
         self.copied = Some(now);
+    }
+
+    /// A rewind has ended well, which is counted as a failure until the standby streams: pg_rewind (before version 16) finds
+    /// nothing to do while the leader's control file shows the timeline before, and trying that for ever is being down for ever.
+    pub fn rewound_at(&mut self, now: Moment) {
+        self.ancestry = None;
+        self.failed(Job::Rewind, now, "the history has still left the leader's after it".to_owned());
     }
 
     /// A job failed, once more.

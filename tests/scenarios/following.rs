@@ -133,6 +133,17 @@ fn a_crashed_old_primary_is_rewound_and_after_failures_copied() {
     assert_eq!(only(failed), Action::Begin(Task::Clone(upstream("n1"))));
 }
 
+/// pg_rewind finds nothing to do while the leader's control file shows the timeline before.
+#[test]
+fn rewinds_that_end_well_and_change_nothing_end_in_a_copy() {
+    let mut scene = Scene::new().data(ControlState::InProduction);
+    for seconds in [70, 60] {
+        scene.0.memory.ended_well(Job::Rewind);
+        scene.0.memory.rewound_at(ago(seconds));
+    }
+    assert_eq!(only(scene.forked_at(HERE).decide()), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
 #[test]
 fn a_running_standby_is_pointed_at_the_new_leader() {
     let mut scene = Scene::new().standby(HERE);

@@ -290,7 +290,7 @@ impl World {
                 return self.log(n, || format!("{job:?} failed: {why}"));
             }
         };
-        agent.memory.succeeded(job);
+        agent.memory.ended_well(job);
         match out {
             Out::Stopped => agent.memory.orders.stopped(now),
             Out::Initialised => {}
@@ -303,7 +303,7 @@ impl World {
                 self.nodes[n].disk.promoted = None;
             }
             Out::Rewound => {
-                agent.memory.ancestry = None;
+                agent.memory.rewound_at(now);
                 self.nodes[n].disk.promoted = None;
             }
             Out::Promoted => agent.memory.checkpoint = Checkpoint::Owed,

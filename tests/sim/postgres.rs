@@ -648,6 +648,10 @@ impl World {
     }
 
     pub(crate) fn pg_checkpoint(&mut self, n: usize, pid: u32) {
+        if self.nodes[n].pg.pid == pid && self.nodes[n].pg.hung {
+            // It goes on when the server does.
+            return self.at(100_000, Ev::Checkpoint(n, pid));
+        }
         if self.nodes[n].pg.pid == pid && self.accepts(n) {
             self.own_checkpoint(n);
         }
