@@ -135,7 +135,7 @@ fn agent(args: &cli::Agent) -> Result<ExitCode, Failure> {
         return done(cli::print("the configuration is complete\n"));
     }
     install_tls();
-    Ok(node::machine::run(config, warnings)?)
+    Ok(node::machine::run(args.file.clone(), config, warnings)?)
 }
 
 fn version(args: &cli::Version) -> Result<ExitCode, Failure> {

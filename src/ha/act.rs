@@ -197,7 +197,10 @@ impl<D: Dcs> Agent<D> {
             }
             Action::AskMembers => self.ask_members(view),
             Action::Begin(task) => self.begin(view, task)?,
-            Action::Reload => self.memory.configured = None,
+            Action::Reload => {
+                self.deps.postgres.reread();
+                self.memory.configured = None;
+            }
             Action::TakeUpSchedule => self.memory.orders.take_up_schedule(view.now),
             Action::DropSchedule => self.memory.orders.scheduled = None,
             Action::RestartStopped => self.memory.orders.stopped(view.now),

@@ -5,12 +5,14 @@
 //! taken over. Nobody leads before the store has been heard and no other process of this name answers.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -24,6 +26,7 @@ use crate::config::patroni::{Agent, VerifyClient, Watchdog};
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, Login, ReadyKey};
 use crate::dcs::{Dcs as _, Snapshot};
 use crate::discovery::Peers;
+use crate::ha::desk::{Ask, Desk, Reply};
 use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::replication::Replication;
@@ -31,7 +34,7 @@ use crate::ha::rules::{Mode, Outlast, Pause, Rules, START_TIMEOUT, Strictness};
 use crate::ha::tags::{Tags, contradictions};
 use crate::ha::{self, agent, callbacks};
 use crate::peer::PeerClient;
-use crate::postgres::{self, ClientTls, Machine, Postgres, Premises, Stored};
+use crate::postgres::{self, ClientTls, Machine, NodeSettings, Postgres, Premises, Reread, Stored};
 use crate::process::{self, InitLink, RunAs, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::Unit;
@@ -45,6 +48,8 @@ use super::{ACCOUNT, FIRST_LOOK, StopSignals, postgres_unit};
 const STOP_BUDGET: Duration = Duration::from_secs(13);
 /// Between two attempts to reach the store at the start.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+/// A loop that does not take a request within this time is busy with something that matters more.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// The device that a watchdog would be.
 const WATCHDOG: &str = "/dev/watchdog";
 /// Patroni's durations when nothing is said.
@@ -61,27 +66,70 @@ const MAXIMUM_LAG: u64 = 1_048_576;
 /// # Errors
 /// Something that only a person can mend: a program is missing, a directory or a port cannot be used, another process of
 /// this name runs.
-pub fn run(config: Agent, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
+pub fn run(file: Option<Utf8PathBuf>, config: Agent, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
     process::hide_memory();
-    drop(process::take_environment());
+    let source = Source { file, vars: process::take_environment() };
     let form = log::Config { format: config.log.format, level: config.log.level.to_string() };
     let _log = log::install(&form).context("could not start the log")?;
     for Warning(warning) in warnings {
         warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.context("could not start the runtime")?.block_on(live(config));
+    let outcome = runtime.context("could not start the runtime")?.block_on(live(config, source));
     if let Err(error) = &outcome {
         error!(error = format!("{error:#}"), "the agent cannot run");
     }
     outcome
 }
 
-async fn live(config: Agent) -> anyhow::Result<ExitCode> {
+/// Where the configuration comes from, to be read again.
+struct Source {
+    file: Option<Utf8PathBuf>,
+    vars: Vec<(OsString, OsString)>,
+}
+
+impl Source {
+    /// Reads it, and says what of a change counts only from the next start on.
+    fn reread(&self, running: &Agent) -> Option<NodeSettings> {
+        let read = Agent::read(self.file.as_deref(), self.vars.iter().cloned());
+        let (fresh, warnings) = match read {
+            Ok(fresh) => fresh,
+            Err(errors) => {
+                error!(%errors, "the file cannot be used: everything stays as it is");
+                return None;
+            }
+        };
+        for Warning(warning) in warnings {
+            warn!("{warning}");
+        }
+        for section in running.fixed_differences(&fresh) {
+            warn!(section, "has changed in the file: that takes effect at the next start");
+        }
+        info!("read the file again");
+        Some(node_settings(&fresh))
+    }
+}
+
+fn node_settings(config: &Agent) -> NodeSettings {
+    let server = config.postgres.clone();
+    NodeSettings { parameters: server.parameters, hba: server.hba, ident: server.ident }
+}
+
+/// SIGHUP is the same as `POST /reload`.
+async fn reload_on_hangup(desk: Desk) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return std::future::pending().await };
+    while hangup.recv().await.is_some() {
+        if let Reply::Unavailable = desk.ask(Ask::Reload, RELOAD_PATIENCE).await {
+            warn!("the HA loop is busy: SIGHUP is not answered yet");
+        }
+    }
+}
+
+async fn live(config: Agent, source: Source) -> anyhow::Result<ExitCode> {
     let mut stop = StopSignals::listen()?;
     let mut background = JoinSet::new();
     let mut running = tokio::select! {
-        running = start(config, &mut background) => running?,
+        running = start(config, source, &mut background) => running?,
         // Nothing has been changed yet.
         () = stop.first() => return Ok(ExitCode::SUCCESS),
     };
@@ -145,7 +193,7 @@ impl Place {
     }
 }
 
-async fn start(config: Agent, background: &mut JoinSet<()>) -> anyhow::Result<Running> {
+async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> anyhow::Result<Running> {
     let place = Place::prepare(&config)?;
     say_what_is_odd(&config);
     let (stop_ha, stop_rest) = (CancellationToken::new(), CancellationToken::new());
@@ -157,7 +205,7 @@ async fn start(config: Agent, background: &mut JoinSet<()>) -> anyhow::Result<Ru
 
     let kin = postgres::kin(&config.postgres.data_dir);
     let unit = Unit::spawn_alone(kin, postgres_unit(), background);
-    let postgres = Postgres::new(postgres_config(&config, &place)?, unit.clone());
+    let postgres = Postgres::new(postgres_config(&config, source, &place)?, unit.clone());
     // A cluster that is founded here starts with what it is founded with.
     let founding = serde_json::Value::Object(config.bootstrap.dcs.clone());
     let dynamic = snapshot.config.map_or(founding, |stored| stored.value);
@@ -169,6 +217,7 @@ async fn start(config: Agent, background: &mut JoinSet<()>) -> anyhow::Result<Ru
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id, None);
     let (status, data) = (watch::channel(None).0, watch::channel(facts).0);
     let (desk, inbox) = ha::desk::open();
+    background.spawn(reload_on_hangup(desk.clone()));
     let nobody = Peers { fetched_at: Some(clock::now()), ..Peers::default() };
     let peers = watch::channel(nobody).1;
     let facts = api::NodeFacts {
@@ -365,7 +414,7 @@ fn rules(config: &Agent) -> Rules {
     }
 }
 
-fn postgres_config(config: &Agent, place: &Place) -> anyhow::Result<postgres::Config> {
+fn postgres_config(config: &Agent, source: Source, place: &Place) -> anyhow::Result<postgres::Config> {
     let server = &config.postgres;
     let run_dir = config.state_dir().join("run");
     process::make_private_dir(&run_dir, &place.run_as)
@@ -377,6 +426,10 @@ fn postgres_config(config: &Agent, place: &Place) -> anyhow::Result<postgres::Co
         local: server.local.clone(),
         passfile: server.pgpass.clone().unwrap_or_else(|| run_dir.join("pgpass")),
         ident: server.ident.clone(),
+        reread: Reread(Arc::new({
+            let running = config.clone();
+            move || source.reread(&running)
+        })),
         replication_options: server.replication.options.clone(),
         rewind: server.rewind.clone(),
         bootstrap_hba: config.bootstrap.hba.clone(),

@@ -123,14 +123,6 @@ fn keep_base(config: &Config) -> Result<(), Error> {
     std::fs::rename(&theirs, &base).map_err(Error::file("rename", &theirs))
 }
 
-/// The lines of pg_ident.conf that are asked for: this node's own before the cluster's.
-fn ident_lines<'a>(config: &'a Config, effective: &'a Effective) -> &'a [String] {
-    match &config.premises {
-        Premises::Machine(machine) if !machine.ident.is_empty() => &machine.ident,
-        Premises::Machine(_) | Premises::Container => &effective.ident,
-    }
-}
-
 /// The text of postgresql.conf.
 pub(super) fn postgresql_conf(
     config: &Config,
@@ -184,7 +176,7 @@ fn agent_conf(
     let context = AgentConf {
         base: &base,
         hba_file: pg_hba(config, effective)?.map(|_ours| hba.as_path()),
-        ident_file: (!ident_lines(config, effective).is_empty()).then_some(ident.as_path()),
+        ident_file: (!effective.ident.is_empty()).then_some(ident.as_path()),
         listen_addresses: &config.listen,
         port: config.port,
         cluster_name: &machine.cluster_name,
@@ -233,7 +225,7 @@ const IDENT_HEADER: &str = "# system user name map, written by pgherd\n";
 /// What the cluster asks for, else what is there. A copy of a server that keeps its configuration elsewhere brings no
 /// pg_ident.conf, and a missing one is an error.
 fn write_ident(config: &Config, effective: &Effective) -> Result<bool, Error> {
-    let lines = ident_lines(config, effective);
+    let lines = &effective.ident;
     let path = config.config_dir().join("pg_ident.conf");
     let ours = |text: String| text.starts_with(IDENT_HEADER);
     let foreign = path.exists() && !std::fs::read_to_string(&path).is_ok_and(ours);

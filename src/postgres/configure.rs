@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::conf::{self, Settings};
 use super::settings::{self, Access, Effective, Local, Part, Stored};
-use super::{Config, Error, Shared, control, lock, sql};
+use super::{Config, Error, NodeSettings, Premises, Shared, control, lock, sql};
 use crate::process::{self, Command};
 use crate::types::Chain;
 
@@ -32,6 +32,8 @@ const REMEMBERED: usize = 8;
 /// What is known of the settings.
 #[derive(Debug, Default)]
 pub(super) struct Configuration {
+    /// What the administrator's file said when it was last read again.
+    node: Option<NodeSettings>,
     /// What the store says; none before it was heard or read from the volume.
     stored: Option<Stored>,
     /// What the files are to say.
@@ -67,6 +69,11 @@ struct Refusal {
 impl Configuration {
     pub(super) fn intend(&mut self, stored: Stored) {
         self.stored = Some(stored);
+    }
+
+    /// What this node asks for by itself.
+    fn node(&self, config: &Config) -> NodeSettings {
+        self.node.clone().unwrap_or_else(|| config.node_settings())
     }
 
     pub(super) fn complaints(&self) -> Vec<String> {
@@ -128,8 +135,22 @@ impl Configuration {
     }
 }
 
-fn local(config: &Config) -> Local<'_> {
-    Local { parameters: &config.parameters, hba: &config.hba, owner: config.owner() }
+/// What this node and the store ask for, made one.
+fn effective(config: &Config, node: &NodeSettings, stored: &Stored, part: Part) -> (Effective, Vec<String>) {
+    let local = Local { parameters: &node.parameters, hba: &node.hba, owner: config.owner() };
+    let (mut effective, complaints) = settings::effective(local, stored, part);
+    if !node.ident.is_empty() {
+        effective.ident.clone_from(&node.ident);
+    }
+    (effective, complaints)
+}
+
+/// Reads the administrator's file again, where there is one: what it says counts from the next [`apply`] or start on.
+pub(super) fn reread(shared: &Shared) {
+    let Premises::Machine(machine) = &shared.config.premises else { return };
+    if let Some(node) = machine.reread.0() {
+        lock(&shared.configuration).node = Some(node);
+    }
 }
 
 /// Chooses the settings of a start, and remembers that it is tried with them.
@@ -159,10 +180,10 @@ fn choose(shared: &Shared, part: Part) -> (Effective, Vec<String>) {
     let mut known = lock(&shared.configuration);
     known.note_failure();
     let stored = known.stored.clone().unwrap_or_default();
-    let (wanted, mut complaints) = settings::effective(local(config), &stored, part);
-    let (alone, _) = settings::effective(local(config), &Stored::default(), part);
-    let nothing = Local { parameters: &BTreeMap::new(), hba: &[], owner: config.owner() };
-    let (bare, _) = settings::effective(nothing, &Stored::default(), part);
+    let node = known.node(config);
+    let (wanted, mut complaints) = effective(config, &node, &stored, part);
+    let (alone, _) = effective(config, &node, &Stored::default(), part);
+    let (bare, _) = effective(config, &NodeSettings::default(), &Stored::default(), part);
     let candidates = [Some(&wanted), known.proven.as_ref(), Some(&alone), Some(&bare)];
     let chosen = settings::attempt(candidates, &known.failed).cloned();
     let chosen = chosen.unwrap_or_else(|| {
@@ -188,7 +209,8 @@ pub(super) async fn apply(shared: &Shared, part: Part) -> Result<(), Error> {
     let (wanted, mut complaints, kept_back) = {
         let known = lock(&shared.configuration);
         let stored = known.stored.clone().unwrap_or_default();
-        let (wanted, complaints) = settings::effective(local(&shared.config), &stored, part);
+        let node = known.node(&shared.config);
+        let (wanted, complaints) = effective(&shared.config, &node, &stored, part);
         let kept_back = known.failed.contains(&wanted);
         (wanted, complaints, kept_back)
     };

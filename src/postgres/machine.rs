@@ -5,6 +5,8 @@
 //! the other has ended.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use secrecy::SecretString;
@@ -33,8 +35,10 @@ pub struct Machine {
     pub local: Local,
     /// Where the passwords of libpq's clients are written.
     pub passfile: Utf8PathBuf,
-    /// Lines of pg_ident.conf.
+    /// Lines of pg_ident.conf, until the file is read again.
     pub ident: Vec<String>,
+    /// Reads the administrator's file again.
+    pub reread: Reread,
     /// What libpq is told of the replication role beyond its name.
     pub replication_options: BTreeMap<String, String>,
     /// The role that pg_rewind connects as.
@@ -43,6 +47,27 @@ pub struct Machine {
     pub bootstrap_hba: Vec<String>,
     /// Run once after the birth of a cluster, with the connection URL as its last argument.
     pub bootstrap_script: Vec<String>,
+}
+
+/// What an administrator's file says of the server's settings: it may change while the server runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeSettings {
+    /// Parameters.
+    pub parameters: BTreeMap<String, String>,
+    /// Lines of pg_hba.conf.
+    pub hba: Vec<String>,
+    /// Lines of pg_ident.conf.
+    pub ident: Vec<String>,
+}
+
+/// Reads the administrator's file; none when it cannot be used, which whoever reads it says.
+#[derive(Clone)]
+pub struct Reread(pub Arc<dyn Fn() -> Option<NodeSettings> + Send + Sync>);
+
+impl fmt::Debug for Reread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reread")
+    }
 }
 
 /// A role, its password, and how libpq is to connect as it.
@@ -80,6 +105,15 @@ impl Config {
             Premises::Container => &self.data_dir,
             Premises::Machine(machine) => &machine.config_dir,
         }
+    }
+
+    /// What this node asks for by itself, as long as nothing was read again.
+    pub(super) fn node_settings(&self) -> NodeSettings {
+        let ident = match &self.premises {
+            Premises::Container => Vec::new(),
+            Premises::Machine(machine) => machine.ident.clone(),
+        };
+        NodeSettings { parameters: self.parameters.clone(), hba: self.hba.clone(), ident }
     }
 
     /// How this process reaches the server.

@@ -46,7 +46,7 @@ use crate::types::{Host, NodeId, NodeName, SystemId, Timeline, TimelineHistory};
 pub use adopt::{Memory, restore};
 pub use import::Source;
 pub use launch::kin;
-pub use machine::{Local, Login, Machine, Premises};
+pub use machine::{Local, Login, Machine, NodeSettings, Premises, Reread};
 pub use probe::{Check, Posture, Pulse};
 pub use settings::{Part, Stored};
 pub use slots::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
@@ -318,6 +318,11 @@ impl Postgres {
     /// Takes what the store says of PostgreSQL for the next start and for the next [`Postgres::configure`].
     pub fn intend(&self, stored: Stored) {
         lock(&self.shared.configuration).intend(stored);
+    }
+
+    /// Reads this node's own settings again, where they are in a file (agent mode).
+    pub fn reread(&self) {
+        configure::reread(&self.shared);
     }
 
     /// Brings the running server to the settings that are wanted for this part: writes what has changed, and reloads then.

@@ -47,6 +47,28 @@ async fn one_agent_founds_a_cluster_with_patronis_keys() {
 }
 
 #[tokio::test]
+async fn a_hangup_reads_the_file_again() {
+    let mut stand = Stand::new("false", None).await;
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    let file = stand.file(1);
+    let before = std::fs::read_to_string(&file).unwrap();
+    let after = before.replace("shared_buffers: 16MB", "shared_buffers: 16MB\n    work_mem: 7MB");
+    std::fs::write(&file, after.replace("sync_priority: 2", "sync_priority: 3")).unwrap();
+    stand.hang_up(1);
+    let changed = eventually(SOON, async || (stand.sql(1, "SHOW work_mem").await == "7MB").then_some(()));
+    assert!(changed.await.is_some(), "{}", stand.log(1));
+    assert!(stand.log(1).contains("section=tags"), "{}", stand.log(1));
+
+    std::fs::write(&file, "nonsense").unwrap();
+    stand.hang_up(1);
+    let said = eventually(SOON, async || stand.log(1).contains("everything stays as it is").then_some(()));
+    assert!(said.await.is_some(), "{}", stand.log(1));
+    assert_eq!(stand.sql(1, "SHOW work_mem").await, "7MB");
+    stand.end().await;
+}
+
+#[tokio::test]
 async fn postgresql_outlives_its_agent_and_is_taken_over() {
     let mut stand = Stand::new("false", None).await;
     stand.start(1, By::Pgherd);

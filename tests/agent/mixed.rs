@@ -22,6 +22,16 @@ async fn a_mixed_cluster_loses_nothing(sync: &'static str) {
     stand.leads(1).await;
     stand.settled(1, 3).await;
 
+    // Another agent takes the server over: not for a moment does a commit wait for nobody.
+    let said_before = stand.whole_log(1).len();
+    stand.kill(1);
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    stand.settled(1, 3).await;
+    let said = stand.whole_log(1).split_off(said_before);
+    assert!(said.contains("took charge of a running process"), "{said}");
+    assert!(!said.contains("\"synchronous_standby_names\" changed to"), "{said}");
+
     stand.kill_all_of(1);
     let leader = stand.leader_of(&[2, 3]).await;
     stand.start(1, By::Pgherd);
@@ -42,4 +52,9 @@ async fn a_mixed_cluster_loses_nothing(sync: &'static str) {
 #[tokio::test]
 async fn with_a_synchronous_standby() {
     a_mixed_cluster_loses_nothing("true").await;
+}
+
+#[tokio::test]
+async fn with_quorum_commit() {
+    a_mixed_cluster_loses_nothing("quorum").await;
 }

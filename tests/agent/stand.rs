@@ -113,6 +113,10 @@ impl Stand {
         assert!(ended.is_some(), "n{member} does not end: {}", self.log(member));
     }
 
+    pub(crate) fn hang_up(&self, member: u8) {
+        kill(Pid::from_raw(self.members[&member].id().cast_signed()), Signal::SIGHUP).unwrap();
+    }
+
     /// The violent death of the program; PostgreSQL goes on.
     pub(crate) fn kill(&mut self, member: u8) {
         let mut child = self.members.remove(&member).unwrap();
@@ -243,6 +247,10 @@ impl Stand {
 
     pub(crate) fn log(&self, member: u8) -> String {
         self.log_of(&format!("n{member}"))
+    }
+
+    pub(crate) fn whole_log(&self, member: u8) -> String {
+        std::fs::read_to_string(self.dir.join(format!("n{member}.log"))).unwrap()
     }
 
     fn log_of(&self, what: &str) -> String {

@@ -226,6 +226,32 @@ impl Agent {
         Utf8PathBuf::from(format!("{}.pgherd", self.postgres.data_dir))
     }
 
+    /// The sections in which another reading of the file differs, of those that count at a start only.
+    pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+        let whole = |agent: &Self| {
+            let Self { api, calls, etcd, .. } = agent;
+            [format!("{api:?}"), format!("{calls:?}"), format!("{etcd:?}")]
+        };
+        let server = |agent: &Self| {
+            let (parameters, hba, ident) = Default::default();
+            format!("{:?}", Postgres { parameters, hba, ident, ..agent.postgres.clone() })
+        };
+        let [api, calls, etcd] = whole(self);
+        let [their_api, their_calls, their_etcd] = whole(other);
+        let same = [
+            (
+                "name, scope or namespace",
+                (&self.name, &self.scope, &self.namespace) == (&other.name, &other.scope, &other.namespace),
+            ),
+            ("restapi", api == their_api),
+            ("ctl", calls == their_calls),
+            ("etcd3", etcd == their_etcd),
+            ("postgresql", server(self) == server(other)),
+            ("tags", self.tags == other.tags),
+        ];
+        same.into_iter().filter(|(_, same)| !same).map(|(section, _)| section).collect()
+    }
+
     /// Where `postgres` is: `bin_dir`, else beside the one of `PATH`, else the newest of the usual places.
     pub fn bin_dir(&self) -> Option<Utf8PathBuf> {
         let path: Vec<_> = self.search_path.split(':').map(Utf8PathBuf::from).collect();
