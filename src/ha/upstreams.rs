@@ -38,8 +38,9 @@ fn comes_back(snapshot: &Snapshot, from: &NodeName, me: &NodeName) -> bool {
         }
         match snapshot.member(&at).and_then(|member| Tags::from_json(&member.tags).replicate_from) {
             Some(next) if next == *me => return true,
-            Some(next) => at = next,
-            None => return false,
+            // Whoever names itself streams from the leader.
+            Some(next) if next != at => at = next,
+            Some(_) | None => return false,
         }
     }
     true

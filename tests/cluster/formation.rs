@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Cluster, FORMED, Setup};
+use crate::support::{Cluster, FORMED, Setup, eventually};
 use pgherd::clock;
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn three_nodes_form_one_cluster() {
 
     cluster.sql(leader, "CREATE TABLE t AS SELECT 42 AS x; SELECT x FROM t").await.unwrap();
     for node in cluster.numbers() {
-        let seen = crate::support::eventually(Duration::from_secs(5), async || {
+        let seen = eventually(Duration::from_secs(5), async || {
             cluster.sql(node, "SELECT x FROM t").await.ok().filter(|x| x == "42")
         });
         assert!(seen.await.is_some(), "node {node} does not show the primary's row");
@@ -33,12 +33,12 @@ async fn three_nodes_form_one_cluster() {
 async fn every_commit_waits_for_a_second_node() {
     let cluster = Cluster::formed(Setup::three()).await;
     let leader = cluster.all_stream(FORMED).await;
-    let sync = crate::support::eventually(Duration::from_secs(15), async || {
+    let sync = eventually(Duration::from_secs(15), async || {
         let names = cluster.sql(leader, "SHOW synchronous_standby_names").await.ok()?;
         names.starts_with("ANY 1").then_some(names)
     });
     assert!(sync.await.is_some(), "no quorum of standbys is asked for");
-    let shown = crate::support::eventually(Duration::from_secs(15), async || {
+    let shown = eventually(Duration::from_secs(15), async || {
         let members = cluster.members().await;
         (members.iter().filter(|member| member.role == "quorum_standby").count() == 2).then_some(())
     });
@@ -76,4 +76,33 @@ async fn ssl_enabled_makes_tls_mandatory() {
     cluster.node(leader).kill_tree();
     cluster.node(leader).reap();
     cluster.writable(Some(leader), Duration::from_secs(15)).await;
+}
+
+/// A cascade: the member in the middle has the slot of whoever streams from it.
+#[tokio::test]
+async fn a_replica_streams_through_the_member_that_its_tag_names() {
+    const MIDDLE: u8 = 3;
+    let mut cluster = Cluster::formed(Setup::three().env("TAG_REPLICATEFROM", "n3")).await;
+    let mut leader = cluster.all_stream(FORMED).await;
+    if leader == MIDDLE {
+        cluster.node(MIDDLE).terminate();
+        assert_eq!(cluster.node(MIDDLE).exit_code(FORMED).await, Some(0));
+        cluster.start_node(MIDDLE);
+        leader = cluster.all_stream(FORMED).await;
+    }
+    let last = 6 - MIDDLE - leader;
+    let fed = "SELECT string_agg(s.slot_name, ' ') FROM pg_stat_replication r
+                 JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE r.state = 'streaming'";
+    let expected = |node: u8, name: u8| {
+        let cluster = &cluster;
+        async move { cluster.sql(node, fed).await.ok().filter(|names| *names == format!("n{name}")) }
+    };
+    let chain = eventually(FORMED, async || {
+        expected(leader, MIDDLE).await?;
+        expected(MIDDLE, last).await
+    });
+    assert!(chain.await.is_some(), "n{leader} -> n{MIDDLE} -> n{last} is not how it streams");
+    cluster.sql(leader, "CREATE TABLE passed AS SELECT 1 AS n; SELECT n FROM passed").await.unwrap();
+    let passed = eventually(FORMED, async || cluster.sql(last, "SELECT count(*) FROM passed").await.ok());
+    assert_eq!(passed.await.as_deref(), Some("1"));
 }

@@ -94,6 +94,8 @@ mod upstreams {
     fn two_that_name_each_other_are_not_cut_off() {
         let circle = from_n2().member("n2", |m| m.tags.extend([("replicatefrom".into(), "n0".into())]));
         assert!(stays_with_n1(&circle));
+        let itself = from_n2().member("n2", |m| m.tags.extend([("replicatefrom".into(), "n2".into())]));
+        assert_eq!(only(itself.decide()), Action::Follow(Some(upstream("n2"))), "n2 streams from the leader");
         let own = Scene::new().standby(HERE).tagged(json!({"replicatefrom": "n0"}));
         assert!(stays_with_n1(&own));
     }
