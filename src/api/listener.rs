@@ -205,7 +205,7 @@ fn router_service(
 }
 
 fn plain_refused() -> Result<Response<Body>, Infallible> {
-    let mut response = Response::new(Body::from("this port speaks HTTPS only (SSL_ENABLED=true)\n"));
+    let mut response = Response::new(Body::from("this port speaks HTTPS only\n"));
     *response.status_mut() = StatusCode::BAD_REQUEST;
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     Ok(response)
