@@ -83,9 +83,33 @@ fn accepted(status: &ha::Status) -> Response {
 fn refused(refusal: &Refusal) -> Response {
     match refusal {
         Refusal::Off => routes::error_page(StatusCode::BAD_GATEWAY),
+        Refusal::NotMeant => routes::text(StatusCode::FORBIDDEN, "Another member is meant"),
         Refusal::Leading => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader"),
         Refusal::AnotherLeads(_) => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Another node leads"),
         Refusal::Standing => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Taking the leader key"),
         Refusal::NotWritten => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "The promise was not written"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::fixture;
+    use crate::ha::rules::Outlast;
+
+    #[test]
+    fn a_question_for_another_member_is_answered_with_no() {
+        let now = clock::now();
+        let mut status = fixture::replica("n1", 0, now);
+        status.failsafe.mode = Outlast::AllAgree;
+        let asked = |to: serde_json::Value| {
+            let ping: Ping = serde_json::from_value(json!({"name": "n0", "pgherd_to": to})).unwrap();
+            may_promise(&status, &ping, now)
+        };
+        assert_eq!(asked(json!("n1")), Ok(()));
+        assert_eq!(asked(json!("n2")), Err(Refusal::NotMeant));
+        assert_eq!(asked(json!(null)), Ok(()), "a stock leader does not say whom it asks");
     }
 }

@@ -287,7 +287,8 @@ fn schemas() -> Value {
         "Failover": closed(json!({ "candidate": name, "leader": name }), &["candidate"]),
         "Failsafe": { "type": "object", "required": ["name"], "properties": {
             "name": name, "conn_url": { "type": "string" }, "api_url": { "type": "string" },
-            "slots": { "type": "object" }, "pgherd_ttl": { "type": "integer", "minimum": 0, "maximum": 300 }
+            "slots": { "type": "object" }, "pgherd_ttl": { "type": "integer", "minimum": 0, "maximum": 300 },
+            "pgherd_to": { "type": "string" }
         } },
         "Restart": { "type": "object", "additionalProperties": false, "properties": {
             "schedule": time, "role": { "type": "string", "enum": ["primary", "standby_leader", "replica"] },

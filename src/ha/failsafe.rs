@@ -14,6 +14,7 @@
 //!    and its length are on disk before it is given, so a restart does not forget it.
 //! 3. A node that is not in the `failsafe` key of the store takes no key ([`barred`]). Only the leader writes it, and
 //!    asks the members of what it read last *and* of all that it has tried to write since, so nobody who could lead is left out.
+//!    Two ways out, both a person's word that the leader is gone: a failover that names the node, and the mode turned off.
 //! 4. The first question is sent while the lease is good. Before the store could give the key to anybody else the leader has
 //!    either every promise or has stopped; and then the same holds from one round to the next.
 //! 5. When the store is back and the key is gone, the leader takes it again as anybody would: if it is vacant. If it is
@@ -33,6 +34,7 @@ use crate::clock::Moment;
 use crate::dcs::{Failsafe, Precondition, Role, Snapshot};
 use crate::types::{NodeName, SlotName};
 
+use super::manual;
 use super::pause;
 use super::reason::{Action, Decision, Reason, Wake};
 use super::rules::Outlast;
@@ -120,6 +122,9 @@ pub struct Ping {
     /// For how many seconds it counts on the promise (ours; a stock leader counts on the cluster's `ttl`).
     #[serde(default, rename = "pgherd_ttl", skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
+    /// Who is asked: another node may have come to the address that the store has (ours; a stock leader does not say).
+    #[serde(default, rename = "pgherd_to", skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeName>,
 }
 
 impl Roll {
@@ -203,7 +208,9 @@ pub(super) fn also_ask(view: &View, mut decision: Decision) -> Decision {
     let silent = matches!(view.store, Store::Silent { .. });
     // A store that can be read and not be written renews no lease either.
     let ages = view.now.since(sent) >= asks_after(ttl);
-    let ends = view.doing.is_some_and(|d| d.job == Job::Stop) || view.phase == super::Phase::Stopping;
+    // A promise that is asked for during a hand-over would bind the heir.
+    let leaves = |job| matches!(job, Job::Stop | Job::HandOver);
+    let ends = view.doing.is_some_and(|d| leaves(d.job)) || view.phase == super::Phase::Stopping;
     if !(silent || ages)
         || !view.leads()
         || ends
@@ -234,6 +241,10 @@ pub(super) fn barred(view: &View, snapshot: &Snapshot) -> Option<Reason> {
     if let Some((leader, _until)) = view.memory.promised.as_ref().filter(|(_, until)| view.now < *until) {
         return Some(Reason::Promised(leader.clone()));
     }
+    let off = view.rules.outlast == Outlast::Never && snapshot.config.is_some();
+    if off || manual::is_forced(view, snapshot) {
+        return None;
+    }
     let key = snapshot.failsafe.as_ref().filter(|key| !key.value.is_empty())?;
     (!key.value.contains_key(&view.me)).then_some(Reason::NotInFailsafe)
 }
@@ -243,6 +254,8 @@ pub(super) fn barred(view: &View, snapshot: &Snapshot) -> Option<Reason> {
 pub enum Refusal {
     /// Failsafe mode is off here.
     Off,
+    /// The question is for another member, which is not at this address any more.
+    NotMeant,
     /// This node leads itself.
     Leading,
     /// This node knows another leader.
@@ -260,6 +273,9 @@ pub enum Refusal {
 pub fn may_promise(status: &super::Status, ping: &Ping, now: Moment) -> Result<(), Refusal> {
     if status.failsafe.mode == Outlast::Never {
         return Err(Refusal::Off);
+    }
+    if ping.to.as_ref().is_some_and(|asked| *asked != status.name) {
+        return Err(Refusal::NotMeant);
     }
     let leads = status.lease_until.is_some_and(|until| now < until);
     let writable = status.postgres.sql.as_ref().is_some_and(|answer| match answer.kind {

@@ -164,7 +164,7 @@ pub(super) async fn ask_for_promises(
     ping: Ping,
 ) -> BTreeSet<NodeName> {
     let asked = others.into_iter().map(|(name, url)| {
-        let (client, ping) = (client.clone(), ping.clone());
+        let (client, ping) = (client.clone(), Ping { to: Some(name.clone()), ..ping.clone() });
         async move {
             let answer = timeout(PROMISE_PATIENCE, client.failsafe(&url, &ping)).await;
             match &answer {

@@ -35,7 +35,7 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
         return Decision { actions, reason: Reason::Bootstrapping, wake: PROMPTLY };
     }
     // A failure ends the list: first the set that commits wait for, then the keys that elections go by (they are written once),
-    // then the slots of those who are to confirm.
+    // then the slots of those who are to confirm, since one that cannot be made fails at every look.
     let sync = sync_step(view, snapshot, answer);
     let wake = match sync {
         Some(_) => PROMPTLY,
@@ -46,8 +46,8 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
     let mut actions: Vec<_> = sync.into_iter().collect();
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
     actions.extend(failsafe::key(view, snapshot));
-    actions.extend(slots::of_leader(view, snapshot, answer, lsn).map(Action::ChangeSlots));
     actions.push(Action::PutStatus(lsn));
+    actions.extend(slots::of_leader(view, snapshot, answer, lsn).map(Action::ChangeSlots));
     actions.extend(slots::logical(view, snapshot, answer, lsn).map(Action::ChangeSlots));
     Decision { actions, reason: reason(view, answer), wake }
 }

@@ -233,7 +233,8 @@ impl<D: Dcs> Deps<D> {
             Err(error @ Error::Conflict { .. }) if promises_hold(promised, *publish.borrow()) => {
                 warn!(%error, "the leader key has run out under the failsafe");
                 publish.send_modify(|_lease| {});
-                None
+                // It may be ours again by a request that was not answered: then nobody takes it, and only a renewal shows it.
+                Some(clock::now() + self.timing.borrow().loop_wait)
             }
             Err(error @ Error::Conflict { .. }) => {
                 warn!(%error, "the leader lease is lost");
@@ -244,10 +245,14 @@ impl<D: Dcs> Deps<D> {
     }
 
     /// Tells the deadman which postmaster to stop, and when. Also when that moment has passed: a postmaster whose start was
-    /// under way while the machine stood still is stopped at once, since nobody else looks at the clock for sure.
+    /// under way while the machine stood still, or while the lease was lost, is stopped at once, since nobody else looks at the
+    /// clock for sure.
     fn arm(&self, lease: Lease) {
-        let Lease::Held { sent, ttl } = lease else { return };
-        self.arm_at(sent + ttl - DEADMAN_MARGIN);
+        match lease {
+            Lease::Held { sent, ttl } => self.arm_at(sent + ttl - DEADMAN_MARGIN),
+            Lease::Lost => self.arm_at(clock::now()),
+            Lease::None => {}
+        }
     }
 
     /// After maintenance mode, in which a lease may have run out unheeded: `node` gets the time for an orderly stop that it
@@ -308,6 +313,22 @@ mod tests {
         assert_eq!(init.lease.take_due(), None);
         deps.arm(sent(TTL));
         assert!(init.lease.take_due().is_some());
+        deps.arm(Lease::None);
+        assert_eq!(init.lease.take_due(), None);
+        deps.arm(Lease::Lost);
+        assert!(init.lease.take_due().is_some(), "the key was lost while it was being started");
+    }
+
+    #[test]
+    fn a_key_that_has_run_out_under_promises_is_renewed_on() {
+        let (deps, _init) = deps();
+        let (publish, state) = watch::channel(sent(TTL / 5));
+        let refused = || Ok(Err(Error::Conflict { what: "the leader key" }));
+        let next = deps.renewed(refused(), Some(clock::now() - TTL / 5), &publish);
+        assert!(next.is_some_and(|at| clock::now() < at));
+        assert!(matches!(*state.borrow(), Lease::Held { .. }));
+        assert_eq!(deps.renewed(refused(), Some(clock::now() - TTL), &publish), None, "they have ended");
+        assert_eq!(*state.borrow(), Lease::Lost);
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pgherd::dcs::{Claim, Precondition};
+use pgherd::dcs::{Claim, Failover, Precondition, Snapshot};
 use pgherd::ha::reason::{Action, Reason};
 use pgherd::ha::rules::{Outlast, Pause};
 use pgherd::ha::view::Job;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::{NodeName, Revision};
 
-use crate::scene::{HERE, NOW, Scene, ago, name, nothing_because, only, still};
+use crate::scene::{HERE, NOW, Scene, ago, name, nothing_because, only, still, versioned};
 
 fn names(names: &[&str]) -> BTreeSet<NodeName> {
     names.iter().map(|name| NodeName::from(*name)).collect()
@@ -69,7 +69,9 @@ fn a_leader_without_a_store_asks_every_member_while_its_lease_is_good() {
     paused.0.rules.pause = Pause::On;
     assert!(paused.decide().actions.is_empty(), "in maintenance mode it goes on without");
     assert!(paused.lease(12).decide().actions.is_empty());
-    assert!(!cut_off().doing(Job::Stop).decide().actions.contains(&Action::AskMembers));
+    for leaving in [Job::Stop, Job::HandOver] {
+        assert!(!cut_off().doing(leaving).decide().actions.contains(&Action::AskMembers), "{leaving:?}");
+    }
 }
 
 /// A store that can be read and not be written renews no lease.
@@ -119,9 +121,28 @@ fn a_promise_binds_until_it_ends_and_a_stranger_to_the_key_never_leads() {
     assert_eq!(nothing_because(bound.decide()), Reason::Promised(name("n1")));
     bound.0.memory.promised = Some((name("n1"), NOW));
     assert_eq!(only(bound.decide()), Action::Acquire(Claim::Vacant));
-    let stranger = bound.failsafe(&["n1", "n2"]);
-    assert_eq!(nothing_because(stranger.decide()), Reason::NotInFailsafe, "whatever the mode is now");
+    let mut stranger = bound.failsafe(&["n1", "n2"]);
+    stranger.0.rules.outlast = Outlast::AllAgree;
+    assert_eq!(nothing_because(stranger.decide()), Reason::NotInFailsafe);
     assert_eq!(only(stranger.failsafe(&["n0", "n1"]).decide()), Action::Acquire(Claim::Vacant));
+}
+
+#[test]
+fn a_person_can_let_a_stranger_to_the_key_lead_and_not_break_a_promise() {
+    let mut stranger = Scene::new().no_leader().votes(HERE, &[("n1", still(HERE)), ("n2", still(HERE))]);
+    stranger = stranger.failsafe(&["n1", "n2"]);
+    let off = stranger.clone();
+    assert_eq!(only(off.decide()), Action::Acquire(Claim::Vacant), "the mode is off");
+    let unknown = stranger.clone().snapshot(|s| s.config = None);
+    assert_eq!(nothing_because(unknown.decide()), Reason::NotInFailsafe, "nobody knows whether it is off");
+    stranger.0.rules.outlast = Outlast::AllAgree;
+    let named = |s: &mut Snapshot| {
+        s.failover = Some(versioned(Failover { member: Some(name("n0")), ..Failover::default() }));
+    };
+    let mut forced = stranger.snapshot(named);
+    assert_eq!(only(forced.decide()), Action::Acquire(Claim::Vacant));
+    forced.0.memory.promised = Some((name("n1"), NOW + Duration::from_secs(1)));
+    assert_eq!(nothing_because(forced.decide()), Reason::Promised(name("n1")));
 }
 
 /// The store is back, the key has run out, nobody could have taken it: the primary never stopped.
