@@ -22,7 +22,7 @@ use super::jobs;
 use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
 use super::rules::Mode;
-use super::view::{Doing, Instance, Job, Lease, Name, View};
+use super::view::{Doing, Instance, Job, Lease, Name, ShutdownMark, View};
 
 /// After an action that failed the loop looks again after this long, not sooner.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -165,6 +165,7 @@ impl<D: Dcs> Agent<D> {
             Action::PutShutdown(optime, shutdown) => {
                 let Some(snapshot) = view.snapshot() else { return Ok(()) };
                 let status = publish::status_at_shutdown(snapshot, optime, &shutdown);
+                self.memory.shutdown_mark = ShutdownMark::MayStand;
                 store.put(Key::Status, serde_json::to_string(&status)?, Precondition::None).await?;
             }
             Action::PutHistory(timeline) => self.put_history(view, timeline).await?,
@@ -263,11 +264,11 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
-    async fn put_status(&self, view: &View, lsn: Lsn) -> Result<(), Error> {
+    async fn put_status(&mut self, view: &View, lsn: Lsn) -> Result<(), Error> {
         let status = publish::status(view, lsn);
-        let stored = view.snapshot().and_then(|s| s.status.as_ref());
-        if stored.is_none_or(|s| s.value != status) {
+        if publish::is_news(view, &status) {
             self.deps.store.put(Key::Status, serde_json::to_string(&status)?, Precondition::None).await?;
+            self.memory.shutdown_mark = ShutdownMark::Absent;
         }
         Ok(())
     }

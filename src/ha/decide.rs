@@ -29,7 +29,7 @@ use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Mode;
 use super::slots;
 use super::upstreams::{clone_source, feeder};
-use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
+use super::view::{Ancestry, Instance, Job, Lease, Name, ShutdownMark, Store, UpstreamWal, View, upstream};
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
 /// deadman's moment with the immediate one that follows.
@@ -80,7 +80,7 @@ fn fence(view: &View) -> Option<Decision> {
     let writable = match view.instance() {
         Instance::Primary(..) => true,
         // It may come up as a primary: what the store says of another leader holds for it as well.
-        Instance::Silent => view.lease != Lease::None,
+        Instance::Silent => view.lease != Lease::None || lineage::was_found_writable(view),
         Instance::Down | Instance::Ending | Instance::Standby(..) => false,
     };
     if !writable || view.doing.is_some_and(|d| d.job == Job::Stop) {
@@ -190,6 +190,10 @@ fn without_store(view: &View, since: Moment, why: &str) -> Decision {
                 idle(reason, Wake::Soon(HALF_A_SECOND))
             }
         }
+        // Whoever sees that mark leads without a vote: it is taken back before anything more is written.
+        (Instance::Down, Some(_)) if view.memory.shutdown_mark == ShutdownMark::MayStand => {
+            idle(Reason::ShutdownMarkStands, Wake::Soon(HALF_A_SECOND))
+        }
         // Without the store only what was in force before is known to be safe to start with.
         (Instance::Down, Some(_)) if lead::names_are_known(view) => {
             let names = lead::names_at_start(view, None);
@@ -287,7 +291,7 @@ fn start_to_lead(view: &View, snapshot: &Snapshot, control: &Control) -> Decisio
     // The identifier is published before the first write can be accepted: from then on nobody makes a second cluster.
     let publish = (!known).then_some(Action::PutInitialize(control.system_id));
     // What a leader left behind is not all there is once this one writes.
-    let outdated = lead::outlives_shutdown(snapshot).then_some(Action::PutStatus(control.checkpoint));
+    let outdated = lead::outlives_shutdown(view, snapshot).then_some(Action::PutStatus(control.checkpoint));
     let start = Action::Start(StartAs::Primary, lead::names_at_start(view, Some(snapshot)));
     let actions = publish.into_iter().chain(outdated).chain([start]).collect();
     let reason = match view.volume.bootstrap {

@@ -15,7 +15,7 @@ use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::{START_TIMEOUT, Strictness};
 use super::slots;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
-use super::view::{Approval, Instance, Job, Life, PROMOTE_NEEDS, View};
+use super::view::{Approval, Instance, Job, Life, PROMOTE_NEEDS, ShutdownMark, View};
 
 /// Something has just been changed: look at once.
 pub const NOW: Wake = Wake::Soon(Duration::ZERO);
@@ -181,7 +181,7 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
             snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
         actions.push(Action::PutSync(closed, when));
     }
-    if let (true, Instance::Standby(_, position)) = (outlives_shutdown(snapshot), view.instance()) {
+    if let (true, Instance::Standby(_, position)) = (outlives_shutdown(view, snapshot), view.instance()) {
         actions.push(Action::PutStatus(position));
     }
     actions.push(Action::SetSyncNames(sync::names_at_promotion(
@@ -235,10 +235,11 @@ pub fn gives_away(view: &View, snapshot: &Snapshot) -> bool {
     view.memory.give_away.is_some() || (at_once && somebody_else_runs(view, snapshot))
 }
 
-/// Whether the store still says that everything ended with a leader before: not once another one writes, so it is taken back
-/// before that.
-pub fn outlives_shutdown(snapshot: &Snapshot) -> bool {
-    snapshot.status.as_ref().is_some_and(|status| status.value.shutdown.is_some())
+/// Whether the store still says, or may say, that everything ended with a leader before: not once another one writes, so it is
+/// taken back before that.
+pub fn outlives_shutdown(view: &View, snapshot: &Snapshot) -> bool {
+    let stands = snapshot.status.as_ref().is_some_and(|status| status.value.shutdown.is_some());
+    stands || view.memory.shutdown_mark == ShutdownMark::MayStand
 }
 
 /// The names that a primary starts with. Never fewer than the election counts on: what was in force before the crash, else

@@ -3,7 +3,8 @@
 use crate::postgres::status::{Control, ControlState};
 use crate::types::{Lsn, Timeline};
 
-use super::view::Ancestry;
+use super::rules::Mode;
+use super::view::{Ancestry, Origin, View};
 
 /// How a local history relates to the leader's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,14 @@ pub fn of_stopped(control: &Control, leader: &Ancestry) -> Lineage {
         | ControlState::InProduction
         | ControlState::Unknown => Lineage::Unknown,
     }
+}
+
+/// Whether PostgreSQL was found running when the agent started, and its control file is not a standby's. What was started
+/// since then is another matter: the control file of a primary that starts as a standby still says what it was.
+pub fn was_found_writable(view: &View) -> bool {
+    let agent = matches!(view.rules.mode, Mode::Agent { .. });
+    let found = view.memory.origin == Origin::Found;
+    agent && found && view.control().is_some_and(|control| !was_standby(control))
 }
 
 /// Whether the data was a standby's when the server ended, or cannot be shown to have been a primary's.

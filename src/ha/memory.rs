@@ -12,7 +12,9 @@ use crate::types::{Lsn, NodeName, Revision};
 use super::Phase;
 use super::publish::streams;
 use super::sync::Names;
-use super::view::{Approval, Failures, Instance, Job, Lease, Life, Memory, Observed, UpstreamWal, View};
+use super::view::{
+    Approval, Failures, Instance, Job, Lease, Life, Memory, Observed, Origin, UpstreamWal, View,
+};
 
 /// A start that has held for this long was a good one.
 pub(super) const HEALTHY: Duration = Duration::from_secs(10);
@@ -88,6 +90,7 @@ impl Memory {
                 self.answered(view);
             }
             Instance::Down => {
+                self.origin = Origin::Started;
                 self.configured = None;
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);
                 (self.sync_barrier, self.sync_since, self.sync_starved) = (None, None, None);

@@ -17,7 +17,7 @@ use super::orders::Scheduled;
 use super::rules::Pause;
 use super::slots;
 use super::tags::Tags;
-use super::view::{Candidate, Checkpoint, Instance, Job, Lease, Motion, PollAnswer, View};
+use super::view::{Candidate, Checkpoint, Instance, Job, Lease, Motion, PollAnswer, ShutdownMark, View};
 
 /// Patroni's version that we speak: peers and tools compare it as numbers.
 pub const PATRONI_VERSION: &str = "4.1.4";
@@ -193,6 +193,12 @@ pub fn status(view: &View, lsn: Lsn) -> Status {
 pub fn status_at_shutdown(snapshot: &Snapshot, optime: Lsn, shutdown: &Shutdown) -> Status {
     let before = snapshot.status.as_ref().map(|s| s.value.clone()).unwrap_or_default();
     Status { optime: Some(optime), shutdown: Some(shutdown.clone()), ..before }
+}
+
+/// Whether `status` has to be written: also over a mark of this node's that has not arrived yet.
+pub fn is_news(view: &View, status: &Status) -> bool {
+    let stored = view.snapshot().and_then(|s| s.status.as_ref());
+    view.memory.shutdown_mark == ShutdownMark::MayStand || stored.is_none_or(|s| s.value != *status)
 }
 
 /// What a leader tells the members whose promise it asks for; it counts on it for `ttl`.

@@ -213,6 +213,8 @@ pub enum Reason {
     AnotherLeads(NodeName),
     /// The store does not answer.
     StoreSilent(String),
+    /// The store does not answer, and may say that everything ended with this node: its primary is not started again.
+    ShutdownMarkStands,
     /// The store has not been confirmed by enough members.
     StoreNotReady,
     /// No leader: PostgreSQL is started to learn how far it is.
@@ -374,6 +376,9 @@ impl fmt::Display for Reason {
             Self::LeaseEnding => f.write_str("the lease is ending or lost: the primary must stop"),
             Self::AnotherLeads(name) => write!(f, "{name} leads: this primary must stop"),
             Self::StoreSilent(why) => write!(f, "the store does not answer: {why}"),
+            Self::ShutdownMarkStands => f.write_str(
+                "the store does not answer, and may say that this primary was shut down: not starting it",
+            ),
             Self::StoreNotReady => f.write_str("the store is not confirmed by enough members yet"),
             Self::StartToVote => f.write_str("no leader: starting PostgreSQL to learn its position"),
             Self::Starting => f.write_str("PostgreSQL is starting"),

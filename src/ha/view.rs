@@ -218,6 +218,10 @@ pub struct Memory {
     pub orders: Orders,
     /// Whether PostgreSQL has run since this process started.
     pub life: Life,
+    /// Where the server that runs comes from.
+    pub origin: Origin,
+    /// Whether the store may say that everything ended with this node.
+    pub shutdown_mark: ShutdownMark,
     /// Since when the lock is to be given up as soon as PostgreSQL is down.
     pub give_away: Option<Moment>,
     /// The last stop for a request, and how it ended.
@@ -242,6 +246,27 @@ pub enum Life {
     Fresh,
     /// It has answered.
     HasRun,
+}
+
+/// Where the running server comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// It has been running since before this process.
+    #[default]
+    Found,
+    /// It has been down under this process.
+    Started,
+}
+
+/// The mark of a clean shutdown in `status`, by which another node leads without a vote: whether this process has sent one and
+/// has not written over it. What came of the request does not matter, since it may arrive late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ShutdownMark {
+    /// None of this process's.
+    #[default]
+    Absent,
+    /// It was sent.
+    MayStand,
 }
 
 /// Whether the upstream still has the WAL that this standby needs.

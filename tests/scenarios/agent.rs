@@ -3,7 +3,8 @@
 use pgherd::dcs::{Claim, Initialize};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::{Mode, Pause};
-use pgherd::ha::view::Life;
+use pgherd::ha::view::{Life, Origin};
+use pgherd::postgres::StopMode;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::Revision;
 use serde_json::Map;
@@ -71,4 +72,19 @@ fn in_maintenance_mode_a_server_that_is_down_stays_down() {
     let mut down = paused(agent().no_leader().data(ControlState::ShutDown));
     down.0.memory.life = Life::Fresh;
     assert_eq!(nothing_because(down.decide()), Reason::Paused);
+}
+
+/// It does not answer, so nobody knows what it is: its control file says that it takes writes.
+#[test]
+fn a_primary_that_was_found_running_and_does_not_answer_is_fenced_when_another_leads() {
+    let found = |state| agent().leader("n1").data(state).silent_process();
+    let hung = found(ControlState::InProduction);
+    assert_eq!(only(hung.decide()), Action::Begin(Task::Stop(StopMode::Immediate)));
+    let standby = found(ControlState::InArchiveRecovery);
+    assert_eq!(nothing_because(standby.decide()), Reason::Starting);
+    let mut started_here = hung;
+    started_here.0.memory.origin = Origin::Started;
+    assert_eq!(nothing_because(started_here.decide()), Reason::Starting, "a primary that becomes a standby");
+    let mine = agent().leader("n0").data(ControlState::InProduction).silent_process();
+    assert_eq!(only(mine.decide()), Action::Acquire(Claim::Expired(Revision(9))));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd::dcs::{Claim, Precondition, Sync};
 use pgherd::ha::reason::{Action, Reason, Task};
-use pgherd::ha::view::{Approval, Job, Lease};
+use pgherd::ha::view::{Approval, Job, Lease, ShutdownMark};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{SlotKind, SlotPlan, StartAs};
 use pgherd::types::{Revision, SyncMode, Timeline};
@@ -30,6 +30,16 @@ fn a_restarted_node_starts_its_primary_with_the_names_that_the_sync_key_implies(
 fn a_crash_is_restarted_even_while_the_store_is_silent_if_the_lease_is_good() {
     let decision = Scene::new().leads().store_silent().decide();
     assert!(matches!(only(decision), Action::Start(StartAs::Primary, _)), "commits wait for nobody here");
+}
+
+/// Another node takes the key by that mark without a vote, and would lack what is written after it.
+#[test]
+fn a_primary_whose_shutdown_may_be_in_the_store_takes_that_back_before_it_starts() {
+    let mut stopped = Scene::new().leads();
+    stopped.0.memory.shutdown_mark = ShutdownMark::MayStand;
+    let actions = stopped.decide().actions;
+    assert!(matches!(actions.as_slice(), [Action::PutStatus(_), Action::Start(..)]), "{actions:?}");
+    assert_eq!(nothing_because(stopped.store_silent().decide()), Reason::ShutdownMarkStands);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use pgherd::dcs::{Failover, Precondition, Shutdown};
 use pgherd::ha::orders::{Accepted, Order, Orders, Settled};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
-use pgherd::ha::view::Job;
+use pgherd::ha::view::{Job, ShutdownMark};
 use pgherd::postgres::{SlotPlan, StartAs, Upstream};
 use pgherd::types::{Lsn, Timeline};
 
@@ -168,14 +168,14 @@ impl World {
         let Some(snapshot) = acting.view.snapshot() else { return self.act(n) };
         let status = publish::status_at_shutdown(snapshot, optime, shutdown);
         self.log(n, || format!("leaves everything up to {} behind", shutdown.end));
+        self.agent(n).memory.shutdown_mark = ShutdownMark::MayStand;
         self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
     }
 
     fn put_status(&mut self, n: usize, lsn: Lsn) {
         let Some(acting) = self.acting(n) else { return };
         let status = publish::status(&acting.view, lsn);
-        let stored = acting.view.snapshot().and_then(|s| s.status.as_ref());
-        if stored.is_some_and(|s| s.value == status) {
+        if !publish::is_news(&acting.view, &status) {
             return self.act(n);
         }
         self.send_act(n, Request::Put(Box::new(Document::Status(status)), Precondition::None));
@@ -242,6 +242,9 @@ impl World {
                 return self.local(n, LocalOp::ReleaseAgain, 100_000, 100_001);
             }
             (Some(Action::Release), _) => {}
+            (Some(Action::PutStatus(_)), true) => {
+                self.agent(n).memory.shutdown_mark = ShutdownMark::Absent;
+            }
             (Some(_), true) => {}
             (Some(action), false) => {
                 acting.wake = Wake::Soon(Duration::from_secs(1));
