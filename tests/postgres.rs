@@ -422,10 +422,48 @@ async fn a_new_cluster_takes_over_the_data_of_another_server_once() {
         assert_eq!(to_shop(&target, "SELECT sum(n)::text FROM t").await, "200010000");
     }
     assert_eq!(to_shop(&target, "SELECT nextval('s')::text").await, "7");
+    to_shop(&target, "CREATE TABLE another (n int)").await;
     // The superuser has kept the cluster's own password, or this would not come in.
     assert_eq!(target.ask("SELECT 'in'").await, "in");
     let left = target.config.run_dir.read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned());
     assert_eq!(left.filter(|name| name.starts_with("import")).collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+/// psql commits at the end of its input; a dump that breaks off must not look like an end.
+#[tokio::test]
+async fn an_import_that_breaks_off_leaves_nothing_and_begins_anew() {
+    let source = Node::new("i-5", 25);
+    source.bootstrap().await;
+    source.ask("CREATE TABLE t AS SELECT n FROM generate_series(1, 50000) n").await;
+    source.ask("ALTER ROLE boss PASSWORD 'other'").await;
+    // A pg_dump that says half of it and dies.
+    let bin = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(bin.path(), Permissions::from_mode(0o755)).unwrap();
+    let bin = Utf8PathBuf::from_path_buf(bin.path().to_owned()).unwrap();
+    let real = pgherd::config::newest_postgres().unwrap();
+    for entry in real.read_dir_utf8().unwrap().map(Result::unwrap) {
+        std::os::unix::fs::symlink(entry.path(), bin.join(entry.file_name())).unwrap();
+    }
+    std::fs::remove_file(bin.join("pg_dump")).unwrap();
+    let half = format!(
+        "#!/bin/sh\nfor last; do :; done\nfor word; do [ \"$word\" = --file ] && next=1 && continue; \
+         [ -n \"$next\" ] && file=$word && next=; done\n\
+         {real}/pg_dump --no-password | head -c 100000 > \"$file\"\nkill -9 $$\n"
+    );
+    write(&bin.join("pg_dump"), half.as_bytes(), 0o755);
+    let url = format!("postgres://boss:other@{}/App%20db", source.address);
+    let target = Node::with("i-6", 26, |config| {
+        config.import = Some(Source::parse(&url).unwrap());
+        config.bin_dir = bin.clone();
+    });
+    target.pg.initdb().await.unwrap();
+    target.start_primary().await;
+    let error = target.pg.finish_bootstrap().await.unwrap_err().to_string();
+    assert!(error.contains("pg_dump failed"), "{error}");
+    std::fs::remove_file(bin.join("pg_dump")).unwrap();
+    std::os::unix::fs::symlink(real.join("pg_dump"), bin.join("pg_dump")).unwrap();
+    target.pg.finish_bootstrap().await.unwrap();
+    assert_eq!(target.ask("SELECT count(*)::text FROM t").await, "50000");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ pub fn document() -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "description": "One node of a highly available PostgreSQL cluster, in the words of Patroni's REST API. \
                 Every read is answered from the node's memory. What changes something is open to members of the cluster, and \
-                to others as RESTAPI_ALLOWLIST, RESTAPI_USERNAME and RESTAPI_PASSWORD say.",
+                to others as RESTAPI_USERNAME and RESTAPI_PASSWORD say.",
             "license": { "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0" }
         },
         "paths": paths(),

@@ -1,7 +1,7 @@
 //! `pgherd report`: what a helper at the other end of a mail would ask for, in one JSON document without secrets.
 //!
-//! Invariant: a value is shown only when it is known to be harmless: of the environment the variables of the table that
-//! are no secrets, of everything else all but what a key or a connection string calls a password.
+//! Invariant: when in doubt a value is hidden whole: every secret of the environment, whatever is under a key or in a text that
+//! speaks of a secret, every URL with an account in it, every command and connection string.
 
 use serde_json::{Map, Value, json};
 
@@ -13,8 +13,10 @@ use crate::config::{self, Config, Warning};
 
 /// What the API tells.
 const PAGES: [&str; 5] = ["/patroni", "/cluster", "/why", "/config", "/history"];
-/// A key with one of these in it holds a secret.
-const SECRETIVE: [&str; 5] = ["password", "passphrase", "passwd", "secret", "token"];
+/// A key or a text with one of these in it speaks of a secret.
+const SECRETIVE: [&str; 6] = ["password", "passphrase", "passwd", "secret", "token", "bearer"];
+/// A key that ends like this may hold one among other things.
+const MAY_HOLD_ONE: [&str; 4] = ["_command", "conninfo", "dsn", "postgres_parameters"];
 /// In the place of a secret.
 const HIDDEN: &str = "(hidden)";
 
@@ -43,13 +45,14 @@ pub async fn run(config: &Config, warnings: &[Warning]) -> anyhow::Result<Printe
     print(&format!("{report:#}\n"))
 }
 
-/// Takes out what a key or a connection string calls a secret, wherever it stands.
+/// Takes out whatever is under a key, or in a text, that speaks of a secret, wherever it stands.
 fn redact(value: &mut Value) {
     match value {
         Value::Object(object) => {
             for (key, value) in object.iter_mut() {
-                let key = key.to_ascii_lowercase();
-                if SECRETIVE.iter().any(|word| key.contains(word)) && value.is_string() {
+                if speaks_of_a_secret(key)
+                    || MAY_HOLD_ONE.iter().any(|word| key.to_ascii_lowercase().ends_with(word))
+                {
                     *value = HIDDEN.into();
                 } else {
                     redact(value);
@@ -57,28 +60,16 @@ fn redact(value: &mut Value) {
             }
         }
         Value::Array(values) => values.iter_mut().for_each(redact),
-        Value::String(text) => *text = without_passwords(text),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        Value::String(text) if speaks_of_a_secret(text) || text.contains("://") && text.contains('@') => {
+            *text = HIDDEN.to_owned();
+        }
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
-/// `password=...` up to the next blank, and the password of `scheme://user:password@host`.
-fn without_passwords(text: &str) -> String {
-    let word = |word: &str| {
-        if let Some((name, value)) = word.split_once('=')
-            && SECRETIVE.iter().any(|secret| name.to_ascii_lowercase().contains(secret))
-            && !value.is_empty()
-        {
-            return format!("{name}={HIDDEN}");
-        }
-        let user_info = word.split_once("://").and_then(|(scheme, rest)| {
-            let (user_info, host) = rest.split_once('@')?;
-            let (user, _password) = user_info.split_once(':')?;
-            Some(format!("{scheme}://{user}:{HIDDEN}@{host}"))
-        });
-        user_info.unwrap_or_else(|| word.to_owned())
-    };
-    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+fn speaks_of_a_secret(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    SECRETIVE.iter().any(|word| text.contains(word))
 }
 
 #[cfg(test)]
@@ -88,21 +79,20 @@ mod tests {
     #[test]
     fn secrets_are_hidden_wherever_they_stand() {
         let mut report = json!({
+            "environment": {"APP_NAME": "demo", "POSTGRES_PARAMETERS": "archive_command=KEY=hush put %p"},
             "config": {"postgresql": {"parameters": {
-                "primary_conninfo": "host=a password=hush port=1",
+                "primary_conninfo": "host=a password='hush hush' port=1",
                 "archive_command": "put s3://key:hush@bucket/%f %p",
-                "password_encryption_rounds": 5,
-            }, "Secret_Key": "hush"}},
-            "list": ["PGPASSWORD=hush x", "plain"],
+                "work_mem": "64MB",
+            }, "Secret_Key": "hush", "password": 12345}},
+            "list": ["a=1\npassword=hush", "postgres://h/d?user=u&password=hush", "postgres://u:p@hush@h",
+                "Authorization: Bearer hush", "plain"],
         });
         redact(&mut report);
         let text = report.to_string();
-        assert!(!text.contains("hush"), "{text}");
-        assert_eq!(
-            report["config"]["postgresql"]["parameters"]["primary_conninfo"],
-            "host=a password=(hidden) port=1"
-        );
-        assert_eq!(report["config"]["postgresql"]["parameters"]["password_encryption_rounds"], 5);
-        assert_eq!(report["list"][1], "plain");
+        assert!(!text.contains("hush") && !text.contains("12345"), "{text}");
+        assert_eq!(report["environment"]["APP_NAME"], "demo");
+        assert_eq!(report["config"]["postgresql"]["parameters"]["work_mem"], "64MB");
+        assert_eq!(report["list"][4], "plain");
     }
 }

@@ -5,6 +5,7 @@
 //! roles keep their passwords; an import whose row counts differ from a source that stood still is a failed one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -35,7 +36,10 @@ const EMPTY: &str = "SELECT count(*)::text FROM pg_class c JOIN pg_namespace n O
 /// One statement for each table, which psql then runs.
 const COUNTS: &str = "SELECT format('SELECT %L, count(*) FROM ONLY %I.%I', n.nspname || '.' || c.relname, n.nspname, c.relname) \
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence <> 't' \
-    AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1 \\gexec\n";
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+    ORDER BY 1 \\gexec\n";
+const OWNER: &str = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()";
 const SIZE: &str = "SELECT pg_database_size(current_database())::text";
 
 /// Where an import comes from.
@@ -56,8 +60,7 @@ impl Source {
         const SHAPE: &str = "postgres://USER:PASSWORD@HOST[:PORT][/DATABASE][?sslmode=...]";
         let (base, options) = url.split_once('?').unwrap_or((url, ""));
         let parsed: tokio_postgres::Config = base.parse().map_err(|_wrong| SHAPE)?;
-        let (Some(tokio_postgres::config::Host::Tcp(host)), Some(user)) =
-            (parsed.get_hosts().first(), parsed.get_user())
+        let ([tokio_postgres::config::Host::Tcp(host)], Some(user)) = (parsed.get_hosts(), parsed.get_user())
         else {
             return Err(SHAPE);
         };
@@ -65,6 +68,10 @@ impl Source {
         let database = parsed.get_dbname().filter(|name| !name.is_empty()).map(str::to_owned);
         let password = parsed.get_password().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         let options = reqwest::Url::parse(&format!("http://x/?{options}")).map_err(|_wrong| SHAPE)?;
+        let said_before = ["host", "hostaddr", "port", "user", "password", "dbname", "service"];
+        if options.query_pairs().any(|(word, _)| said_before.contains(&&*word)) {
+            return Err(SHAPE);
+        }
         let mut lines = vec![format!("host={host}"), format!("port={port}"), format!("user={user}")];
         lines.extend(password.map(|password| format!("password={password}")));
         lines.extend(options.query_pairs().map(|(word, value)| format!("{word}={value}")));
@@ -103,22 +110,28 @@ pub(super) async fn import(config: &Config, source: &Source, progress: &mut Prog
         None => desk.ask((Side::Source, "postgres"), DATABASES).await?,
     };
     let todo: Vec<_> = databases.into_iter().filter(|name| !progress.contains(&note(name))).collect();
-    for name in &todo {
+    let empty: Vec<_> = todo.iter().filter(|name| !progress.contains(&loaded(name))).collect();
+    for name in &empty {
         desk.prepare(name).await?;
     }
-    if !todo.is_empty() {
+    if !empty.is_empty() {
         desk.copy_roles().await?;
     }
     for name in &todo {
-        desk.copy(name).await?;
+        desk.copy(name, progress).await?;
         progress.add(&note(name))?;
     }
     Ok(())
 }
 
-/// The line of the progress file for a database that was copied.
+/// The line of the progress file for a database that was copied and compared.
 fn note(database: &str) -> String {
     format!("imported {database}")
+}
+
+/// The line for one that was copied: another attempt only compares it.
+fn loaded(database: &str) -> String {
+    format!("loaded {database}")
 }
 
 fn refused(why: String) -> Error {
@@ -204,15 +217,19 @@ impl Desk<'_> {
     }
 
     /// One database, in one transaction.
-    async fn copy(&self, name: &str) -> Result<(), Error> {
+    async fn copy(&self, name: &str, progress: &mut Progress) -> Result<(), Error> {
         let (source, here) = ((Side::Source, name), (Side::Here, name));
-        let size = self.number(source, SIZE).await?;
-        info!(database = name, mib = size / MIB, "importing");
         let before = self.counts(source).await?;
-        tokio::select! {
-            done = self.stream(name) => done?,
-            never = self.tell_progress(name, size) => never?,
+        if !progress.contains(&loaded(name)) {
+            let size = self.number(source, SIZE).await?;
+            info!(database = name, mib = size / MIB, "importing");
+            tokio::select! {
+                done = self.stream(name) => done?,
+                never = self.tell_progress(name, size) => match never {},
+            }
+            progress.add(&loaded(name))?;
         }
+        self.give(name).await?;
         let after = self.counts(source).await?;
         let rows = verified(&before, &after, &self.counts(here).await?)
             .map_err(|why| refused(format!("database {name}: {why}")))?;
@@ -222,10 +239,29 @@ impl Desk<'_> {
         Ok(())
     }
 
+    /// The database belongs to whom it belonged to, who may make what he likes in it.
+    async fn give(&self, name: &str) -> Result<(), Error> {
+        let owner = self.ask((Side::Source, name), OWNER).await?;
+        let Some(owner) = owner.first() else { return Ok(()) };
+        let session = Session::open(self.config, STATEMENT_LIMIT).await?;
+        let known = "SELECT 1 FROM pg_roles WHERE rolname = $1";
+        if session.query("look for the owner", known, &[owner]).await?.is_empty() {
+            warn!(database = name, owner, "its owner is no role here: the superuser owns it");
+            return Ok(());
+        }
+        let sql = format!("ALTER DATABASE {} OWNER TO {}", escape_identifier(name), escape_identifier(owner));
+        session.execute("give the database to its owner", &sql).await
+    }
+
     /// From pg_dump through a named pipe into psql: nothing is stored in between.
+    ///
+    /// psql commits at the end of its input, whatever the reason of that end: so the pipe is held open here until pg_dump
+    /// has succeeded, and when it fails psql is killed before it sees an end.
     async fn stream(&self, name: &str) -> Result<(), Error> {
         let pipe = self.file("import.pipe");
         let _removed = make_pipe(self.config, pipe.clone())?;
+        let held_open = std::fs::File::options().read(true).write(true).open(&pipe);
+        let mut held_open = Some(held_open.map_err(Error::file("open", &pipe))?);
         let dump = self.program("pg_dump", (Side::Source, name)).args([
             "--no-tablespaces",
             "--no-publications",
@@ -244,21 +280,27 @@ impl Desk<'_> {
             "-f",
             pipe.as_str(),
         ]);
+        let dumped = async {
+            control::run(&dump, "pg_dump", COPY_LIMIT).await?;
+            drop(held_open.take());
+            Ok(())
+        };
         // Whichever fails takes the other along.
-        let dumped = control::run(&dump, "pg_dump", COPY_LIMIT);
         let loaded = control::run(&load, "psql", COPY_LIMIT);
-        tokio::try_join!(dumped, loaded).map(|_outputs| ())
+        tokio::try_join!(dumped, loaded).map(|_ended| ())
     }
 
     /// Says how far it is, for as long as it is asked to.
-    async fn tell_progress(&self, name: &str, size: i64) -> Result<(), Error> {
+    async fn tell_progress(&self, name: &str, size: i64) -> Infallible {
         loop {
             tokio::time::sleep(PROGRESS_EVERY).await;
-            let session = Session::open_in(self.config, name, STATEMENT_LIMIT).await?;
-            let sql = "SELECT pg_database_size(current_database())";
-            let here: i64 = session.value("read the size of the database", sql).await?;
-            let percent = (here * 100 / size.max(1)).min(99);
-            info!(database = name, mib = here / MIB, of_mib = size / MIB, percent, "importing");
+            match self.number((Side::Here, name), SIZE).await {
+                Ok(here) => {
+                    let percent = (here * 100 / size.max(1)).min(99);
+                    info!(database = name, mib = here / MIB, of_mib = size / MIB, percent, "importing");
+                }
+                Err(error) => warn!(%error, "how far the import is cannot be told"),
+            }
         }
     }
 
@@ -287,16 +329,28 @@ fn make_pipe(config: &Config, path: Utf8PathBuf) -> Result<SecretFile, Error> {
 /// The statements for the roles that are not here yet. What the dump says of a role that is here is left out: its password and
 /// its rights are the cluster's own.
 fn new_roles(dump: &str, present: &BTreeSet<String>) -> String {
-    let is_present = |word: &str| {
-        let plain = word.trim_end_matches(';');
-        let plain = plain.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(plain);
-        present.contains(&plain.replace("\"\"", "\""))
-    };
     let wanted = |line: &&str| match line.split_once("ROLE ") {
-        Some(("CREATE " | "ALTER ", rest)) => !rest.split(' ').next().is_some_and(is_present),
+        Some(("CREATE " | "ALTER ", rest)) => !present.contains(&first_identifier(rest)),
         Some(_) | None => line.starts_with("GRANT ") || line.starts_with("COMMENT ON ROLE "),
     };
     dump.lines().filter(wanted).map(|line| format!("{line}\n")).collect()
+}
+
+/// The name at the beginning of this text, quoted or not.
+fn first_identifier(text: &str) -> String {
+    let Some(quoted) = text.strip_prefix('"') else {
+        return text.split([' ', ';']).next().unwrap_or_default().to_owned();
+    };
+    let mut name = String::new();
+    let mut rest = quoted.chars().peekable();
+    while let Some(character) = rest.next() {
+        // Within quotes a quote is doubled.
+        if character == '"' && rest.next_if_eq(&'"').is_none() {
+            break;
+        }
+        name.push(character);
+    }
+    name
 }
 
 /// The rows that were copied; or which table differs. A table that changed at the source meanwhile proves nothing.
@@ -346,9 +400,16 @@ mod tests {
         );
         assert_eq!(Source::parse("postgres://me@db").unwrap().database, None);
         assert!(!format!("{source:?}").contains("s@cret"));
-        for wrong in
-            ["", "http://x", "postgres://", "postgres:///db", "me:secret@host", "postgres://me:a%0Ab@h/d"]
-        {
+        for wrong in [
+            "",
+            "http://x",
+            "postgres://",
+            "postgres:///db",
+            "me:secret@host",
+            "postgres://me:a%0Ab@h/d",
+            "postgres://me@a,b/d",
+            "postgres://me@a/d?dbname=e",
+        ] {
             let said = Source::parse(wrong).unwrap_err();
             assert!(!said.contains("secret"), "{wrong}");
         }
@@ -363,6 +424,9 @@ mod tests {
         let expected = "CREATE ROLE app;\nALTER ROLE app WITH LOGIN PASSWORD 'SCRAM-SHA-256$x';\n\
             CREATE ROLE \"Odd one\";\nGRANT app TO \"Odd one\";\n";
         assert_eq!(new_roles(dump, &present), expected);
+        for (text, name) in [("a b;", "a"), ("a;", "a"), ("\"a b\" WITH", "a b"), ("\"a\"\"b\";", "a\"b")] {
+            assert_eq!(first_identifier(text), name);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A running child: its exit by pidfd, the end of all its descendants by the liveness pipe, its output by lines.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -95,9 +95,14 @@ pub fn spawn(command: &Command) -> Result<(Child, Streams), Error> {
     })
 }
 
-/// What protects more than we are protected takes a right that a container seldom has.
+/// What protects more than we are protected takes a right that a container seldom has. Between fork and exec the file may
+/// be root's, as our memory is hidden; afterwards it is the account's own.
 fn check_oom_score(command: &Command, pid: u32, wanted: i32) {
-    let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let file = std::fs::File::options().write(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(wanted.to_string().as_bytes()));
+    tracing::debug!(?written, "oom_score_adj");
+    let score = std::fs::read_to_string(path);
     // One that cannot be read has ended already.
     if let Ok(score) = score
         && score.trim().parse() != Ok(wanted)

@@ -81,6 +81,7 @@ async fn the_doctor_is_content(cluster: &Cluster, node: u8) {
 fn a_report_keeps_secrets(cluster: &Cluster, node: u8) {
     let seen = cluster.exec(node, &["report"]);
     let report: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    assert!(!String::from_utf8_lossy(&seen.stdout).contains("\"super\""), "the superuser's password");
     assert_eq!(report["environment"]["APP_NAME"], "test");
     assert_eq!(report["environment"]["POSTGRES_SUPERUSER_PASSWORD"], "(hidden)");
     assert!(report["pages"]["/cluster"]["members"].is_array() && report["doctor"].is_array(), "{report:#}");

@@ -530,13 +530,21 @@ fn leaving() {
     init.signal(Signal::SIGHUP);
     wait_until("the stop of what was needed", || read(&list.file("asked")) == "x\n");
     assert!(!is_alive(above), "what needs it ends before");
+    // Put back meanwhile, it waits for itself to be gone.
+    list.write(json!([sh("deaf", "echo again > DIR/again; exec sleep 1000"), stays]));
+    init.signal(Signal::SIGHUP);
+    wait_until("the new one", || {
+        init.signal(Signal::SIGUSR1);
+        list.log().contains("state unit=deaf state=down")
+    });
+    assert!(is_alive(deaf) && !list.file("again").exists(), "two generations");
     assert!(is_alive(deaf));
     // A stop waits for the leaving too; the hurry reaches it.
-    init.signal(Signal::SIGTERM);
-    wait_until("the first", || !is_alive(stays_pid));
-    init.signal(Signal::SIGTERM);
-    list.wait_for("stopping already");
-    assert!(is_alive(deaf));
+    wait_until("a stop under way", || {
+        init.signal(Signal::SIGTERM);
+        list.log().contains("stopping already")
+    });
+    assert!(is_alive(deaf) && is_alive(stays_pid), "what is leaving goes first");
     init.signal(Signal::SIGQUIT);
     assert_eq!(init.code(), Some(137), "{}", list.log());
     assert!(!is_alive(deaf));

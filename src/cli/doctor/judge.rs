@@ -17,6 +17,8 @@ const LIST_OLD: f64 = 120.0;
 const ROOM_ODD: f64 = 0.20;
 /// Below this a primary hands over.
 const ROOM_WRONG: f64 = 0.05;
+/// A replica that is further behind than this would make a failover wait, or could not take over.
+const LAG_ODD: u64 = 64 << 20;
 /// What an abandoned slot may keep without being spoken of.
 const SLOT_KEEPS: u64 = 1 << 30;
 /// A share of the memory, for `shared_buffers`.
@@ -206,7 +208,10 @@ fn members(facts: &Facts) -> Vec<Finding> {
         };
         let remedy = "`pgherd why` there tells what it waits for; `pgherd reinit` copies the data anew.";
         match state {
-            "streaming" => good("member", seen),
+            "streaming" if lag.is_none_or(|lag| lag <= LAG_ODD) => good("member", seen),
+            "streaming" => {
+                bad(Grade::Odd, "member", seen, "Is its disk or the line to it slower than what is written?")
+            }
             _ => bad(Grade::Odd, "member", seen, remedy),
         }
     };
@@ -248,6 +253,9 @@ fn metric(facts: &Facts, name: &str) -> f64 {
 
 fn store(facts: &Facts) -> Finding {
     let voters = metric(facts, "pgherd_store_voters");
+    if voters.is_nan() {
+        return bad(Grade::Odd, "store", "nothing is known of etcd", "Ask again in a moment.");
+    }
     if metric(facts, "pgherd_store_quorum") < 1.0 {
         let remedy = "A majority of etcd's voters must run and reach each other: see the ports below.";
         return bad(Grade::Wrong, "store", "etcd has no quorum: nobody can become the leader", remedy);
@@ -286,6 +294,9 @@ fn room(facts: &Facts) -> Finding {
             bad(Grade::Wrong, "disk", seen, "Make room: a primary on a full volume hands over.")
         }
         share if share < ROOM_ODD => bad(Grade::Odd, "disk", seen, "Make room, or a larger volume."),
+        share if share.is_nan() => {
+            bad(Grade::Odd, "disk", "the room on the volume is not known", "Does the disk answer?")
+        }
         _ => good("disk", seen),
     }
 }
@@ -481,6 +492,14 @@ mod tests {
             ),
             (with_metric("pgherd_store_quorum", 0.0), (Grade::Wrong, "store")),
             (with_metric("pgherd_store_voters", 1.0), (Grade::Odd, "store")),
+            (with_metric("pgherd_store_voters", f64::NAN), (Grade::Odd, "store")),
+            (with_metric("pgherd_volume_total_bytes", f64::NAN), (Grade::Odd, "disk")),
+            (
+                cluster(json!({"members": [
+                    {"name": "n1", "role": "leader", "state": "running"},
+                    {"name": "n2", "role": "replica", "state": "streaming", "lag": 1_000_000_000}]})),
+                (Grade::Odd, "member"),
+            ),
             (with_metric("pgherd_discovery_age_seconds", f64::NAN), (Grade::Odd, "discovery")),
             (with_metric("pgherd_discovery_peers", 3.0), (Grade::Odd, "discovery")),
             (with_metric("pgherd_volume_free_bytes", 4.0), (Grade::Wrong, "disk")),

@@ -1,6 +1,6 @@
 //! The facts, one question after another; a question without an answer is a fact, too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,6 +16,7 @@ use crate::cli::ctl::client::{Cluster, Errand, Member, Picture};
 use crate::cli::ctl::query::Session;
 use crate::clock;
 use crate::config::Config;
+use crate::peer::{NodeStatus, StorePart};
 
 /// A round trip across the world with lost packets.
 const DOOR_PATIENCE: Duration = Duration::from_secs(4);
@@ -39,12 +40,15 @@ pub(super) async fn look(config: &Config) -> anyhow::Result<Result<Facts, String
         Err(error) => return Ok(Err(format!("{error:#}"))),
     };
     let page = async |path: &str| cluster.get(path).await.unwrap_or(Value::Null);
+    let own = page("/patroni").await;
+    let others = others(&picture, &own);
+    let (greetings, with_etcd) = greetings(&cluster, &others).await;
     Ok(Ok(Facts {
-        own: page("/patroni").await,
+        own,
         why: page("/why").await,
         metrics: metrics(&cluster).await,
-        doors: doors(config, &picture).await,
-        greetings: greetings(&cluster, &picture).await,
+        doors: doors(config, &others, &with_etcd).await,
+        greetings,
         slots: slots(config, &picture).await.map_err(|error| format!("{error:#}")),
         memory: memory(config).await.map_err(|error| format!("{error:#}")),
         cluster: picture.page,
@@ -68,18 +72,25 @@ fn first_samples(text: &str) -> BTreeMap<String, f64> {
     samples
 }
 
-/// Every port of every other member. Those of etcd are taken to be the same on every node, as the variables have it.
-async fn doors(config: &Config, picture: &Picture) -> Vec<Door> {
+/// Every member but this node, whose own address may not be reachable from within.
+fn others<'a>(picture: &'a Picture, own: &Value) -> Vec<&'a Member> {
+    let name = own.pointer("/patroni/name").and_then(Value::as_str);
+    picture.members.iter().filter(|member| Some(member.name()) != name).collect()
+}
+
+/// Every port of these members. Those of etcd are taken to be the same on every node, as the variables have it; not every node
+/// runs one.
+async fn doors(config: &Config, members: &[&Member], with_etcd: &BTreeSet<String>) -> Vec<Door> {
     let mut attempts = JoinSet::new();
-    for member in &picture.members {
+    for member in members {
         let Some((host, postgres)) = member.address() else { continue };
         let api = member.api_port().unwrap_or(config.advertised.api);
-        for (what, port) in [
-            ("PostgreSQL", postgres),
-            ("the API", api),
+        let of_etcd = [
             ("etcd for clients", config.advertised.etcd_client),
             ("etcd for peers", config.advertised.etcd_peer),
-        ] {
+        ];
+        let of_etcd = of_etcd.into_iter().filter(|_| with_etcd.contains(member.name()));
+        for (what, port) in [("PostgreSQL", postgres), ("the API", api)].into_iter().chain(of_etcd) {
             let (member, host) = (member.name().to_owned(), host.clone());
             attempts.spawn(async move {
                 let reached = knock(&host, port).await;
@@ -99,23 +110,29 @@ async fn knock(host: &str, port: u16) -> Result<Duration, String> {
     }
 }
 
-/// Each member is asked what only members may ask.
-async fn greetings(cluster: &Cluster, picture: &Picture) -> Vec<Greeting> {
-    let mut greetings = Vec::new();
-    for member in &picture.members {
-        let ahead = greet(cluster, member).await.map_err(|error| format!("{error:#}"));
-        greetings.push(Greeting { member: member.name().to_owned(), ahead });
+/// Each of these members is asked what only members may ask; and which of them run an etcd.
+async fn greetings(cluster: &Cluster, members: &[&Member]) -> (Vec<Greeting>, BTreeSet<String>) {
+    let (mut greetings, mut with_etcd) = (Vec::new(), BTreeSet::new());
+    for member in members {
+        let name = member.name().to_owned();
+        let greeted = greet(cluster, member).await.map_err(|error| format!("{error:#}"));
+        // Of one that does not answer it is not known; most do.
+        if greeted.as_ref().map_or(true, |(_, part)| matches!(part, StorePart::Learner | StorePart::Voter)) {
+            with_etcd.insert(name.clone());
+        }
+        greetings.push(Greeting { member: name, ahead: greeted.map(|(ahead, _part)| ahead) });
     }
-    greetings
+    (greetings, with_etcd)
 }
 
-async fn greet(cluster: &Cluster, member: &Member) -> anyhow::Result<Option<f64>> {
+async fn greet(cluster: &Cluster, member: &Member) -> anyhow::Result<(Option<f64>, StorePart)> {
     let began = clock::wall();
     let answer = cluster.call(Some(member), (Method::GET, "/v1/status"), None).await?;
     anyhow::ensure!(answer.is_success(), "{} {}", answer.code, answer.text);
     let middle = (began.as_millisecond() + clock::wall().as_millisecond()) as f64 / 2000.0;
     // The header tells whole seconds, cut off: on average half of one has passed.
-    Ok(answer.date.map(|date| date.as_second() as f64 + 0.5 - middle))
+    let status: NodeStatus = serde_json::from_str(&answer.text).context("it answers like no node of ours")?;
+    Ok((answer.date.map(|date| date.as_second() as f64 + 0.5 - middle), status.store.part))
 }
 
 async fn slots(config: &Config, picture: &Picture) -> anyhow::Result<Vec<Slot>> {

@@ -48,8 +48,9 @@ fn format_name(format: log::Format) -> &'static str {
 /// # Errors
 /// The file cannot be found.
 pub fn supervise(args: &Args) -> anyhow::Result<ExitCode> {
-    // `init` works in `/`.
-    let file = args.file.canonicalize_utf8().with_context(|| format!("could not find {}", args.file))?;
+    // `init` works in `/`. Links are not followed: behind one of them there may be another file at the next reading.
+    let file = camino::absolute_utf8(&args.file).with_context(|| format!("could not find {}", args.file))?;
+    anyhow::ensure!(file.exists(), "could not find {file}");
     let arguments = [UNITS_COMMAND, file.as_str(), "--log-format", format_name(args.log_format)];
     Ok(init::run_node(InitOptions {
         restart: RestartNode::Exit,

@@ -111,6 +111,13 @@ struct Held {
     life: AbortHandle,
 }
 
+/// A member that stops, whether it is replaced or not.
+struct Leaving {
+    held: Held,
+    /// Set when it and all that came of it are gone.
+    gone: watch::Sender<bool>,
+}
+
 /// How the life of a service ended.
 enum Ended {
     Exited(Exit),
@@ -125,7 +132,7 @@ struct Life {
     /// Whether a service of this name has been ready since it was last started anew.
     ready: BTreeMap<&'static str, watch::Sender<bool>>,
     /// What is no longer in the list, until it is down.
-    leaving: Vec<Held>,
+    leaving: Vec<Leaving>,
     farewells: JoinSet<()>,
     /// Every unit that there is, for whoever asks how they are.
     units: watch::Sender<Vec<Unit>>,
@@ -157,7 +164,7 @@ impl Life {
         let mut worst = 0;
         loop {
             let ended = tokio::select! {
-                ended = self.lives.join_next() => ended,
+                ended = self.lives.join_next_with_id() => ended,
                 asked = ears.next() => match asked {
                     Asked::Stop | Asked::StopQuickly => return Code::Asked(asked),
                     Asked::Reload => {
@@ -168,10 +175,8 @@ impl Life {
             };
             let Some(ended) = ended else { return Code::Given(worst) };
             // A life that was ended by a new list says nothing.
-            let Ok((name, ended)) = ended else { continue };
-            let Some(held) = self.members.iter().find(|held| held.member.service.name == name) else {
-                continue;
-            };
+            let Ok((life, (name, ended))) = ended else { continue };
+            let Some(held) = self.members.iter().find(|held| held.life.id() == life) else { continue };
             match ended {
                 Ended::NotReady => return Code::Given(NOT_READY),
                 Ended::Exited(exit) => {
@@ -200,12 +205,24 @@ impl Life {
     /// Runs these services from now on: what is new starts, what is written otherwise stops and starts, what is gone
     /// stops, and everything else only gets the signal by which it reads its own configuration again.
     fn follow(&mut self, services: Vec<Service>) {
-        let mut before = std::mem::take(&mut self.members);
         let names: Vec<_> = services.iter().map(|service| service.name).collect();
+        let wanted = |held: &Held| services.iter().find(|service| service.name == held.member.service.name);
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.members)
+            .into_iter()
+            .partition(|held| wanted(held).is_some_and(|service| held.member.service.is_written_as(service)));
+        for held in &gone {
+            let unit = held.member.service.name;
+            match wanted(held) {
+                Some(_) => tracing::info!(unit, "is written otherwise in the list: it starts anew"),
+                None => tracing::info!(unit, "is no longer in the list: it stops"),
+            }
+        }
+        self.dismiss(gone);
+        let mut kept: BTreeMap<_, _> =
+            kept.into_iter().map(|held| (held.member.service.name, held)).collect();
         for service in services {
-            let known = before.iter().position(|held| held.member.service.name == service.name);
-            match known.map(|place| before.swap_remove(place)) {
-                Some(mut held) if held.member.service.is_written_as(&service) => {
+            match kept.remove(service.name) {
+                Some(mut held) => {
                     if let Some(signal) = service.reload {
                         held.member.unit.signal(signal);
                     }
@@ -213,24 +230,16 @@ impl Life {
                     held.member.service = service;
                     self.members.push(held);
                 }
-                Some(held) => {
-                    tracing::info!(unit = service.name, "is written otherwise in the list: it starts anew");
-                    let predecessor = held.member.unit.clone();
-                    self.dismiss(vec![held]);
-                    self.take_on(service, &names, Some(predecessor));
-                }
-                None => self.take_on(service, &names, None),
+                None => self.take_on(service, &names),
             }
         }
-        for held in &before {
-            tracing::info!(unit = held.member.service.name, "is no longer in the list: it stops");
-        }
-        self.dismiss(before);
         self.units.send_replace(self.all_units());
     }
 
-    /// Brings a service to life, once its predecessor is gone.
-    fn take_on(&mut self, service: Service, names: &[&'static str], predecessor: Option<Unit>) {
+    /// Brings a service to life, once everything that had its name before is gone.
+    fn take_on(&mut self, service: Service, names: &[&'static str]) {
+        let before = self.leaving.iter().filter(|leaving| leaving.held.member.service.name == service.name);
+        let before: Vec<_> = before.map(|leaving| leaving.gone.subscribe()).collect();
         let mut ready = |name| self.ready.entry(name).or_default().clone();
         let needed = service.after.iter().filter_map(|place| names.get(*place));
         let needed: Vec<_> = needed.map(|name| ready(*name).subscribe()).collect();
@@ -242,9 +251,11 @@ impl Life {
         let member = Member { service, unit, ready };
         let living = member.clone();
         let life = self.lives.spawn(async move {
-            if let Some(predecessor) = predecessor {
-                predecessor.stop(None).await;
-                predecessor.settle().await;
+            for mut gone in before {
+                if gone.wait_for(|gone| *gone).await.is_err() {
+                    // The stop has begun.
+                    std::future::pending::<()>().await;
+                }
             }
             (living.service.name, live(&living, needed).await)
         });
@@ -253,18 +264,25 @@ impl Life {
 
     /// Stops them, the deepest first.
     fn dismiss(&mut self, mut gone: Vec<Held>) {
-        self.leaving.retain(|held| !matches!(*held.member.unit.state().borrow(), UnitState::Down { .. }));
+        self.leaving.retain(|leaving| !*leaving.gone.borrow());
         gone.sort_by_key(|held| Reverse(held.member.service.depth));
-        let members: Vec<_> = gone.iter().map(|held| held.member.clone()).collect();
-        for held in &gone {
+        let mut goers = Vec::new();
+        for held in gone {
             held.life.abort();
+            let gone = watch::Sender::new(false);
+            goers.push((held.member.service.depth, held.member.unit.clone(), gone.clone()));
+            self.leaving.push(Leaving { held, gone });
         }
-        self.leaving.extend(gone);
         self.farewells.spawn(async move {
-            for same_depth in members.chunk_by(|one, other| one.service.depth == other.service.depth) {
+            for same_depth in goers.chunk_by(|one, other| one.0 == other.0) {
                 let mut stops = JoinSet::new();
-                for unit in same_depth.iter().map(|member| member.unit.clone()) {
-                    stops.spawn(async move { unit.stop(None).await });
+                for (_depth, unit, gone) in same_depth {
+                    let (unit, gone) = (unit.clone(), gone.clone());
+                    stops.spawn(async move {
+                        unit.stop(None).await;
+                        unit.settle().await;
+                        gone.send_replace(true);
+                    });
                 }
                 stops.join_all().await;
             }
@@ -272,7 +290,8 @@ impl Life {
     }
 
     fn all_units(&self) -> Vec<Unit> {
-        self.members.iter().chain(&self.leaving).map(|held| held.member.unit.clone()).collect()
+        let leaving = self.leaving.iter().map(|leaving| &leaving.held);
+        self.members.iter().chain(leaving).map(|held| held.member.unit.clone()).collect()
     }
 
     /// The deepest first: nobody loses what it needs before it has ended itself. What was leaving already goes first.
@@ -280,11 +299,13 @@ impl Life {
         self.lives.shutdown().await;
         let mut hasty = matches!(code, Code::Asked(Asked::StopQuickly));
         let mut killed = false;
-        let deepest = self.members.iter().map(|held| held.member.service.depth).max().unwrap_or(0);
-        let leaving = self.leaving.iter().map(|held| (deepest, held));
+        let top = self.members.iter().map(|held| held.member.service.depth + 1).max().unwrap_or(0);
+        let leaving = self.leaving.iter().map(|leaving| &leaving.held);
+        let leaving = leaving.map(|held| (top + held.member.service.depth, held));
         let members = self.members.iter().map(|held| (held.member.service.depth, held));
         let stages: Vec<_> =
             leaving.chain(members).map(|(depth, held)| (depth, held.member.unit.clone())).collect();
+        let deepest = stages.iter().map(|(depth, _unit)| *depth).max().unwrap_or(0);
         for depth in (0..=deepest).rev() {
             let mut stops = JoinSet::new();
             for (_, unit) in stages.iter().filter(|(stage, _)| *stage == depth) {
