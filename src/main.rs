@@ -134,6 +134,13 @@ fn agent(args: &cli::Agent) -> Result<ExitCode, Failure> {
         }
         return done(cli::print("the configuration is complete\n"));
     }
+    if std::process::id() == 1 {
+        // The first process of a container hears no signal that it has not asked for, and reaps for everybody.
+        return Err(anyhow::anyhow!(
+            "as the first process of a container say: pgherd init -- pgherd agent FILE"
+        )
+        .into());
+    }
     install_tls();
     Ok(node::machine::run(args.file.clone(), config, warnings)?)
 }

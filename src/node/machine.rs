@@ -37,7 +37,7 @@ use crate::peer::PeerClient;
 use crate::postgres::{self, ClientTls, Machine, NodeSettings, Postgres, Premises, Reread, Stored};
 use crate::process::{self, InitLink, RunAs, VolumeLock};
 use crate::record::Keeper;
-use crate::supervisor::Unit;
+use crate::supervisor::{Reports, Unit};
 use crate::tls::{self, EtcdClient, Identity};
 use crate::types::{NodeName, SyncMode, Timing};
 use crate::{api, clock, etcd, log};
@@ -127,12 +127,16 @@ async fn reload_on_hangup(desk: Desk) {
 
 async fn live(config: Agent, source: Source) -> anyhow::Result<ExitCode> {
     let mut stop = StopSignals::listen()?;
+    // Unheard, SIGHUP and SIGUSR1 would end the agent, and PostgreSQL would go on without anybody who renews its lease.
+    let reports = Reports::listen().context("could not listen for signals")?;
     let mut background = JoinSet::new();
     let mut running = tokio::select! {
         running = start(config, source, &mut background) => running?,
         // Nothing has been changed yet.
         () = stop.first() => return Ok(ExitCode::SUCCESS),
     };
+    let (_fixed, units) = watch::channel(vec![running.postgres.clone()]);
+    background.spawn(reports.answer(units, InitLink::dead()));
     tokio::select! {
         () = stop.first() => info!("asked to stop"),
         Some(ended) = background.join_next() => error!(?ended, "a task of the agent has ended by itself: stopping"),

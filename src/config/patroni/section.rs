@@ -95,7 +95,7 @@ impl Reader {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let text = self.text(path)?;
-        match parse(&text) {
+        match parse(text.trim()) {
             Ok(value) => Some(value),
             Err(expected) => {
                 self.wrong(path, format_args!("{}; expected {expected}", shape(&text)));
@@ -153,7 +153,7 @@ impl Reader {
 /// A scalar as PostgreSQL and people write it.
 fn scalar(value: &Value) -> Option<String> {
     match value {
-        Value::String(text) => Some(text.trim().to_owned()),
+        Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(true) => Some("on".to_owned()),
         Value::Bool(false) => Some("off".to_owned()),
