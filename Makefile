@@ -15,12 +15,13 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What runs is the release build: the footprint that is promised is this one's. The tests use the development profile.
 BIN := target/release
 
-.PHONY: help demo test test-containers bench fix setup build
+.PHONY: help demo test test-agent test-containers bench fix setup build
 
 help:
 	@echo 'make demo    a 3-node cluster on this machine, with things to try (N=5, SSL_ENABLED=true, RESTART_AFTER=30, FRESH=1)'
 	@echo 'make test    format, lints, all tests, documentation: the gate'
 	@echo 'make test-containers   the image and the compose file, every case (make test runs the quick ones)'
+	@echo 'make test-agent        agent mode beside stock Patroni, every case'
 	@echo 'make bench   outage and lost writes per kind of failure, start-up time, footprint'
 	@echo 'make fix     formats the code and applies the lints that can be applied by a machine'
 
@@ -51,6 +52,12 @@ test-containers:
 	@scripts/setup.sh test
 	cargo build --workspace --locked
 	CONTAINERS=all cargo test --locked --test containers -- --nocapture
+
+# Agent mode beside stock Patroni; `make test` leaves the longest case out.
+test-agent:
+	@scripts/setup.sh test
+	cargo build --workspace --locked
+	AGENT=all cargo test --locked --test agent
 
 bench: setup
 	cargo build --workspace --release --locked
