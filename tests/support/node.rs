@@ -12,6 +12,11 @@ use nix::unistd::Pid;
 
 use super::eventually;
 
+/// How often a tree that is being killed is looked at, and
+const KILL_LOOKS: u32 = 200;
+/// how long it is left alone in between: most often everything is gone by then.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+
 /// A node, running or gone.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -41,8 +46,16 @@ impl Node {
     /// SIGKILL to every process of the node, and its end.
     pub(crate) fn kill_tree(&mut self) {
         if self.exit.is_none() {
-            for pid in descendants(self.pid()) {
-                kill(pid, Signal::SIGKILL).ok();
+            // What is forked while the tree is being killed is found by the next look.
+            for _look in 0..KILL_LOOKS {
+                let left = descendants(self.pid());
+                if left.is_empty() {
+                    return;
+                }
+                for pid in left {
+                    kill(pid, Signal::SIGKILL).ok();
+                }
+                std::thread::sleep(BETWEEN_LOOKS);
             }
         }
     }
