@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 
+use super::notice::Notice;
 use super::{Command, Error, Exit, Fate, Plan};
 use crate::log::{Splitter, Wholeness};
 
@@ -80,6 +81,9 @@ pub fn spawn(command: &Command) -> Result<(Child, Streams), Error> {
         Plan::service(&command.run_as, command.fate, held.as_raw_fd()).oom_score(command.oom_score);
     if let Some(lock) = &command.lock {
         plan = plan.keep(lock.raw_fd(), lock.raw_fd());
+    }
+    if let Some((fd, number)) = command.notice.as_ref().map(Notice::handed_down) {
+        plan = plan.keep(fd, number);
     }
     plan.install(&mut std_command);
     let mut started = std_command.spawn().map_err(failed)?;

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use super::account::{RunAs, own_name_and_home};
 use super::lock::VolumeLock;
+use super::notice::Notice;
 
 /// Where programs that a child starts by name are looked for.
 const CHILD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -63,6 +64,8 @@ pub struct Command {
     pub oom_score: Option<i32>,
     /// The volume's lock, which it and its descendants keep for as long as one of them lives.
     pub lock: Option<VolumeLock>,
+    /// Where it tells that it is ready, when it does.
+    pub notice: Option<Notice>,
 }
 
 impl Command {
@@ -80,6 +83,7 @@ impl Command {
             log: LogLines::Yes,
             oom_score: None,
             lock: None,
+            notice: None,
         }
     }
 

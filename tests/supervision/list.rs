@@ -311,6 +311,13 @@ fn readiness() {
     pid_in(&list.file("d"));
     init.signal(Signal::SIGTERM);
     init.code();
+    told_ready();
+    // Ended for good before it was ready: nobody waits for the minute to pass.
+    let stillborn = json!({"ready": {"file": "/nonexistent"}, "restart": "exit-container"});
+    let list = List::new(json!([with(sh("a", "exit 9"), stillborn)]));
+    let start = clock::now();
+    assert_eq!(list.start().code(), Some(9), "{}", list.log());
+    assert!(clock::now().since(start) < Duration::from_secs(20));
     // In vain.
     let never = json!({"ready": {"file": "/nonexistent"}, "ready_within": 0.3});
     let list = List::new(json!([
@@ -320,6 +327,37 @@ fn readiness() {
     assert_eq!(list.start().code(), Some(1));
     assert!(list.log().contains("did not become ready"), "{}", list.log());
     assert!(!list.file("b").exists());
+}
+
+/// By a line on a descriptor, from every life of the service, and under every number that may be asked for.
+fn told_ready() {
+    let mut units = Vec::new();
+    for fd in 3..=9 {
+        let (name, told) = (format!("tells-{fd}"), format!("told-{fd}"));
+        let script = format!(
+            "printf half >&{fd}; sleep 0.2; echo a > DIR/{told}; echo >&{fd}; ls -l /proc/$$/fd > DIR/fds-{fd}; \
+             echo $$ >> DIR/lives-{fd}; exec sleep 1000"
+        );
+        units.push(with(sh(&name, &script), json!({"ready": {"fd": fd}})));
+        let waits = format!("test -e DIR/{told} && echo $$ > DIR/after-{fd}; exec sleep 1000");
+        units.push(with(sh(&format!("after-{fd}"), &waits), json!({"after": [name]})));
+    }
+    let list = List::new(json!(units));
+    let mut init = list.start();
+    for fd in 3..=9 {
+        pid_in(&list.file(&format!("after-{fd}")));
+    }
+    // Standard streams, its descriptor and the liveness pipe.
+    pid_in(&list.file("lives-3"));
+    let fds = read(&list.file("fds-3"));
+    assert_eq!((fds.matches("pipe:").count(), fds.matches("-> /dev/null").count()), (4, 1), "{fds}");
+    let first = read(&list.file("lives-3")).trim().parse().unwrap();
+    signal(first, Signal::SIGKILL);
+    wait_until("a second life", || read(&list.file("lives-3")).lines().count() == 2);
+    let second: i32 = read(&list.file("lives-3")).lines().last().unwrap().parse().unwrap();
+    assert!(is_alive(second), "telling a second time hurts nobody");
+    init.signal(Signal::SIGTERM);
+    assert_eq!(init.code(), Some(0), "{}", list.log());
 }
 
 fn crash_loop() {

@@ -1,7 +1,7 @@
 //! `pgherd supervise FILE`: any list of services under our own PID 1 and on our own units. A container that wants another
 //! set of services gets one this way, and every test suite for inits gets something to hold on to.
 //!
-//! Two processes as for a node: `init`, and a child of it that runs the units. Absent: readiness by file descriptor.
+//! Two processes as for a node: `init`, and a child of it that runs the units.
 
 mod run;
 pub mod spec;
@@ -74,6 +74,7 @@ pub fn units(args: &Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(init::CONFIGURATION_ERROR));
         }
     };
+    process::reserve_notice_fds().context("could not set descriptors aside")?;
     process::hide_memory();
     // Nothing of it goes to the services.
     drop(process::take_environment());

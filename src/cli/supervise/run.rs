@@ -6,6 +6,8 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::spec::{self, OnEnd, Probe, Service};
-use crate::process::{self, Command, Exit, InitLink};
+use crate::process::{self, Command, Exit, InitLink, Notice, Notices};
 use crate::supervisor::{Reports, Rung, Unit, UnitSpec, UnitState};
 use crate::types::Chain;
 
@@ -363,30 +365,67 @@ async fn live(member: &Member, needed: Vec<watch::Receiver<bool>>) -> Ended {
             std::future::pending::<()>().await;
         }
     }
-    if let Some(exit) = start(member).await {
+    let (command, mut told) = match equip(&member.service) {
+        Ok(equipped) => equipped,
+        Err(error) => {
+            tracing::error!(unit = member.service.name, %error, "not started");
+            return Ended::Exited(NOT_EXECUTED);
+        }
+    };
+    if let Some(exit) = start(member, &command).await {
         return Ended::Exited(exit);
     }
-    if timeout(member.service.ready_within, until_ready(&member.service)).await.is_err() {
-        let within = member.service.ready_within;
-        tracing::error!(unit = member.service.name, ?within, "did not become ready");
-        return Ended::NotReady;
+    let ready = timeout(member.service.ready_within, until_ready(&member.service, told.as_mut()));
+    // One that has ended for good before it was ready has ended all the same.
+    tokio::select! {
+        ready = ready => if ready.is_err() {
+            let within = member.service.ready_within;
+            tracing::error!(unit = member.service.name, ?within, "did not become ready");
+            return Ended::NotReady;
+        },
+        exit = down(&member.unit) => return Ended::Exited(exit),
     }
     member.ready.send_replace(true);
-    let mut state = member.unit.state();
+    tokio::select! {
+        exit = down(&member.unit) => Ended::Exited(exit),
+        never = hear_out(told) => match never {},
+    }
+}
+
+/// Waits until it has ended and is not started again by itself.
+async fn down(unit: &Unit) -> Exit {
+    let mut state = unit.state();
     let down = state.wait_for(|state| matches!(state, UnitState::Down { .. })).await;
     match down.map(|state| *state) {
-        Ok(UnitState::Down { last }) => Ended::Exited(last.unwrap_or(NOT_EXECUTED)),
+        Ok(UnitState::Down { last }) => last.unwrap_or(NOT_EXECUTED),
         // The stop has begun.
         _ => std::future::pending().await,
     }
 }
 
+/// What it is started with, and where it is heard when it tells by itself that it is ready.
+fn equip(service: &Service) -> io::Result<(Command, Option<Notices>)> {
+    let mut command = service.command.clone();
+    let Some(Probe::Fd(number)) = service.ready else { return Ok((command, None)) };
+    let (notice, notices) = Notice::open(number)?;
+    command.notice = Some(notice);
+    Ok((command, Some(notices)))
+}
+
+/// Its next life tells, too; a pipe that nobody reads would kill it.
+async fn hear_out(told: Option<Notices>) -> Infallible {
+    let Some(mut told) = told else { return std::future::pending().await };
+    loop {
+        told.line().await;
+    }
+}
+
 /// Executes it; what cannot be executed is tried again when its rule is to be restarted.
-async fn start(member: &Member) -> Option<Exit> {
+async fn start(member: &Member, command: &Command) -> Option<Exit> {
     let name = member.service.name;
     let mut attempts = 0;
     loop {
-        let Err(error) = member.unit.start(member.service.command.clone()).await else { return None };
+        let Err(error) = member.unit.start(command.clone()).await else { return None };
         tracing::error!(unit = name, error = %Chain(&error), "not started");
         match member.service.restart {
             crate::supervisor::Restart::Never => return Some(not_executed(&error)),
@@ -401,8 +440,8 @@ async fn start(member: &Member) -> Option<Exit> {
 fn not_executed(error: &crate::supervisor::Error) -> Exit {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        let io = error.downcast_ref::<std::io::Error>();
-        if io.is_some_and(|error| error.kind() != std::io::ErrorKind::NotFound) {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.kind() != io::ErrorKind::NotFound) {
             return Exit::Code(126);
         }
         cause = error.source();
@@ -410,18 +449,22 @@ fn not_executed(error: &crate::supervisor::Error) -> Exit {
     NOT_EXECUTED
 }
 
-async fn until_ready(service: &Service) {
-    let Some(probe) = &service.ready else { return };
-    loop {
-        if is_ready(service, probe).await {
-            return;
+async fn until_ready(service: &Service, told: Option<&mut Notices>) {
+    match (&service.ready, told) {
+        (None, _) => {}
+        (Some(_), Some(told)) => told.line().await,
+        (Some(probe), None) => {
+            while !is_ready(service, probe).await {
+                sleep(PROBE_EVERY).await;
+            }
         }
-        sleep(PROBE_EVERY).await;
     }
 }
 
 async fn is_ready(service: &Service, probe: &Probe) -> bool {
     match probe {
+        // It is heard, not asked.
+        Probe::Fd(_) => false,
         Probe::File(path) => path.exists(),
         Probe::Tcp(address) => {
             matches!(timeout(PROBE_LIMIT, TcpStream::connect(address)).await, Ok(Ok(_connected)))

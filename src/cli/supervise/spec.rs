@@ -3,6 +3,7 @@
 //! Invariant: what is unknown, missing or contradictory is refused before anything is started.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::clock::Backoff;
-use crate::process::{Command, RunAs};
+use crate::process::{Command, NOTICE_FDS, RunAs};
 use crate::supervisor::{AfterSuccess, Burst, Restart, Rung};
 
 /// Why a file cannot be used.
@@ -107,6 +108,8 @@ pub enum Probe {
     Tcp(String),
     /// This file exists.
     File(Utf8PathBuf),
+    /// It writes a line to this descriptor, which it is given.
+    Fd(RawFd),
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -233,7 +236,7 @@ fn service(entry: Entry, names: &[String]) -> Result<Service, Error> {
         },
         reload: entry.reload.as_ref().map(|name| parse_signal(&entry, name)).transpose()?,
         depth: 0,
-        ready: entry.ready.clone(),
+        ready: ready(&entry)?,
         name: kept_name(&entry.name),
         written: entry,
     })
@@ -272,6 +275,16 @@ fn command(entry: &Entry) -> Result<Command, Error> {
         score => score,
     };
     Ok(command)
+}
+
+fn ready(entry: &Entry) -> Result<Option<Probe>, Error> {
+    match &entry.ready {
+        Some(Probe::Fd(number)) if !NOTICE_FDS.contains(number) => {
+            let (first, last) = (NOTICE_FDS.start(), NOTICE_FDS.end());
+            Err(wrong(entry, format!("ready.fd goes from {first} to {last}, {number} is outside")))
+        }
+        probe => Ok(probe.clone()),
+    }
 }
 
 fn restart(entry: &Entry) -> Result<Restart, Error> {
@@ -367,6 +380,10 @@ mod tests {
             (r#"{"name": "a b", "exec": ["/x"]}"#, "its name must be"),
             (r#"{"name": "a", "exec": ["/x"], "stop": [{"signal": "NO", "wait": 1}]}"#, "NO is not a signal"),
             (r#"{"name": "a", "exec": ["/x"], "oom_score_adj": 1001}"#, "1001 is outside"),
+            (
+                r#"{"name": "a", "exec": ["/x"], "ready": {"fd": 2}}"#,
+                "ready.fd goes from 3 to 9, 2 is outside",
+            ),
             (r#"{"name": "a", "exec": ["/x"], "healthy_after": -1}"#, "-1 is not a number of seconds"),
         ] {
             let error = parse(&format!(r#"{{"units": [{units}]}}"#)).unwrap_err();
