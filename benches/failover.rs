@@ -98,7 +98,7 @@ async fn main() {
         result.insert("formed".to_owned(), summary(formations(runs).await));
     }
     if wanted("idle", &faults) {
-        result.insert("idle replica".to_owned(), footprint().await);
+        result.insert("idle".to_owned(), footprint().await);
     }
     println!("{:#}", Value::Object(result));
 }
@@ -213,18 +213,40 @@ async fn formations(runs: u32) -> Vec<Duration> {
     times
 }
 
-/// Memory and processor time of `init` and `node` on a replica that nobody uses.
+/// Memory, processor time and wake-ups of `init` and `node` in a cluster that nobody uses.
 async fn footprint() -> Value {
     let mut cluster = Cluster::formed(Setup::three()).await;
     let leader = cluster.all_stream(FORMED).await;
     let replica = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
-    let pids = ["init", "node"].map(|word| cluster.node(replica).process(word));
-    let before: u64 = pids.iter().map(|pid| ticks(*pid)).sum();
+    let processes = [("leader", leader), ("replica", replica)].map(|(role, node)| {
+        ["init", "node"].map(|word| (format!("{role}'s {word}"), cluster.node(node).process(word)))
+    });
+    let processes = processes.as_flattened();
+    let look = || -> Vec<_> { processes.iter().map(|(_, pid)| (ticks(*pid), wake_ups(*pid))).collect() };
+    let before = look();
     tokio::time::sleep(IDLE).await;
-    let used = pids.iter().map(|pid| ticks(*pid)).sum::<u64>() - before;
-    let resident: u64 = pids.iter().map(|pid| resident_kib(*pid)).sum();
-    // A tick is a hundredth of a second, so ticks per second are percent of a core.
-    json!({ "rss_mib": round(resident as f64 / 1024.0), "cpu_percent": round(used as f64 / IDLE.as_secs_f64()) })
+    let per_second = |now: u64, then: u64| round((now - then) as f64 / IDLE.as_secs_f64());
+    let mut report = serde_json::Map::new();
+    for (((what, pid), now), then) in processes.iter().zip(look()).zip(before) {
+        let figures = json!({
+            "rss_mib": round(resident_kib(*pid) as f64 / 1024.0),
+            // A tick is a hundredth of a second, so ticks per second are percent of a core.
+            "cpu_percent": per_second(now.0, then.0),
+            "wake_ups_per_second": per_second(now.1, then.1),
+        });
+        report.insert(what.clone(), figures);
+    }
+    Value::Object(report)
+}
+
+/// How often its threads have gone to sleep by themselves: each time something had woken them.
+fn wake_ups(pid: Pid) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().filter_map(Result::ok);
+    let status = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    let count = |text: String| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+    };
+    status.filter_map(count).sum()
 }
 
 fn resident_kib(pid: Pid) -> u64 {
