@@ -35,7 +35,7 @@ use crate::ha::rules::{Mode, Rules};
 use crate::ha::{self, agent, callbacks};
 use crate::peer::DataFacts;
 use crate::postgres::{ClientTls, Postgres, Stored};
-use crate::process::{self, InitLink, RunAs, VolumeLock};
+use crate::process::{self, InitLink, RunAs, Surroundings, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec};
 use crate::types::{NodeId, NodeName, Timing};
@@ -76,6 +76,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 async fn live(config: Config) -> anyhow::Result<ExitCode> {
+    Surroundings::look().tell();
     let init = InitLink::inherit();
     let mut background = JoinSet::new();
     background.spawn(beat(init.clone()));

@@ -22,6 +22,7 @@ mod notice;
 mod plan;
 mod reader;
 mod run;
+mod surroundings;
 
 use std::io;
 use std::time::Duration;
@@ -42,6 +43,7 @@ pub use notice::{NOTICE_FDS, Notice, Notices, reserve_notice_fds};
 pub use plan::{Plan, Terminal, hide_memory, signal_number};
 pub use reader::{Look, read_aside};
 pub use run::{Output, run, with_terminal};
+pub use surroundings::Surroundings;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

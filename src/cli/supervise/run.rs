@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::spec::{self, OnEnd, Probe, Service};
-use crate::process::{self, Command, Exit, InitLink, Notice, Notices};
+use crate::process::{self, Command, Exit, InitLink, Notice, Notices, Surroundings};
 use crate::supervisor::{Reports, Rung, Unit, UnitSpec, UnitState};
 use crate::types::Chain;
 
@@ -41,6 +41,7 @@ const KILLED: u8 = 137;
 
 /// Runs the services of this file until they end or a signal asks for it; returns the exit code.
 pub(super) async fn run(file: &Utf8Path, services: Vec<Service>) -> anyhow::Result<u8> {
+    Surroundings::look().tell();
     let init = InitLink::inherit();
     let mut ears = Ears::listen()?;
     let reports = Reports::listen().context("could not listen for signals")?;
