@@ -78,6 +78,12 @@ pub struct Loyalty {
     pub leader: NodeName,
     /// For how long it binds, counted from each time that it is given, in milliseconds.
     pub millis: u64,
+    /// How its server is reached (`conn_url`).
+    #[serde(default)]
+    pub conn_url: String,
+    /// Its volume, when it has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
 }
 
 /// How far the first start of a new cluster has come on this volume.

@@ -48,6 +48,7 @@ const PURE: &[&str] = &[
     "ha/orders.rs",
     "ha/pause.rs",
     "ha/settings.rs",
+    "ha/silence.rs",
     "api/access.rs",
     "ha/memory.rs",
     "ha/publish.rs",

@@ -18,7 +18,7 @@ use crate::ha::failsafe::{Ping, Refusal, may_promise};
 use crate::ha::view::upstream;
 use crate::postgres::status::Kind;
 
-/// No leader counts on a promise for longer than this, whatever it says.
+/// Nobody is promised anything for longer than this, unless the cluster's own TTL is longer.
 const LONGEST: Duration = Duration::from_secs(300);
 
 /// The answer.
@@ -47,9 +47,13 @@ pub(super) async fn ask(state: &State, caller: Caller, request: Request) -> Resp
 fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), Refusal> {
     let now = clock::now();
     may_promise(status, ping, now)?;
-    let asked = ping.ttl.map_or(Duration::ZERO, Duration::from_secs).min(LONGEST);
+    let asked = ping.ttl.map_or(Duration::ZERO, Duration::from_secs);
+    // A shorter promise than the one that is asked for would be none: the leader counts on all of it.
+    if asked > LONGEST.max(status.timing.ttl) {
+        return Err(Refusal::TooLong);
+    }
     let promises = state.promises.as_ref().ok_or(Refusal::Standing)?;
-    promises.promise(&ping.name, now, asked.max(status.timing.ttl))
+    promises.promise(ping, now, asked.max(status.timing.ttl))
 }
 
 /// By certificate; a stock member, which has none, by its address.
@@ -87,6 +91,7 @@ fn refused(refusal: &Refusal) -> Response {
         Refusal::Leading => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader"),
         Refusal::AnotherLeads(_) => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Another node leads"),
         Refusal::Standing => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "Taking the leader key"),
+        Refusal::TooLong => routes::text(StatusCode::BAD_REQUEST, "Too long a promise is asked for"),
         Refusal::NotWritten => routes::text(StatusCode::INTERNAL_SERVER_ERROR, "The promise was not written"),
     }
 }

@@ -311,12 +311,12 @@ impl<D: Dcs> Agent<D> {
         };
         let arrived = clock::now();
         self.take_in_signs(arrived);
-        self.memory.promised = self.deps.promises.promised(arrived);
         let store = match snapshot {
             Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived),
             Ok(Err(error)) => self.store_silent(error.to_string(), arrived),
             Err(_elapsed) => self.store_silent(format!("no answer within {patience:?}"), arrived),
         };
+        self.memory.promised = self.deps.promises.promised(arrived);
         let record = self.deps.record.read();
         let mut view = View {
             now: arrived,
@@ -355,6 +355,7 @@ impl<D: Dcs> Agent<D> {
 
     fn store_answered(&mut self, snapshot: Snapshot, arrived: Moment) -> Store {
         self.silent_since = None;
+        self.deps.promises.saw_store(&snapshot);
         let renewal = self.deps.store.renewals().borrow().map(|r| (r.revision, r.heard));
         self.memory.saw_store(&self.config.me, &snapshot, arrived, renewal);
         if let Some(config) = &snapshot.config {

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use crate::clock::Moment;
 use crate::dcs::{Claim, Initialize, Leader, MemberState, Precondition, Readiness, Role, Snapshot};
 use crate::postgres::settings::Divergence;
 use crate::postgres::status::{Answer, Control, DataDir};
@@ -24,12 +23,13 @@ use super::lineage::{self, Lineage};
 use super::manual;
 use super::orders;
 use super::pause;
-use super::race::race;
+use super::race::{active_sync, race};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Mode;
+use super::silence;
 use super::slots;
 use super::upstreams::{clone_source, feeder};
-use super::view::{Ancestry, Instance, Job, Lease, Name, ShutdownMark, Store, UpstreamWal, View, upstream};
+use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
 /// deadman's moment with the immediate one that follows.
@@ -157,7 +157,7 @@ fn serving(view: &View) -> Decision {
     }
     let snapshot = match &view.store {
         Store::Fresh(snapshot) => snapshot,
-        Store::Silent { since, why } => return without_store(view, *since, why),
+        Store::Silent { since, why } => return silence::decide(view, *since, why),
     };
     if view.memory.name == Name::Unclaimed {
         return idle(Reason::ClaimingName, PROMPTLY);
@@ -172,41 +172,6 @@ fn serving(view: &View) -> Decision {
             Some(expired) => no_leader(view, snapshot, Claim::Expired(expired.revision)),
         },
         None => no_leader(view, snapshot, Claim::Vacant),
-    }
-}
-
-/// Without the store nothing changes: a primary goes on until its lease ends, a standby follows on, and what is down with
-/// whole data is started read-only so that it can be read.
-fn without_store(view: &View, since: Moment, why: &str) -> Decision {
-    let reason = Reason::StoreSilent(why.to_owned());
-    // A node that starts does not see the store at once: its lock may still be its own, and its primary goes on in place then.
-    let for_good = view.now.since(since) >= view.rules.timing.retry_timeout;
-    let whole = view.control().filter(|_| view.volume.bootstrap == Bootstrap::Settled);
-    match (view.instance(), whole) {
-        (Instance::Down, Some(control)) if lineage::was_standby(control) || !view.leads() => {
-            if for_good {
-                start_standby(view, None, reason)
-            } else {
-                idle(reason, Wake::Soon(HALF_A_SECOND))
-            }
-        }
-        // Whoever sees that mark leads without a vote: it is taken back before anything more is written.
-        (Instance::Down, Some(_)) if view.memory.shutdown_mark == ShutdownMark::MayStand => {
-            idle(Reason::ShutdownMarkStands, Wake::Soon(HALF_A_SECOND))
-        }
-        // Without the store only what was in force before is known to be safe to start with.
-        (Instance::Down, Some(_)) if lead::names_are_known(view) => {
-            let names = lead::names_at_start(view, None);
-            act(vec![Action::Start(StartAs::Primary, names)], Reason::CrashRestart)
-        }
-        (
-            Instance::Down
-            | Instance::Silent
-            | Instance::Ending
-            | Instance::Primary(..)
-            | Instance::Standby(..),
-            _,
-        ) => idle(reason, Wake::Loop),
     }
 }
 
@@ -333,7 +298,7 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
         (Instance::Standby(answer, position), _) => {
             race(view, snapshot, claim, (standby_timeline(view, answer), position))
         }
-        (Instance::Primary(answer, _), _) => retake(snapshot, answer),
+        (Instance::Primary(answer, _), _) => retake(view, snapshot, answer),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
         (Instance::Ending, _) => idle(Reason::Ending, PROMPTLY),
         (Instance::Down, DataDir::Cluster(control)) if pause::was_the_primary(view, snapshot, control) => {
@@ -353,14 +318,19 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
     }
 }
 
-/// A running primary whose key was deleted under it: only if nobody can have led since.
-fn retake(snapshot: &Snapshot, answer: &Answer) -> Decision {
+/// A running primary whose key was deleted under it: only if nobody can have led since. Whoever leads closes the `sync` key
+/// in its own name before it writes, and its timeline is in the history soon after.
+fn retake(view: &View, snapshot: &Snapshot, answer: &Answer) -> Decision {
     let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
     if answer.timeline < cluster {
         let reason = Reason::BehindTimeline { mine: answer.timeline, cluster };
         return stop(StopMode::Immediate, reason);
     }
-    take(Claim::Vacant)
+    let since = active_sync(view, snapshot).and_then(|sync| sync.leader.clone());
+    match since.filter(|name| *name != view.me) {
+        Some(name) => stop(StopMode::Immediate, Reason::NotSynchronous(vec![name])),
+        None => take(Claim::Vacant),
+    }
 }
 
 /// Nobody leads and there is no data here: make a new cluster, if there has never been one.
@@ -481,7 +451,7 @@ fn copies(view: &View) -> bool {
     view.rules.server.as_ref().is_some_and(|server| server.divergence() == Divergence::Copied)
 }
 
-fn compare(view: &View, source: Upstream) -> Decision {
+pub(super) fn compare(view: &View, source: Upstream) -> Decision {
     if !view.may_try(Job::Compare) {
         return retry_later(view, Job::Compare);
     }
@@ -538,7 +508,7 @@ fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), re
 
 /// Whether the local timeline is one that this node began for itself: it was promoted to it, and the leader is on another of
 /// the same number, or the cluster's history says that somebody else began it.
-fn is_private(view: &View, local: Timeline, leader: &Ancestry) -> bool {
+pub(super) fn is_private(view: &View, local: Timeline, leader: &Ancestry) -> bool {
     let began_here = |s: &Snapshot| {
         let history = s.history.as_ref().map(|h| &h.value);
         history.and_then(|h| h.beginner_of(local)).is_some_and(|name| name == view.me)
@@ -548,7 +518,7 @@ fn is_private(view: &View, local: Timeline, leader: &Ancestry) -> bool {
 }
 
 /// What this leader said of its history, if it is fresh enough.
-fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'a Ancestry> {
+pub(super) fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'a Ancestry> {
     let fresh = |a: &&Ancestry| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE;
     view.memory.ancestry.as_ref().filter(fresh)
 }
@@ -559,7 +529,7 @@ fn starved(view: &View) -> bool {
 }
 
 /// The timeline of a standby for a comparison: what it receives, or replays, never older than its control file's.
-fn standby_timeline(view: &View, answer: &Answer) -> Timeline {
+pub(super) fn standby_timeline(view: &View, answer: &Answer) -> Timeline {
     view.control().map_or(answer.timeline, |c| c.reached().max(answer.timeline))
 }
 
@@ -568,7 +538,7 @@ fn take(claim: Claim) -> Decision {
 }
 
 /// A standby's own names take effect at its promotion, which sets them anew.
-fn start_standby(view: &View, source: Option<Upstream>, reason: Reason) -> Decision {
+pub(super) fn start_standby(view: &View, source: Option<Upstream>, reason: Reason) -> Decision {
     if !view.may_try(Job::Start) {
         return retry_later(view, Job::Start);
     }
@@ -583,11 +553,11 @@ fn begin(task: Task, reason: Reason) -> Decision {
     act(vec![Action::Begin(task)], reason)
 }
 
-fn act(actions: Vec<Action>, reason: Reason) -> Decision {
+pub(super) fn act(actions: Vec<Action>, reason: Reason) -> Decision {
     Decision { actions, reason, wake: PROMPTLY }
 }
 
-fn idle(reason: Reason, wake: Wake) -> Decision {
+pub(super) fn idle(reason: Reason, wake: Wake) -> Decision {
     Decision { actions: vec![], reason, wake }
 }
 

@@ -17,7 +17,9 @@
 //!    Two ways out, both a person's word that the leader is gone: a failover that names the node, and the mode turned off.
 //! 4. The first question is sent while the lease is good. Before the store could give the key to anybody else the leader has
 //!    either every promise or has stopped; and then the same holds from one round to the next.
-//! 5. When the store is back and the key is gone, the leader takes it again as anybody would: if it is vacant. If it is
+//! 5. A promise ends with its time, or with its leader: when the key is gone and the store says that everything ended with the
+//!    leader that asked, after it asked ([`super::promises::Promise::is_over`]). A leader says so only when its server is down.
+//! 6. When the store is back and the key is gone, the leader takes it again as anybody would: if it is vacant. If it is
 //!    another's it stops, whatever it was promised.
 //!
 //! A member that is silent, refuses, leads, or sees another leader ends the failsafe: the primary then stops as it would
@@ -32,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
 use crate::dcs::{Failsafe, Precondition, Role, Snapshot};
-use crate::types::{NodeName, SlotName};
+use crate::types::{Lsn, NodeId, NodeName, SlotName};
 
 use super::manual;
 use super::pause;
@@ -118,13 +120,36 @@ pub struct Ping {
     pub api_url: String,
     /// Positions of slots, its own included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slots: Option<BTreeMap<SlotName, crate::types::Lsn>>,
+    pub slots: Option<BTreeMap<SlotName, Lsn>>,
     /// For how many seconds it counts on the promise (ours; a stock leader counts on the cluster's `ttl`).
     #[serde(default, rename = "pgherd_ttl", skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
+    /// Whose volume it is, for whoever follows this leader (ours; a stock leader does not say).
+    #[serde(default, rename = "pgherd_node_id", skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
     /// Who is asked: another node may have come to the address that the store has (ours; a stock leader does not say).
     #[serde(default, rename = "pgherd_to", skip_serializing_if = "Option::is_none")]
     pub to: Option<NodeName>,
+}
+
+impl Ping {
+    /// Of a leader of which nothing else is known.
+    pub fn of(name: NodeName) -> Self {
+        Self {
+            name,
+            conn_url: String::new(),
+            api_url: String::new(),
+            slots: None,
+            ttl: None,
+            node_id: None,
+            to: None,
+        }
+    }
+
+    /// Where the leader's primary is.
+    pub fn position(&self) -> Option<Lsn> {
+        self.slots.as_ref()?.get(&self.name.slot_name()).copied()
+    }
 }
 
 impl Roll {
@@ -238,8 +263,8 @@ pub(super) fn also_ask(view: &View, mut decision: Decision) -> Decision {
 
 /// Why this node may not take the key: a promise binds it, or the leader does not know that it would have to be asked.
 pub(super) fn barred(view: &View, snapshot: &Snapshot) -> Option<Reason> {
-    if let Some((leader, _until)) = view.memory.promised.as_ref().filter(|(_, until)| view.now < *until) {
-        return Some(Reason::Promised(leader.clone()));
+    if let Some(promise) = view.memory.promised.as_ref().filter(|promise| view.now < promise.until) {
+        return Some(Reason::Promised(promise.leader.clone()));
     }
     let off = view.rules.outlast == Outlast::Never && snapshot.config.is_some();
     if off || manual::is_forced(view, snapshot) {
@@ -262,6 +287,8 @@ pub enum Refusal {
     AnotherLeads(NodeName),
     /// This node is taking the leader key at this moment, or may have taken it.
     Standing,
+    /// It asks for longer than anybody is promised anything.
+    TooLong,
     /// The promise could not be written down.
     NotWritten,
 }
@@ -271,7 +298,8 @@ pub enum Refusal {
 /// # Errors
 /// Why not.
 pub fn may_promise(status: &super::Status, ping: &Ping, now: Moment) -> Result<(), Refusal> {
-    if status.failsafe.mode == Outlast::Never {
+    // A node that has just started does not know the cluster's configuration: its promise costs nothing.
+    if status.failsafe.mode == Outlast::Never && status.snapshot.is_some() {
         return Err(Refusal::Off);
     }
     if ping.to.as_ref().is_some_and(|asked| *asked != status.name) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Moment;
-use crate::dcs::Snapshot;
+use crate::dcs::{Leader, Snapshot};
 use crate::postgres;
 use crate::postgres::status::Kind;
 use crate::supervisor::UnitState;
@@ -13,7 +13,7 @@ use super::Phase;
 use super::publish::streams;
 use super::sync::Names;
 use super::view::{
-    Approval, Failures, Instance, Job, Lease, Life, Memory, Observed, Origin, UpstreamWal, View,
+    Approval, Failures, Holder, Instance, Job, Lease, Life, Memory, Observed, Origin, UpstreamWal, View,
 };
 
 /// A start that has held for this long was a good one.
@@ -47,6 +47,7 @@ impl Memory {
                 let watched = renewal.filter(|(revision, _)| *revision == leader.revision);
                 Observed {
                     revision: leader.revision,
+                    holder: holder(snapshot, leader),
                     since: watched.map_or(arrived, |(_, at)| at.min(arrived)),
                 }
             }
@@ -157,6 +158,11 @@ impl Memory {
         let n = self.failures.get(&job).map_or(0, |f| f.n).saturating_add(1);
         self.failures.insert(job, Failures { n, last: at, why });
     }
+}
+
+fn holder(snapshot: &Snapshot, leader: &Leader) -> Holder {
+    let ours = snapshot.member(&leader.name).is_some_and(|m| m.pgherd_version.is_some());
+    if ours { Holder::Ours } else { Holder::Other }
 }
 
 /// For how long the process has been running.

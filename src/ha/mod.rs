@@ -28,6 +28,7 @@ pub mod reason;
 pub mod replication;
 pub mod rules;
 pub mod settings;
+mod silence;
 pub mod slots;
 pub mod sync;
 pub mod tags;

@@ -2,16 +2,20 @@
 //!
 //! Invariant: never both. While a promise binds, nobody begins to take the key; while the key is being taken, or may have been
 //! taken by a request whose outcome is unknown, nothing is promised. The promise is on disk before it is given: after a restart
-//! a volume that had promised is bound for its whole length once more, for the clock of the promise may be gone.
+//! a volume that had promised is bound for its whole length once more, for the clock of the promise may be gone. It ends
+//! early in one case only: the leader itself is known to have stopped and given the key back ([`Promise::is_over`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Moment;
+use crate::dcs::Snapshot;
+use crate::postgres::Upstream;
 use crate::record::{self, Loyalty};
-use crate::types::NodeName;
+use crate::types::{Lsn, NodeName};
 
-use super::failsafe::Refusal;
+use super::failsafe::{Ping, Refusal};
+use super::view::upstream_at;
 
 /// The promises of one node. Clones share them.
 #[derive(Debug, Clone)]
@@ -22,8 +26,34 @@ pub struct Promises {
 
 #[derive(Debug, Default)]
 struct State {
-    promised: Option<(NodeName, Moment)>,
+    promised: Option<Promise>,
     standing: Option<Moment>,
+}
+
+/// A promise to a leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// Who leads.
+    pub leader: NodeName,
+    /// Until when it binds.
+    pub until: Moment,
+    /// When it was given last.
+    pub given: Moment,
+    /// The position that the leader's primary had then; none when it had none to tell.
+    pub position: Option<Lsn>,
+    /// How its server is reached.
+    pub upstream: Option<Upstream>,
+}
+
+impl Promise {
+    /// Whether its leader has stopped for good since, and leads no more: the key is gone, and the store says that everything
+    /// ended with this leader. That mark stands only while its server is down, since it is taken back before a start; that it
+    /// is no older than the promise shows by the end, which lies beyond what had been written when the leader asked.
+    pub fn is_over(&self, snapshot: &Snapshot) -> bool {
+        let end = snapshot.status.as_ref().and_then(|status| status.value.shutdown.as_ref());
+        let stopped = |position| end.is_some_and(|end| end.leader == self.leader && end.end > position);
+        snapshot.leader.is_none() && snapshot.taken > self.given && self.position.is_some_and(stopped)
+    }
 }
 
 /// The key may not be taken.
@@ -34,41 +64,60 @@ pub struct Bound(NodeName);
 impl Promises {
     /// A promise that an earlier life has written down binds once more, from now.
     pub fn open(record: record::Keeper, now: Moment) -> Self {
-        let promised =
-            record.read().failsafe.map(|kept| (kept.leader, now + Duration::from_millis(kept.millis)));
+        let promised = record.read().failsafe.map(|kept| Promise {
+            until: now + Duration::from_millis(kept.millis),
+            given: now,
+            position: None,
+            upstream: upstream_at(&kept.leader, kept.node_id, &kept.conn_url),
+            leader: kept.leader,
+        });
         Self { state: Arc::new(Mutex::new(State { promised, standing: None })), record }
     }
 
-    /// Promises this leader not to take the key for `ttl`.
+    /// Promises the leader that asks not to take the key for `ttl`.
     ///
     /// # Errors
     /// The key is being taken, or the promise cannot be written down.
-    pub fn promise(&self, leader: &NodeName, now: Moment, ttl: Duration) -> Result<(), Refusal> {
+    pub fn promise(&self, ping: &Ping, now: Moment, ttl: Duration) -> Result<(), Refusal> {
         let mut state = self.lock();
         if state.standing.is_some_and(|until| now < until) {
             return Err(Refusal::Standing);
         }
         // Never shorter than what was promised before.
-        let until = state.promised.as_ref().map_or(now + ttl, |(_, until)| (now + ttl).max(*until));
+        let until = state.promised.as_ref().map_or(now + ttl, |before| (now + ttl).max(before.until));
         let millis = u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX);
-        let loyalty = Loyalty { leader: leader.clone(), millis };
+        let (leader, node_id, conn_url) = (ping.name.clone(), ping.node_id.clone(), ping.conn_url.clone());
+        let upstream = upstream_at(&leader, node_id.clone(), &conn_url);
+        let loyalty = Loyalty { leader: leader.clone(), millis, conn_url, node_id };
         if self.record.update(|record| record.failsafe = Some(loyalty)).is_err() {
             return Err(Refusal::NotWritten);
         }
-        state.promised = Some((leader.clone(), until));
+        state.promised = Some(Promise { leader, until, given: now, position: ping.position(), upstream });
         Ok(())
     }
 
     /// What binds this node; what has run out is forgotten, on disk too.
-    pub fn promised(&self, now: Moment) -> Option<(NodeName, Moment)> {
+    pub fn promised(&self, now: Moment) -> Option<Promise> {
         let mut state = self.lock();
-        if state.promised.as_ref().is_some_and(|(_, until)| now >= *until) {
-            state.promised = None;
-            if let Err(error) = self.record.update(|record| record.failsafe = None) {
-                tracing::warn!(%error, "a promise that has run out stays in the record");
-            }
+        if state.promised.as_ref().is_some_and(|promise| now >= promise.until) {
+            self.forget(&mut state);
         }
         state.promised.clone()
+    }
+
+    /// Takes in a snapshot: a promise to a leader that has given the key back by itself has no object any more.
+    pub fn saw_store(&self, snapshot: &Snapshot) {
+        let mut state = self.lock();
+        if state.promised.as_ref().is_some_and(|promise| promise.is_over(snapshot)) {
+            self.forget(&mut state);
+        }
+    }
+
+    fn forget(&self, state: &mut State) {
+        state.promised = None;
+        if let Err(error) = self.record.update(|record| record.failsafe = None) {
+            tracing::warn!(%error, "a promise that has run out stays in the record");
+        }
     }
 
     /// The key is about to be taken; its outcome may be unknown for as long as `until`.
@@ -77,8 +126,8 @@ impl Promises {
     /// A promise binds this node.
     pub fn stand(&self, now: Moment, until: Moment) -> Result<(), Bound> {
         let mut state = self.lock();
-        if let Some((leader, _)) = state.promised.as_ref().filter(|(_, bound)| now < *bound) {
-            return Err(Bound(leader.clone()));
+        if let Some(promise) = state.promised.as_ref().filter(|promise| now < promise.until) {
+            return Err(Bound(promise.leader.clone()));
         }
         state.standing = Some(until);
         Ok(())
@@ -99,9 +148,12 @@ mod tests {
     use camino::Utf8PathBuf;
 
     use super::*;
+    use crate::dcs::{Leader, Readiness, Shutdown, Status, Versioned};
     use crate::process::RunAs;
+    use crate::types::{LeaseId, NodeId, Revision, Timeline};
 
     const TTL: Duration = Duration::from_secs(10);
+    const HERE: Lsn = Lsn(0x3000_0000);
 
     fn at(seconds: u64) -> Moment {
         Moment(0) + Duration::from_secs(seconds)
@@ -114,22 +166,55 @@ mod tests {
         (dir, keeper)
     }
 
+    fn ping() -> Ping {
+        let name = NodeName::from("n1");
+        Ping {
+            slots: Some([(name.slot_name(), HERE)].into()),
+            conn_url: "postgres://192.0.2.1:5432/postgres".into(),
+            node_id: Some(NodeId("00000000000000a1".into())),
+            ..Ping::of(name)
+        }
+    }
+
+    fn nobody(taken: Moment) -> Snapshot {
+        Snapshot {
+            taken,
+            readiness: Readiness::Ready,
+            initialize: None,
+            leader: None,
+            members: vec![],
+            config: None,
+            status: None,
+            history: None,
+            sync: None,
+            failover: None,
+            failsafe: None,
+        }
+    }
+
+    /// Nobody leads, and this leader's end is written down.
+    fn ended(leader: &str, end: Lsn, taken: Moment) -> Snapshot {
+        let shutdown = Shutdown { leader: leader.into(), timeline: Timeline(1), end };
+        let status = Status { shutdown: Some(shutdown), ..Status::default() };
+        let status = Some(Versioned { value: status, revision: Revision(3) });
+        Snapshot { status, ..nobody(taken) }
+    }
+
     #[test]
     fn a_promise_and_an_attempt_never_meet() {
         let (_keep, record) = record();
         let promises = Promises::open(record, at(0));
-        let leader = NodeName::from("n1");
         promises.stand(at(1), at(11)).unwrap();
         assert_eq!(
-            promises.promise(&leader, at(2), TTL),
+            promises.promise(&ping(), at(2), TTL),
             Err(Refusal::Standing),
             "the outcome may be unknown"
         );
         promises.sit_down();
-        promises.promise(&leader, at(3), TTL).unwrap();
+        promises.promise(&ping(), at(3), TTL).unwrap();
         assert!(promises.stand(at(12), at(22)).is_err());
         // A shorter one does not shorten it.
-        promises.promise(&leader, at(4), Duration::from_secs(1)).unwrap();
+        promises.promise(&ping(), at(4), Duration::from_secs(1)).unwrap();
         assert!(promises.stand(at(12), at(22)).is_err());
         promises.stand(at(13), at(23)).unwrap();
     }
@@ -137,10 +222,44 @@ mod tests {
     #[test]
     fn a_restart_does_not_forget_a_promise() {
         let (_keep, record) = record();
-        Promises::open(record.clone(), at(0)).promise(&NodeName::from("n1"), at(1), TTL).unwrap();
+        Promises::open(record.clone(), at(0)).promise(&ping(), at(1), TTL).unwrap();
         let again = Promises::open(record.clone(), at(5));
-        assert_eq!(again.promised(at(14)), Some((NodeName::from("n1"), at(15))));
+        let bound = again.promised(at(14)).unwrap();
+        assert_eq!((bound.leader.as_str(), bound.until), ("n1", at(15)));
+        let upstream = bound.upstream.unwrap();
+        assert_eq!((upstream.port, upstream.node_id), (5432, ping().node_id));
+        again.saw_store(&ended("n1", Lsn(HERE.0 + 114), at(9)));
+        assert!(again.promised(at(14)).is_some(), "nothing is known of its position");
         assert_eq!(again.promised(at(15)), None);
         assert_eq!(Promises::open(record, at(16)).promised(at(16)), None, "it was forgotten on disk");
+    }
+
+    #[test]
+    fn a_leader_that_has_stopped_and_given_the_key_back_needs_no_promise() {
+        let (_keep, record) = record();
+        let promises = Promises::open(record.clone(), at(0));
+        promises.promise(&ping(), at(3), TTL).unwrap();
+        let end = Lsn(HERE.0 + 114);
+        let mut held = ended("n1", end, at(4));
+        held.leader = Some(Leader { name: "n1".into(), lease: LeaseId(7), revision: Revision(9) });
+        let not_yet = [
+            (held, "the key is there"),
+            (ended("n2", end, at(4)), "another's end"),
+            (ended("n1", HERE, at(4)), "from before the promise: it has been started again since"),
+            (ended("n1", end, at(2)), "read before the promise was given"),
+            (nobody(at(4)), "a key that has run out says nothing of its holder"),
+        ];
+        for (snapshot, why) in not_yet {
+            promises.saw_store(&snapshot);
+            assert!(promises.stand(at(4), at(14)).is_err(), "{why}");
+        }
+        promises.promise(&Ping { slots: None, ..ping() }, at(4), TTL).unwrap();
+        promises.saw_store(&ended("n1", end, at(5)));
+        assert!(promises.stand(at(5), at(15)).is_err(), "its server was down: nothing to compare with");
+        promises.promise(&ping(), at(5), TTL).unwrap();
+        promises.saw_store(&ended("n1", end, at(6)));
+        assert_eq!(promises.promised(at(6)), None);
+        promises.stand(at(6), at(16)).unwrap();
+        assert_eq!(Promises::open(record, at(7)).promised(at(7)), None, "it was forgotten on disk");
     }
 }

@@ -213,6 +213,7 @@ pub fn ping(view: &View, addresses: &Addresses, ttl: Duration) -> Ping {
         api_url: addresses.api_url.clone(),
         slots: position.and_then(|lsn| status(view, lsn).slots),
         ttl: Some(ttl.as_secs()),
+        node_id: Some(view.node_id.clone()),
         to: None,
     }
 }

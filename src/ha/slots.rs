@@ -2,9 +2,9 @@
 //! need; permanent ones; and none that belongs to nobody.
 //!
 //! A slot through which somebody streams from here is moved by its user; a copy is moved along what the leader publishes. A
-//! copy holds back no vacuum. Only what nobody uses is dropped, never in maintenance mode; a logical slot that nobody has
-//! asked for may be a consumer's that is away: on a primary it has as long as an absent member's. What is absent: copies of
-//! logical slots on standbys.
+//! copy holds back no vacuum. Only what nobody uses is dropped, never in maintenance mode; a slot that nobody has
+//! asked for may be a consumer's that is away (a receiver of WAL, a backup): it has as long as an absent member's. What is
+//! absent: copies of logical slots on standbys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,7 @@ use crate::types::{Lsn, NodeName, SlotName};
 use super::pause;
 use super::replication::{Clusters, UseSlots};
 use super::tags::{Failover, Streaming, Tags};
+use super::upstreams::has_server;
 use super::view::View;
 
 /// A slot that should exist here.
@@ -67,7 +68,9 @@ fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Si
                 let behind = target.filter(|target| slot.restart_lsn.is_some_and(|at| at < *target));
                 plan.advance.extend(behind.map(|target| (slot.name.clone(), target)));
             }
-            None if !paused && is_nobodys(view, slot, side) => drop(plan.drop.insert(slot.name.clone())),
+            None if !paused && is_nobodys(view, snapshot, slot, side) => {
+                plan.drop.extend([slot.name.clone()])
+            }
             None => {}
         }
     }
@@ -86,17 +89,20 @@ fn is_spoilt(slot: &Slot, wanted: &Wanted) -> bool {
         && (slot.wal == SlotWal::Lost || holds)
 }
 
-/// Whether a slot that was not asked for may go.
-fn is_nobodys(view: &View, slot: &Slot, side: Side) -> bool {
+/// Whether a slot that was not asked for may go: a member's that it must not have at once, anybody else's when it was unused
+/// for as long as an absent member's is kept.
+fn is_nobodys(view: &View, snapshot: &Snapshot, slot: &Slot, side: Side) -> bool {
     if slot.synchronised || view.rules.replication.ignores(slot) {
         return false;
     }
+    let members = snapshot.members.iter().map(|m| &m.name).chain([&view.me]);
+    let unused = view.memory.unused_slots.get(&slot.name);
+    let for_long =
+        unused.is_some_and(|since| view.now.since(*since) >= view.rules.replication.member_slots_ttl);
     match (&slot.kind, side) {
-        (SlotKind::Physical, _) | (SlotKind::Logical { .. }, Side::Follower) => true,
-        (SlotKind::Logical { .. }, Side::Leader) => {
-            let unused = view.memory.unused_slots.get(&slot.name);
-            unused.is_some_and(|since| view.now.since(*since) >= view.rules.replication.member_slots_ttl)
-        }
+        (SlotKind::Logical { .. }, Side::Follower) => true,
+        (SlotKind::Physical, _) => for_long || members.map(NodeName::slot_name).any(|name| name == slot.name),
+        (SlotKind::Logical { .. }, Side::Leader) => for_long,
     }
 }
 
@@ -181,8 +187,9 @@ pub fn seen(view: &View) -> impl Iterator<Item = &SlotName> {
 
 fn streams_from(view: &View, snapshot: &Snapshot, member: &Member, tags: &Tags, side: Side) -> bool {
     let leads = snapshot.leader_name() == Some(&member.name);
-    let feeder: Option<&NodeName> =
-        tags.replicate_from.as_ref().filter(|name| **name == view.me || snapshot.member(name).is_some());
+    // Whoever has no server feeds nobody: its members stream from the leader meanwhile.
+    let feeds = |name: &&NodeName| **name == view.me || snapshot.member(name).is_some_and(has_server);
+    let feeder: Option<&NodeName> = tags.replicate_from.as_ref().filter(feeds);
     match (feeder, side) {
         (Some(feeder), Side::Leader | Side::Follower) => *feeder == view.me && !leads,
         (None, Side::Leader) => true,

@@ -46,7 +46,8 @@ fn comes_back(snapshot: &Snapshot, from: &NodeName, me: &NodeName) -> bool {
     true
 }
 
-fn has_server(member: &Member) -> bool {
+/// Whether it has a server, or will have one in a moment.
+pub(super) fn has_server(member: &Member) -> bool {
     match member.state {
         MemberState::Running | MemberState::Starting | MemberState::Restarting => true,
         MemberState::Initializing

@@ -22,6 +22,7 @@ use super::failsafe::Roll;
 use super::fitness::Vitals;
 use super::manual::{self, HandOver};
 use super::orders::{self, Orders};
+use super::promises::Promise;
 use super::rules::{Failover, Rules};
 
 /// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
@@ -210,8 +211,8 @@ pub struct Memory {
     pub approval: Approval,
     /// Who must agree before this primary outlives the store.
     pub roll: Roll,
-    /// The leader that was promised not to be replaced, and until when.
-    pub promised: Option<(NodeName, Moment)>,
+    /// The leader that was promised not to be replaced.
+    pub promised: Option<Promise>,
     /// Whether the local server can do a primary's work.
     pub vitals: Vitals,
     /// What an operator has asked of this node.
@@ -306,9 +307,20 @@ pub struct Failures {
 pub struct Observed {
     /// The key's revision, which a renewal changes.
     pub revision: Revision,
+    /// Whose renewals change it.
+    pub holder: Holder,
     /// When the answer that showed it first *arrived*: no earlier than the renewal was committed, so that this plus the
     /// TTL is later than the holder's own deadline.
     pub since: Moment,
+}
+
+/// How the holder of a leader key renews it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// As we do: each renewal changes the key.
+    Ours,
+    /// A stock member, whose renewals change nothing, or nobody knows: a key that stands still says nothing.
+    Other,
 }
 
 /// The answers of one round of asking.
@@ -485,11 +497,9 @@ impl View {
     /// The leader key of another node that has stood still for a whole TTL on this node's clock: its holder has stopped
     /// its primary before now. Only a pgherd leader renews in a way that can be observed.
     pub fn expired_leader<'a>(&self, leader: &'a Leader) -> Option<&'a Leader> {
-        let observed = self.memory.observed.as_ref()?;
-        let holder_is_ours = self.snapshot()?.member(&leader.name).is_none_or(|m| m.pgherd_version.is_some());
+        let observed = self.memory.observed.as_ref().filter(|seen| seen.holder == Holder::Ours)?;
         let stood = self.now.since(observed.since);
-        (observed.revision == leader.revision && holder_is_ours && stood >= self.takeover_after())
-            .then_some(leader)
+        (observed.revision == leader.revision && stood >= self.takeover_after()).then_some(leader)
     }
 
     /// How long another's key must stand still: the TTL, or for a while after a change the longer of the old and the new,
@@ -549,15 +559,16 @@ pub fn demote_margin(ttl: Duration) -> Duration {
 
 /// How to reach a member's PostgreSQL; `None` when its `conn_url` cannot be read.
 pub fn upstream(member: &Member) -> Option<Upstream> {
-    let rest = member
-        .conn_url
-        .strip_prefix("postgres://")
-        .or_else(|| member.conn_url.strip_prefix("postgresql://"))?;
+    upstream_at(&member.name, member.node_id.clone().map(NodeId), &member.conn_url)
+}
+
+/// The same of a member by what it says of itself.
+pub fn upstream_at(name: &NodeName, node_id: Option<NodeId>, conn_url: &str) -> Option<Upstream> {
+    let rest = conn_url.strip_prefix("postgres://").or_else(|| conn_url.strip_prefix("postgresql://"))?;
     let authority = rest.split('/').next()?;
     let (host, port) = authority.rsplit_once(':')?;
     let address = Some(Host::from(host)).filter(|_| !host.is_empty())?;
-    let node_id = member.node_id.as_ref().map(|id| NodeId(id.clone()));
-    Some(Upstream { name: member.name.clone(), node_id, address, port: port.parse().ok()? })
+    Some(Upstream { name: name.clone(), node_id, address, port: port.parse().ok()? })
 }
 
 #[cfg(test)]

@@ -3,14 +3,19 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use pgherd::clock::Moment;
 use pgherd::dcs::{Claim, Failover, Precondition, Snapshot};
-use pgherd::ha::reason::{Action, Reason};
+use pgherd::ha::promises::Promise;
+use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::{Outlast, Pause};
 use pgherd::ha::view::Job;
+use pgherd::postgres::StartAs;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::{NodeName, Revision};
 
-use crate::scene::{HERE, NOW, Scene, ago, name, nothing_because, only, still, versioned};
+use crate::scene::{
+    HERE, NOW, POSITION, Scene, ago, name, nothing_because, only, still, upstream, versioned,
+};
 
 fn names(names: &[&str]) -> BTreeSet<NodeName> {
     names.iter().map(|name| NodeName::from(*name)).collect()
@@ -23,6 +28,17 @@ fn cut_off() -> Scene {
     let snapshot = scene.0.snapshot().unwrap().clone();
     scene.0.memory.roll.saw_store(&snapshot);
     scene.store_silent().lease(4)
+}
+
+/// What `n1` was promised, whose server is at the address of the scene.
+fn promise(until: Moment) -> Promise {
+    Promise {
+        leader: name("n1"),
+        until,
+        given: ago(1),
+        position: Some(POSITION),
+        upstream: Some(upstream("n1")),
+    }
 }
 
 fn reason(scene: &Scene) -> Reason {
@@ -117,9 +133,9 @@ fn whoever_is_in_a_key_that_was_only_tried_is_asked_too() {
 #[test]
 fn a_promise_binds_until_it_ends_and_a_stranger_to_the_key_never_leads() {
     let mut bound = Scene::new().no_leader().votes(HERE, &[("n1", still(HERE)), ("n2", still(HERE))]);
-    bound.0.memory.promised = Some((name("n1"), NOW + Duration::from_secs(1)));
+    bound.0.memory.promised = Some(promise(NOW + Duration::from_secs(1)));
     assert_eq!(nothing_because(bound.decide()), Reason::Promised(name("n1")));
-    bound.0.memory.promised = Some((name("n1"), NOW));
+    bound.0.memory.promised = Some(promise(NOW));
     assert_eq!(only(bound.decide()), Action::Acquire(Claim::Vacant));
     let mut stranger = bound.failsafe(&["n1", "n2"]);
     stranger.0.rules.outlast = Outlast::AllAgree;
@@ -141,7 +157,7 @@ fn a_person_can_let_a_stranger_to_the_key_lead_and_not_break_a_promise() {
     };
     let mut forced = stranger.snapshot(named);
     assert_eq!(only(forced.decide()), Action::Acquire(Claim::Vacant));
-    forced.0.memory.promised = Some((name("n1"), NOW + Duration::from_secs(1)));
+    forced.0.memory.promised = Some(promise(NOW + Duration::from_secs(1)));
     assert_eq!(nothing_because(forced.decide()), Reason::Promised(name("n1")));
 }
 
@@ -161,4 +177,30 @@ fn a_crash_under_the_failsafe_is_restarted_and_the_members_are_asked_on() {
     down.0.local.sql = None;
     let actions = down.data(ControlState::InProduction).decide().actions;
     assert!(matches!(actions.as_slice(), [Action::AskMembers, Action::Start(..)]), "{actions:?}");
+}
+
+/// The leader that goes on with this node's promise says how it is reached: its WAL need not wait for the store.
+#[test]
+fn a_standby_that_follows_nobody_follows_the_leader_that_it_has_promised() {
+    let bound = |scene: Scene| {
+        scene.store_silent_for(9).with(|v| v.memory.promised = Some(promise(NOW + Duration::from_secs(5))))
+    };
+    let down = Scene::new().data(ControlState::ShutDownInRecovery);
+    assert_eq!(only(bound(down.clone()).decide()), Action::Begin(Task::Compare(upstream("n1"))));
+    let compared = bound(down.clone().same_timeline());
+    let follower = StartAs::Standby(Some(upstream("n1")));
+    assert_eq!(only(compared.decide()), Action::Start(follower, String::new()));
+    let alone = Action::Start(StartAs::Standby(None), String::new());
+    let left = bound(down.clone().forked_at(HERE - 0x1000)).decide();
+    assert_eq!(only(left), alone, "another history waits for the store");
+    let silent = bound(down.clone()).failed(Job::Compare, 1, 1).decide();
+    assert_eq!(only(silent), alone, "it is not reached");
+    assert_eq!(only(down.store_silent_for(9).decide()), alone, "nobody was promised anything");
+
+    let running = Scene::new().standby(HERE).same_timeline().with(|v| v.memory.following = None);
+    assert_eq!(only(bound(running.clone()).decide()), Action::Follow(Some(upstream("n1"))));
+    let follows = bound(running.clone().with(|v| v.memory.following = Some(upstream("n2"))));
+    assert!(follows.decide().actions.is_empty(), "what is in force goes on");
+    let ended = running.store_silent().with(|v| v.memory.promised = Some(promise(NOW)));
+    assert!(ended.decide().actions.is_empty());
 }

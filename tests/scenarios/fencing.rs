@@ -6,6 +6,7 @@ use pgherd::dcs::{Claim, Readiness};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::Job;
 use pgherd::postgres::StopMode;
+use pgherd::types::SyncMode;
 
 use crate::scene::{HERE, Scene, name, nothing_because, only};
 
@@ -75,4 +76,15 @@ fn the_time_to_live_that_a_lease_was_sent_with_counts_not_a_later_one() {
 fn a_primary_without_a_lease_stops_when_the_store_is_not_ready() {
     let scene = Scene::new().no_leader().snapshot(|s| s.readiness = Readiness::NotReady).primary("", &[]);
     assert!(matches!(only(scene.decide()), Action::Begin(Task::Stop(_))));
+}
+
+/// Whoever has led since has closed the `sync` key in its own name.
+#[test]
+fn a_primary_that_was_found_running_does_not_lead_again_after_another() {
+    let found = Scene::new().no_leader().primary("", &[]).sync_mode(SyncMode::Quorum);
+    assert_eq!(only(found.decide()), Action::Acquire(Claim::Vacant));
+    assert_eq!(only(found.clone().sync_key("n0", 1, &["n1", "n2"]).decide()), Action::Acquire(Claim::Vacant));
+    let led = found.sync_key("n1", 0, &[]);
+    assert_eq!(only(led.decide()), Action::Begin(Task::Stop(StopMode::Immediate)));
+    assert_eq!(led.decide().reason, Reason::NotSynchronous(vec![name("n1")]));
 }

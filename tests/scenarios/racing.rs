@@ -8,7 +8,7 @@ use pgherd::ha::view::{Job, Motion, PollAnswer};
 use pgherd::postgres::StartAs;
 use pgherd::types::{Revision, SyncMode, Timeline};
 
-use crate::scene::{HERE, Scene, ago, candidate, name, nothing_because, only, still};
+use crate::scene::{HERE, NOW, Scene, ago, candidate, name, nothing_because, only, still};
 
 fn race(position: u64, answers: &[(&str, PollAnswer)]) -> Scene {
     Scene::new().no_leader().votes(position, answers)
@@ -39,9 +39,22 @@ fn a_key_that_stood_still_for_a_ttl_is_taken_over_and_not_a_moment_before() {
 
 #[test]
 fn a_stock_leaders_key_counts_only_by_its_absence() {
-    let scene = race(HERE, &[("n2", still(HERE))]).leader("n1").observed(60);
-    let stock = scene.snapshot(|s| s.members[0].pgherd_version = None);
-    assert_eq!(stock.decide().reason, Reason::Following(name("n1")));
+    let scene = race(HERE, &[("n2", still(HERE))]).leader("n1");
+    // What this node saw of the key a minute ago, and sees now.
+    let watched = |before: Scene, now: Scene| {
+        let mut watched = now.clone();
+        for (scene, at) in [(&before, ago(60)), (&now, NOW)] {
+            let snapshot = scene.0.snapshot().unwrap().clone();
+            watched.0.memory.saw_store(&name("n0"), &snapshot, at, None);
+        }
+        watched.decide()
+    };
+    let stock = scene.clone().snapshot(|s| s.members[0].pgherd_version = None);
+    let gone = scene.clone().snapshot(|s| drop(s.members.remove(0)));
+    assert_eq!(watched(stock.clone(), stock.clone()).reason, Reason::Following(name("n1")));
+    assert_eq!(watched(stock, gone.clone()).reason, Reason::WaitingForLeader, "its own key is gone");
+    assert_eq!(watched(gone.clone(), gone.clone()).reason, Reason::WaitingForLeader, "nobody knows");
+    assert_eq!(only(watched(scene, gone)), Action::Acquire(Claim::Expired(Revision(9))), "it was ours");
 }
 
 #[test]

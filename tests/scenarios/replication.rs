@@ -209,15 +209,22 @@ mod slots {
         scene.0.memory.seen_slots.insert(name("gone").slot_name(), ago(1700));
         assert_eq!(plan(&scene), SlotPlan::default());
         scene.0.memory.seen_slots.insert(name("gone").slot_name(), ago(1800));
+        scene.0.memory.unused_slots.insert(name("gone").slot_name(), ago(1800));
         assert_eq!(dropped(&scene), ["gone"]);
-        let scene = follower(&[slot("n1", HERE), slot("n2", HERE), slot("gone", HERE)]);
+        let mut scene = follower(&[slot("n1", HERE), slot("n2", HERE), slot("gone", HERE)]);
+        assert_eq!(plan(&scene), SlotPlan::default(), "it has just been seen");
+        scene.0.memory.unused_slots.insert(name("gone").slot_name(), ago(1800));
         assert_eq!(dropped(&scene), ["gone"]);
         assert_eq!(plan(&scene.retained_slots(&["gone"])), SlotPlan::default());
     }
 
     #[test]
     fn a_slot_of_nobody_goes_unless_it_is_used_ignored_or_the_cluster_paused() {
-        let with = |extra: Slot| leader(&[slot("n1", HERE), slot("n2", HERE), extra]);
+        let with = |extra: Slot| {
+            let unused = (extra.name.clone(), ago(1800));
+            let scene = leader(&[slot("n1", HERE), slot("n2", HERE), extra]);
+            scene.with(|v| v.memory.unused_slots.extend([unused]))
+        };
         assert_eq!(dropped(&with(slot("x", 1))), ["x"]);
         assert_eq!(dropped(&with(Slot { active: true, ..slot("x", 1) })), [""; 0]);
         assert_eq!(dropped(&with(Slot { synchronised: true, ..logical("x") })), [""; 0]);
@@ -232,14 +239,32 @@ mod slots {
 
     /// Its reader may be away for a moment, and would lose its place.
     #[test]
-    fn a_logical_slot_that_nobody_asked_for_goes_when_it_was_unused_for_long() {
-        let mut scene = leader(&[slot("n1", HERE), slot("n2", HERE), logical("cdc")]);
-        scene.0.memory.unused_slots.insert(logical("cdc").name, ago(60));
-        assert_eq!(dropped(&scene), [""; 0]);
-        scene.0.memory.unused_slots.insert(logical("cdc").name, ago(1800));
-        assert_eq!(dropped(&scene), ["cdc"]);
+    fn a_slot_that_nobody_asked_for_goes_when_it_was_unused_for_long() {
+        for strange in [logical("cdc"), slot("cdc", 1)] {
+            let mut scene = leader(&[slot("n1", HERE), slot("n2", HERE), strange]);
+            assert_eq!(dropped(&scene), [""; 0]);
+            scene.0.memory.unused_slots.insert(logical("cdc").name, ago(60));
+            assert_eq!(dropped(&scene), [""; 0]);
+            scene.0.memory.unused_slots.insert(logical("cdc").name, ago(1800));
+            assert_eq!(dropped(&scene), ["cdc"]);
+        }
         let outdated = follower(&[slot("n1", HERE), slot("n2", HERE), logical("cdc")]);
         assert_eq!(dropped(&outdated), ["cdc"], "a standby's copy is of an earlier life");
+        let physical = follower(&[slot("n1", HERE), slot("n2", HERE), slot("backup", 1)]);
+        assert_eq!(dropped(&physical), [""; 0]);
+        let nostream = |m: &mut Member| m.tags.extend([("nostream".into(), true.into())]);
+        let unwanted = leader(&[slot("n1", HERE), slot("n2", HERE)]).member("n2", nostream);
+        assert_eq!(dropped(&unwanted), ["n2"], "a member's that it must not have");
+    }
+
+    /// Without slots for everybody, too, whoever streams from the leader has one there.
+    #[test]
+    fn a_member_whose_feeder_is_down_has_its_slot_on_the_leader() {
+        let scene = leader(&[])
+            .config(json!({"member_slots_ttl": 0}))
+            .member("n2", |m| m.tags.extend([("replicatefrom".into(), "n1".into())]));
+        assert_eq!(created(&scene), ["n1"]);
+        assert_eq!(created(&scene.member("n1", |m| m.state = MemberState::Stopped)), ["n1", "n2"]);
     }
 
     #[test]

@@ -15,8 +15,8 @@ use pgherd::ha::reason::{Action, Decision, Reason};
 use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Failover, Mode, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
-    Ancestry, Candidate, Doing, Eligibility, Job, Lease, Memory, Motion, Name, Observed, Poll, PollAnswer,
-    Store, Survey, SurveyAnswer, View, Volume,
+    Ancestry, Candidate, Doing, Eligibility, Holder, Job, Lease, Memory, Motion, Name, Observed, Poll,
+    PollAnswer, Store, Survey, SurveyAnswer, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
 use pgherd::postgres::{self, Check, Pulse, Slot, Upstream};
@@ -110,7 +110,7 @@ impl Scene {
         Self(view)
     }
 
-    fn with(mut self, change: impl FnOnce(&mut View)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut View)) -> Self {
         change(&mut self.0);
         self
     }
@@ -167,7 +167,10 @@ impl Scene {
 
     /// The leader key has stood still for so many seconds.
     pub(crate) fn observed(self, seconds: u64) -> Self {
-        self.with(|v| v.memory.observed = Some(Observed { revision: Revision(9), since: ago(seconds) }))
+        self.with(|v| {
+            v.memory.observed =
+                Some(Observed { revision: Revision(9), holder: Holder::Ours, since: ago(seconds) })
+        })
     }
 
     pub(crate) fn empty(self) -> Self {

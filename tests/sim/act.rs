@@ -308,9 +308,10 @@ impl World {
 
     /// The upstream as this node was told.
     pub(crate) fn upstream(&mut self, n: usize, to: usize) -> Option<Upstream> {
-        let acting = self.acting(n)?;
-        let member = acting.view.snapshot()?.member(&name(to))?;
-        pgherd::ha::view::upstream(member)
+        let view = &self.acting(n)?.view;
+        let member = view.snapshot().and_then(|snapshot| snapshot.member(&name(to)));
+        let promised = || view.memory.promised.as_ref()?.upstream.clone();
+        member.and_then(pgherd::ha::view::upstream).or_else(promised)
     }
 
     pub(crate) fn start_postgres(

@@ -66,7 +66,7 @@ pub(crate) enum LocalOp {
 
 pub(crate) enum Stage {
     Gone,
-    Observing { op: u64, snapshot: Option<Option<Box<Snapshot>>>, local: Option<Status> },
+    Observing { op: u64, asked: Moment, snapshot: Option<Option<Box<Snapshot>>>, local: Option<Status> },
     Acting(Box<Acting>),
     Waiting { id: u64 },
 }
@@ -450,7 +450,7 @@ impl World {
             }
             Lease::None | Lease::Lost => SNAPSHOT_PATIENCE,
         };
-        self.agent(n).stage = Stage::Observing { op, snapshot: None, local: None };
+        self.agent(n).stage = Stage::Observing { op, asked: now, snapshot: None, local: None };
         self.ask_store(n, (Slot::Observe, op), Request::Snapshot, patience);
         let inc = self.nodes[n].agent.inc;
         let takes =
@@ -502,9 +502,12 @@ impl World {
         let Stage::Observing { snapshot: Some(_), local: Some(_), .. } = self.agent(n).stage else { return };
         let now = self.clock(n);
         let stage = std::mem::replace(&mut self.agent(n).stage, Stage::Gone);
-        let Stage::Observing { snapshot: Some(snapshot), local: Some(local), .. } = stage else { return };
-        self.look_at_promises(n);
+        let Stage::Observing { asked, snapshot: Some(snapshot), local: Some(local), .. } = stage else {
+            return;
+        };
+        let snapshot = snapshot.map(|snapshot| Box::new(Snapshot { taken: asked, ..*snapshot }));
         let store = self.saw_store(n, snapshot, now);
+        self.look_at_promises(n, &store);
         let disk = &self.nodes[n].disk;
         let volume = Volume {
             system_id: disk.system_id,

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use pgherd::clock::Moment;
-use pgherd::ha::view::{Lease, demote_margin};
-use pgherd::types::NodeName;
+use pgherd::ha::promises::Promise;
+use pgherd::ha::view::{Lease, Store, demote_margin, upstream_at};
+use pgherd::types::{Lsn, NodeName};
 
+use crate::agent::addresses;
 use crate::postgres::State;
 use crate::world::{Ev, World, name};
 
@@ -15,7 +17,7 @@ const PATIENCE: u64 = 2_000_000;
 /// Where promises and attempts to lead meet.
 #[derive(Debug, Default)]
 pub(crate) struct Promises {
-    promised: Option<(NodeName, Moment)>,
+    promised: Option<Promise>,
     standing: Option<Moment>,
 }
 
@@ -26,18 +28,30 @@ pub(crate) struct Asking {
     promised: BTreeSet<NodeName>,
 }
 
+fn promise(n: usize, (given, until): (Moment, Moment), position: Option<Lsn>) -> Promise {
+    let leader = name(n);
+    let upstream = upstream_at(&leader, None, &addresses(n).conn_url);
+    Promise { leader, until, given, position, upstream }
+}
+
 impl World {
     /// A promise of the life before binds for a whole TTL.
     pub(crate) fn open_promises(&mut self, n: usize) {
         let until = self.clock(n) + self.nodes[n].agent.rules.timing.ttl;
-        let bound = self.nodes[n].disk.promised_to.clone();
-        self.agent(n).promises = Promises { promised: bound.map(|leader| (leader, until)), standing: None };
+        let bound = self.nodes[n].disk.promised_to;
+        let given = self.clock(n);
+        let bound = bound.map(|leader| promise(leader, (given, until), None));
+        self.agent(n).promises = Promises { promised: bound, standing: None };
     }
 
     /// What binds this node at this look.
-    pub(crate) fn look_at_promises(&mut self, n: usize) {
+    pub(crate) fn look_at_promises(&mut self, n: usize, store: &Store) {
         let now = self.clock(n);
-        if self.agent(n).promises.promised.as_ref().is_some_and(|(_, until)| now >= *until) {
+        let over = |promise: &Promise| match store {
+            Store::Fresh(snapshot) => now >= promise.until || promise.is_over(snapshot),
+            Store::Silent { .. } => now >= promise.until,
+        };
+        if self.agent(n).promises.promised.as_ref().is_some_and(over) {
             self.agent(n).promises.promised = None;
             self.nodes[n].disk.promised_to = None;
         }
@@ -50,7 +64,7 @@ impl World {
         let now = self.clock(n);
         let open = 2 * self.nodes[n].agent.rules.timing.ttl;
         let promises = &mut self.agent(n).promises;
-        let free = promises.promised.as_ref().is_none_or(|(_, until)| now >= *until);
+        let free = promises.promised.as_ref().is_none_or(|promise| now >= promise.until);
         if free {
             promises.standing = Some(now + open);
         }
@@ -66,18 +80,22 @@ impl World {
         self.agent(n).memory.roll.ask(asked);
         self.agent(n).asking = Some(Asking { asked, promised: BTreeSet::new() });
         let inc = self.nodes[n].agent.inc;
+        let node = &self.nodes[n];
+        let serves = node.pg.primary && node.pg.state == State::Ready;
+        let position = node.disk.files.as_ref().filter(|_| serves).map(|files| Lsn(files.end));
         let others = self.nodes[n].agent.memory.roll.others(&name(n));
         for to in others.keys().filter_map(|other| other.as_str()[1..].parse::<usize>().ok()) {
             if self.reaches(n, to) {
                 let delay = self.latency(n, to);
-                self.at(delay, Ev::Ping(n, inc, asked, to));
+                self.at(delay, Ev::Ping(n, inc, (asked, position), to));
             }
         }
         self.at(PATIENCE, Ev::RoundEnds(n, inc, asked));
     }
 
     /// A leader's question arrives.
-    pub(crate) fn pinged(&mut self, n: usize, inc: u64, asked: Moment, to: usize) {
+    pub(crate) fn pinged(&mut self, n: usize, inc: u64, asked: (Moment, Option<Lsn>), to: usize) {
+        let (asked, position) = asked;
         let now = self.clock(to);
         let node = &mut self.nodes[to];
         let leads = node.agent.lease != Lease::None || (node.pg.primary && node.pg.state == State::Ready);
@@ -86,9 +104,9 @@ impl World {
             return;
         }
         let until = now + node.agent.rules.timing.ttl;
-        let until = node.agent.promises.promised.as_ref().map_or(until, |(_, before)| until.max(*before));
-        node.agent.promises.promised = Some((name(n), until));
-        node.disk.promised_to = Some(name(n));
+        let until = node.agent.promises.promised.as_ref().map_or(until, |before| until.max(before.until));
+        node.agent.promises.promised = Some(promise(n, (now, until), position));
+        node.disk.promised_to = Some(n);
         if self.reaches(to, n) {
             let delay = self.latency(to, n);
             self.at(delay, Ev::Promise(n, inc, asked, to));

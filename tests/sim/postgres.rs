@@ -40,7 +40,7 @@ pub(crate) struct Disk {
     pub(crate) promoted: Option<Timeline>,
     pub(crate) generation: u32,
     /// The promise that the record remembers.
-    pub(crate) promised_to: Option<pgherd::types::NodeName>,
+    pub(crate) promised_to: Option<usize>,
 }
 
 /// A data directory.

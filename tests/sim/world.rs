@@ -45,7 +45,7 @@ pub(crate) enum Ev {
     Said(usize, u64, u64, usize, PollAnswer, Option<SystemId>),
     Process(usize),
     Sign(usize, u64, Check),
-    Ping(usize, u64, Moment, usize),
+    Ping(usize, u64, (Moment, Option<Lsn>), usize),
     Promise(usize, u64, Moment, usize),
     RoundEnds(usize, u64, Moment),
     Deadman(usize, u64),
