@@ -148,6 +148,8 @@ pub enum Clients {
     TlsOffered,
     /// With TLS only.
     TlsRequired,
+    /// Not at all: what was recovered is not safe yet.
+    None,
 }
 
 /// What `templates/haproxy.cfg` needs.

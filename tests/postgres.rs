@@ -26,6 +26,8 @@ use tokio::task::JoinSet;
 /// Every character that has a meaning in SQL, pgpass, conninfo, a shell or a template.
 const SUPERUSER_PASSWORD: &str = r#"s$u'p"e\r %w@o:r{{d}}dé supercalifragil"#;
 const REPLICATION_PASSWORD: &str = r#" r\\e:p'l%"$(id) ö expialidocious"#;
+/// Only the WAL of an old primary says so.
+const PRIVATE: &str = "nobody has followed this";
 /// Generous: the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -608,6 +610,8 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     assert_eq!(promoted.timeline, Timeline(2));
     b.pg.checkpoint(PATIENCE).await.unwrap();
     a.ask("INSERT INTO t VALUES (666)").await;
+    a.ask(&format!("SELECT pg_logical_emit_message(false, 'test', '{PRIVATE}')")).await;
+    let segment = a.ask("SELECT pg_walfile_name(pg_current_wal_flush_lsn())").await;
     b.ask("INSERT INTO t VALUES (7)").await;
     a.pg.stop(StopMode::Immediate).await.unwrap();
     let (timeline, history) = a.pg.upstream_history(&b.upstream()).await.unwrap();
@@ -617,6 +621,7 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     let DataDir::Cluster(crashed) = a.status().await.data else { panic!("no cluster") };
     assert_eq!(crashed.state, ControlState::InProduction);
     a.pg.rewind(&b.upstream()).await.unwrap();
+    its_own_wal_is_kept(&a, &segment);
     b.keep_slots(&[a.config.name.slot_name()]).await;
     let rejoined = a.start_standby_of(&b).await;
     assert_eq!(rejoined.timeline, Timeline(2));
@@ -627,6 +632,19 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     assert_eq!(rewound.system_id, copy.system_id);
     a.pg.freeze().await.unwrap();
     assert_eq!(a.until("frozen", |_| true).await.timeline, Timeline(2), "not forgotten with the walreceiver");
+}
+
+/// What the old primary alone has written goes with the rewind, and lies aside.
+fn its_own_wal_is_kept(node: &Node, segment: &str) {
+    let has = |path: &Utf8Path| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        bytes.windows(PRIVATE.len()).any(|w| w == PRIVATE.as_bytes())
+    };
+    assert!(!has(&node.config.data_dir.join("pg_wal").join(segment)), "it is not rewound");
+    let place = node.config.state_dir.join(pgherd::postgres::salvage::PLACE);
+    let kept: Vec<_> = place.read_dir_utf8().unwrap().map(|entry| entry.unwrap().into_path()).collect();
+    assert_eq!(kept.len(), 1);
+    assert!(has(&kept[0].join(segment)), "{kept:?}");
 }
 
 fn check_standby(answer: &Answer, upstream: &Node) {

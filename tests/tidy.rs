@@ -39,6 +39,7 @@ const PURE: &[&str] = &[
     "postgres/settings.rs",
     "ha/configure.rs",
     "ha/forecast.rs",
+    "ha/door.rs",
     "ha/failsafe.rs",
     "ha/fitness.rs",
     "ha/adoption.rs",

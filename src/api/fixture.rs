@@ -13,8 +13,8 @@ use crate::dcs::{
 use crate::ha;
 use crate::ha::forecast::Forecast;
 use crate::ha::trail::Trail;
-use crate::postgres;
 use crate::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
+use crate::postgres::{self, Door};
 use crate::supervisor::UnitState;
 use crate::types::{LeaseId, Lsn, NodeName, Revision, SyncMode, SystemId, Timeline, Timing};
 
@@ -103,6 +103,7 @@ pub(crate) fn primary(now: Moment) -> ha::Status {
         maximum_lag_on_failover: 1_048_576,
         tags: serde_json::Map::new(),
         phase: ha::Phase::Serving,
+        door: Door::Open,
         failsafe: ha::failsafe::Facts::default(),
         vitals: ha::fitness::Vitals::default(),
         primary_start_timeout: Duration::from_secs(300),

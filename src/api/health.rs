@@ -12,6 +12,7 @@ use crate::clock::Moment;
 use crate::dcs::{MemberState, ReplicationState, Role};
 use crate::ha;
 use crate::ha::tags::is_set;
+use crate::postgres::Door;
 use crate::postgres::status::Kind;
 use crate::types::Lsn;
 
@@ -129,17 +130,19 @@ fn parse_bytes(text: &str) -> Option<u64> {
 /// Whether the answer to a health check is 200.
 pub fn is_healthy(check: Check, filters: &Filters, status: &ha::Status, now: Moment) -> bool {
     let leads = |as_what| leads(as_what, status, now);
+    // Whoever is sent to a primary that lets nobody in is turned away.
+    let takes_writes = || leads(Lead::Primary) && status.door == Door::Open;
     let replica =
         |parts: &[SyncPart]| parts.contains(&sync_part(status)) && takes_reads(filters, status, now);
     let any = &[SyncPart::None, SyncPart::Sync, SyncPart::Quorum];
     // Who is synchronous is only known while the store is.
     let known = known_view(status, now).is_some();
     let tagged = || tags_match(&filters.tags, &status.tags);
-    let read_only = |parts: &[SyncPart]| leads(Lead::Primary) || leads(Lead::Standby) || replica(parts);
+    let read_only = |parts: &[SyncPart]| takes_writes() || leads(Lead::Standby) || replica(parts);
     match check {
         Check::StandbyLeader => leads(Lead::Standby),
         Check::Leader => leads(Lead::Either),
-        Check::Primary => leads(Lead::Primary),
+        Check::Primary => takes_writes(),
         Check::Replica => replica(any) && tagged(),
         Check::ReadOnly => read_only(any) && tagged(),
         Check::Health => is_up(status, now) && tagged(),
@@ -317,6 +320,17 @@ mod tests {
         ] {
             assert_eq!(Check::of(path), check, "{path}");
         }
+    }
+
+    #[test]
+    fn a_primary_that_lets_nobody_in_leads_and_takes_no_clients() {
+        let now = crate::clock::now();
+        let mut status = crate::api::fixture::primary(now);
+        let healthy = |check, status: &_| is_healthy(check, &Filters::default(), status, now);
+        assert!(healthy(Check::Primary, &status) && healthy(Check::ReadOnly, &status));
+        status.door = Door::Closed;
+        assert!(!healthy(Check::Primary, &status) && !healthy(Check::ReadOnly, &status));
+        assert!(healthy(Check::Leader, &status));
     }
 
     #[test]

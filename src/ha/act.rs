@@ -18,6 +18,7 @@ use crate::types::{Chain, Lsn, NodeName, Timeline};
 use super::Error;
 use super::agent::{Agent, Next, Youth};
 use super::configure::Configured;
+use super::door::Closed;
 use super::jobs;
 use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
@@ -170,6 +171,14 @@ impl<D: Dcs> Agent<D> {
             }
             Action::PutHistory(timeline) => self.put_history(view, timeline).await?,
             Action::Start(how, names) => self.start(&how, &names).await?,
+            Action::CloseDoor => {
+                self.deps.postgres.close_door();
+                self.memory.closed = Some(Closed { since: view.now, end: None });
+            }
+            Action::OpenDoor => {
+                self.deps.postgres.open_door().await?;
+                self.memory.closed = None;
+            }
             Action::Follow(upstream) => {
                 self.deps.postgres.follow(upstream.as_ref()).await?;
                 (self.memory.following, self.memory.frozen) = (upstream, None);

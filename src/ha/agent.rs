@@ -16,7 +16,7 @@ use crate::clock::{self, Moment};
 use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
-use crate::postgres::{Check, Postgres, Pulse};
+use crate::postgres::{Check, Door, Postgres, Pulse};
 use crate::process::{InitLink, Lines};
 use crate::record::{self, Bootstrap};
 use crate::types::{Chain, NodeId, NodeName, Timing};
@@ -484,6 +484,7 @@ impl<D: Dcs> Agent<D> {
             maximum_lag_on_failover: self.rules.maximum_lag_on_failover,
             tags: self.rules.tags.to_json(),
             phase: view.phase,
+            door: view.memory.closed.map_or(Door::Open, |_since| Door::Closed),
             failsafe: failsafe::facts(view),
             vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,

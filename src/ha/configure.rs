@@ -32,7 +32,8 @@ pub fn with_settings(view: &View, mut decision: Decision) -> Decision {
     decision
 }
 
-/// What the running server should be told; none while there is no server that listens, or nothing is known of the store.
+/// What the running server should be told; none while there is no server that listens, nothing is known of the store, or no
+/// clients are let in: the rules by which they are cannot be checked then.
 fn wanted(view: &View) -> Option<Configured> {
     let part = match view.instance() {
         Instance::Primary(..) => Part::Primary,
@@ -40,7 +41,7 @@ fn wanted(view: &View) -> Option<Configured> {
         Instance::Standby(..) => Part::Replica,
         Instance::Down | Instance::Silent | Instance::Ending => return None,
     };
-    let idle = view.phase == Phase::Serving && view.doing.is_none();
+    let idle = view.phase == Phase::Serving && view.doing.is_none() && view.memory.closed.is_none();
     Some(Configured { stored: view.rules.server.clone()?, part }).filter(|_| idle)
 }
 

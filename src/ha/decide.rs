@@ -15,6 +15,7 @@ use crate::types::{Lsn, Timeline};
 
 use super::Phase;
 use super::adoption;
+use super::door;
 use super::failsafe;
 use super::fitness;
 use super::lead::{self, NOW, PROMPTLY};
@@ -52,7 +53,7 @@ const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 /// The decision for this view.
 pub fn decide(view: &View) -> Decision {
     match view.phase {
-        Phase::Serving => pause::gate(view, failsafe::also_ask(view, ungated(view))),
+        Phase::Serving => door::also_mind(view, pause::gate(view, failsafe::also_ask(view, ungated(view)))),
         Phase::Stopping => ungated(view),
     }
 }

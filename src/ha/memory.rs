@@ -10,6 +10,7 @@ use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeName, Revision};
 
 use super::Phase;
+use super::door::Closed;
 use super::publish::streams;
 use super::sync::Names;
 use super::view::{
@@ -75,6 +76,7 @@ impl Memory {
                     (self.sync_since, self.sync_barrier) = (None, None);
                 }
                 self.note_barrier(&in_force, lsn, view.now);
+                self.closed = self.closed.map(|c| Closed { end: c.end.or(Some(lsn)), ..c });
                 self.sync_names = Some(answer.sync_names.clone());
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);
                 self.answered(view);
@@ -93,6 +95,7 @@ impl Memory {
             Instance::Down => {
                 self.origin = Origin::Started;
                 self.configured = None;
+                self.closed = self.closed.map(|c| Closed { end: None, ..c });
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);
                 (self.sync_barrier, self.sync_since, self.sync_starved) = (None, None, None);
             }

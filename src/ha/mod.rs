@@ -8,6 +8,7 @@ pub mod candidates;
 pub mod configure;
 pub mod decide;
 pub mod desk;
+pub mod door;
 pub mod failsafe;
 pub mod fitness;
 pub mod forecast;
@@ -85,6 +86,8 @@ pub struct Status {
     pub tags: serde_json::Map<String, serde_json::Value>,
     /// Whether the node is stopping (readiness then answers 503).
     pub phase: Phase,
+    /// Whether clients may connect.
+    pub door: postgres::Door,
     /// What it does without the store.
     pub failsafe: failsafe::Facts,
     /// Whether the node can do a primary's work, as far as is known.

@@ -96,6 +96,8 @@ fn allowed(view: &View, action: &Action) -> bool {
         | Action::PutFailsafe(..)
         | Action::DeleteFailsafe(_)
         | Action::AskMembers
+        | Action::CloseDoor
+        | Action::OpenDoor
         | Action::Follow(_)
         | Action::SetSyncNames(_)
         | Action::ChangeSlots(_)

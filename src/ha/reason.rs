@@ -66,6 +66,10 @@ pub enum Action {
     PutHistory(Timeline),
     /// Start PostgreSQL, with these `synchronous_standby_names` from its first commit on.
     Start(StartAs, String),
+    /// Let no clients in at the next start.
+    CloseDoor,
+    /// Let clients in.
+    OpenDoor,
     /// Stream from this node, or from nobody (and resume a held walreceiver).
     Follow(Option<Upstream>),
     /// Hold the walreceiver so that the position no longer moves.
@@ -122,6 +126,8 @@ impl Action {
             Self::Release
             | Self::Forget
             | Self::Start(..)
+            | Self::CloseDoor
+            | Self::OpenDoor
             | Self::Follow(_)
             | Self::Freeze
             | Self::SetSyncNames(_)
@@ -203,6 +209,8 @@ pub enum Reason {
     Leading,
     /// A primary with a valid lease, whose commits wait: none of these standbys streams.
     CommitsWait(Vec<NodeName>),
+    /// A primary with a valid lease that lets no clients in yet: these standbys have not confirmed what it recovered.
+    ClientsWait(Vec<NodeName>),
     /// A standby of the leader.
     Following(NodeName),
     /// A long action is under way.
@@ -371,6 +379,11 @@ impl fmt::Display for Reason {
             Self::CommitsWait(who) => {
                 write!(f, "the leader with the lock; commits wait, since none of {} streams", names(who))
             }
+            Self::ClientsWait(who) => write!(
+                f,
+                "the leader with the lock; clients wait until what was recovered is on enough of {}",
+                names(who)
+            ),
             Self::Following(leader) => write!(f, "a secondary, following the leader {leader}"),
             Self::Busy(job) => write!(f, "busy: {}", job.words()),
             Self::LeaseEnding => f.write_str("the lease is ending or lost: the primary must stop"),

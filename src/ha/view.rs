@@ -18,6 +18,7 @@ use crate::types::{Host, Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Ti
 
 use super::Phase;
 use super::configure::Configured;
+use super::door::Closed;
 use super::failsafe::Roll;
 use super::fitness::Vitals;
 use super::manual::{self, HandOver};
@@ -183,6 +184,8 @@ pub struct Memory {
     pub sync_names: Option<String>,
     /// Since when no standby streams although the set names some.
     pub sync_starved: Option<Moment>,
+    /// Since when no clients are let in, if they are not.
+    pub closed: Option<Closed>,
     /// Whether the checkpoint after the last promotion has been made.
     pub checkpoint: Checkpoint,
     /// Failures in a row, by job.

@@ -15,8 +15,8 @@ use super::launch::{
     UNSTARTED_COPY, has_backup_label, ignoring, remove_signal_files, require_cluster, stale_pid, sync_dir,
 };
 use super::settings::Part;
-use super::status::ControlState;
-use super::{Error, Shared, Upstream, conf, configure, control, lock};
+use super::status::{ControlState, DataDir};
+use super::{Error, Shared, Upstream, conf, configure, control, lock, salvage};
 use crate::clock;
 use crate::process::{self, Command, Mode};
 use crate::supervisor::UnitState;
@@ -45,6 +45,7 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
         }
         return Err(error);
     }
+    put_wal_aside(shared).await;
     swap_in(shared, &copy)?;
     clear_marker(shared, control::REWIND_MARKER)?;
     clear_marker(shared, control::CLONE_MARKER)?;
@@ -52,6 +53,15 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
         warn!(%error, "old data directories stay in the quarantine");
     }
     Ok(())
+}
+
+/// The whole directory goes to the quarantine, which holds on to it for a while; a failure costs no more than that.
+async fn put_wal_aside(shared: &Shared) {
+    // A half rewound directory has had its WAL put aside before.
+    let DataDir::Cluster(found) = control::classify(shared).await else { return };
+    if let Err(error) = salvage::put_aside(shared, &found, None).await {
+        warn!(%error, "WAL that only this node has is in the quarantine alone");
+    }
 }
 
 async fn base_backup(shared: &Shared, upstream: &Upstream, copy: &Utf8Path) -> Result<(), Error> {
@@ -112,7 +122,7 @@ async fn prune_quarantine(shared: &Shared) -> Result<(), Error> {
 }
 
 /// The entries of a directory in the order of their names; none when it does not exist.
-fn entries(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
+pub(super) fn entries(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
     let entries = match dir.read_dir_utf8() {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -153,7 +163,7 @@ fn is_leftover(suffix: &str) -> bool {
     id.is_some_and(|id| id.len() == 8 && id.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
-async fn remove_tree(path: &Utf8Path) -> Result<(), Error> {
+pub(super) async fn remove_tree(path: &Utf8Path) -> Result<(), Error> {
     match tokio::fs::remove_dir_all(path).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
         Ok(()) | Err(_) => Ok(()),
@@ -215,7 +225,9 @@ pub(super) async fn rewind(shared: &Shared, upstream: &Upstream) -> Result<(), E
         | ControlState::Unknown => recover_alone(shared).await?,
     }
     // A trial run finds an unreachable upstream or missing WAL while PGDATA is still whole.
-    pg_rewind(shared, upstream, &["--dry-run"]).await?;
+    let said = pg_rewind(shared, upstream, &["--dry-run"]).await?;
+    let control = require_cluster(shared).await?;
+    salvage::put_aside(shared, &control, salvage::divergence(&said)).await?;
     set_marker(shared, control::REWIND_MARKER)?;
     pg_rewind(shared, upstream, &[]).await?;
     clear_marker(shared, control::REWIND_MARKER)
@@ -240,7 +252,8 @@ async fn recover_alone(shared: &Shared) -> Result<(), Error> {
     control::run(&command, "postgres --single", COPY_LIMIT).await.map(|_output| ())
 }
 
-async fn pg_rewind(shared: &Shared, upstream: &Upstream, extra: &[&str]) -> Result<(), Error> {
+/// Returns what it says of it.
+async fn pg_rewind(shared: &Shared, upstream: &Upstream, extra: &[&str]) -> Result<String, Error> {
     let config = &shared.config;
     let source = conf::rewind_conninfo(config, upstream);
     let command = Command::new("pg_rewind", config.bin_dir.join("pg_rewind"))
@@ -249,7 +262,9 @@ async fn pg_rewind(shared: &Shared, upstream: &Upstream, extra: &[&str]) -> Resu
         .args(extra.iter().copied())
         .env("LC_ALL", "C")
         .run_as(&config.run_as);
-    control::run(&command, "pg_rewind", COPY_LIMIT).await.map(|_output| ())
+    let output = control::run(&command, "pg_rewind", COPY_LIMIT).await?;
+    // Version 14 and newer say it on standard error.
+    Ok(output.stdout + &output.stderr)
 }
 
 /// See [`super::Postgres::upstream_history`].

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
 use super::settings::{self, Access, Effective, Slots};
-use super::{ClientTls, Config, Error, Machine, Premises, Shared, Upstream, lock, room};
+use super::{ClientTls, Config, Door, Error, Machine, Premises, Shared, Upstream, lock, room};
 use crate::process::{self, Mode};
 use crate::templates::{self, AgentConf, Clients, PgHba, PostgresqlConf, Template};
 
@@ -24,6 +24,8 @@ pub(super) struct Settings {
     pub(super) sync_names: String,
     /// Whom a server that we took over streams from, until it is told to follow somebody.
     pub(super) found: Option<Found>,
+    /// Who may connect.
+    pub(super) door: Door,
 }
 
 /// How a server that somebody else started streams.
@@ -54,6 +56,22 @@ pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) ->
     let changed = off_thread(move || {
         let cleaned = clean_auto_conf(&config, &[])?;
         Ok(write_postgresql_conf(&config, &settings, &effective)? || cleaned)
+    })
+    .await?;
+    if changed {
+        shared.unit.signal(Signal::SIGHUP);
+    }
+    Ok(())
+}
+
+/// Lets clients in: they are judged by the new rules once the server has read them.
+pub(super) async fn open_door(shared: &Shared) -> Result<(), Error> {
+    lock(&shared.settings).door = Door::Open;
+    let config = shared.config.clone();
+    let effective = lock(&shared.configuration).in_files();
+    let changed = off_thread(move || match pg_hba(&config, &effective, Door::Open)? {
+        Some(text) => write(&config, &config.config_dir().join("pg_hba.conf"), &text),
+        None => Ok(false),
     })
     .await?;
     if changed {
@@ -96,7 +114,7 @@ pub(super) fn write_settings(
     settings: &Settings,
     effective: &Effective,
 ) -> Result<bool, Error> {
-    let hba = match pg_hba(config, effective)? {
+    let hba = match pg_hba(config, effective, settings.door)? {
         Some(text) => write(config, &config.config_dir().join("pg_hba.conf"), &text)?,
         None => false,
     };
@@ -175,7 +193,7 @@ fn agent_conf(
     // A package keeps them elsewhere, perhaps: they are named only when they are ours.
     let context = AgentConf {
         base: &base,
-        hba_file: pg_hba(config, effective)?.map(|_ours| hba.as_path()),
+        hba_file: pg_hba(config, effective, Door::Open)?.map(|_ours| hba.as_path()),
         ident_file: (!effective.ident.is_empty()).then_some(ident.as_path()),
         listen_addresses: &config.listen,
         port: config.port,
@@ -191,7 +209,7 @@ fn agent_conf(
 }
 
 /// The text of pg_hba.conf; none when nobody asks for any rules, and the server's own file stays as it is.
-pub(super) fn pg_hba(config: &Config, effective: &Effective) -> Result<Option<String>, Error> {
+pub(super) fn pg_hba(config: &Config, effective: &Effective, door: Door) -> Result<Option<String>, Error> {
     if let Premises::Machine(_) = config.premises {
         let (Access::Node(lines) | Access::Cluster(lines)) = &effective.hba;
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -206,9 +224,10 @@ pub(super) fn pg_hba(config: &Config, effective: &Effective) -> Result<Option<St
         cluster,
         superuser: &config.superuser,
         replication_user: &config.replication_user,
-        clients: match config.tls_required {
-            ClientTls::Offered => Clients::TlsOffered,
-            ClientTls::Required => Clients::TlsRequired,
+        clients: match (door, config.tls_required) {
+            (Door::Closed, _) => Clients::None,
+            (Door::Open, ClientTls::Offered) => Clients::TlsOffered,
+            (Door::Open, ClientTls::Required) => Clients::TlsRequired,
         },
     };
     templates::render(Template::PgHba, &context)

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::conf::{self, Settings};
 use super::settings::{self, Access, Effective, Local, Part, Stored};
-use super::{Config, Error, NodeSettings, Premises, Shared, control, lock, sql};
+use super::{Config, Door, Error, NodeSettings, Premises, Shared, control, lock, sql};
 use crate::process::{self, Command};
 use crate::types::Chain;
 
@@ -48,6 +48,8 @@ pub(super) struct Configuration {
     failed: Vec<Effective>,
     /// Rules of pg_hba.conf that the server cannot read: a start over one of them fails.
     unreadable: BTreeSet<String>,
+    /// What the server refuses of the settings that it was asked about last.
+    judged: Option<(Effective, Refusal)>,
     /// What is not used, and why.
     complaints: Vec<String>,
 }
@@ -60,10 +62,17 @@ struct Kept {
 }
 
 /// What the server refuses of a candidate.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Refusal {
     names: Vec<String>,
     complaints: Vec<String>,
+}
+
+impl Refusal {
+    /// Whether it was asked to the end: each complaint is about a parameter then.
+    fn is_whole(&self) -> bool {
+        self.names.len() == self.complaints.len()
+    }
 }
 
 impl Configuration {
@@ -158,7 +167,7 @@ pub(super) async fn for_start(shared: &Shared, part: Part) -> Result<Effective, 
     recall(shared).await?;
     let (chosen, mut complaints) = choose(shared, part);
     keep(shared).await?;
-    let refusal = refused(shared, &Settings::default(), &chosen).await;
+    let refusal = refused_at_start(shared, &chosen).await;
     complaints.extend(refusal.complaints);
     let floors = control::floors(shared, part).await?;
     let mut in_files = chosen.without(&refusal.names).raised(&floors);
@@ -256,13 +265,26 @@ async fn write_files(shared: &Shared, effective: &Effective) -> Result<bool, Err
 
 /// Remembers the rules behind the line numbers that the server cannot read.
 fn note_unreadable(shared: &Shared, effective: &Effective, unreadable: &[(i32, String)]) -> Vec<String> {
-    let text = conf::pg_hba(&shared.config, effective).ok().flatten().unwrap_or_default();
+    let text = conf::pg_hba(&shared.config, effective, Door::Open).ok().flatten().unwrap_or_default();
     let line = |number: i32| text.lines().nth(usize::try_from(number).ok()?.checked_sub(1)?);
     let found: Vec<(&str, &String)> =
         unreadable.iter().filter_map(|(number, why)| Some((line(*number)?, why))).collect();
     let rules = found.iter().map(|(line, _)| (*line).to_owned());
     lock(&shared.configuration).unreadable.extend(rules);
     found.iter().map(|(line, why)| format!("pg_hba {line:?}: {why}")).collect()
+}
+
+/// What the server itself would refuse at a start. What it has said of these settings once it need not be asked again: a
+/// crashed primary is waited for. (On a machine its own file is part of them, and may have changed.)
+async fn refused_at_start(shared: &Shared, chosen: &Effective) -> Refusal {
+    let known = lock(&shared.configuration).judged.clone();
+    let ours = matches!(shared.config.premises, Premises::Container);
+    if let Some((_, refusal)) = known.filter(|(of, _)| ours && of == chosen) {
+        return refusal;
+    }
+    let refusal = refused(shared, &Settings::default(), chosen).await;
+    lock(&shared.configuration).judged = refusal.is_whole().then(|| (chosen.clone(), refusal.clone()));
+    refusal
 }
 
 /// What the server itself would refuse.

@@ -56,6 +56,16 @@ const OPTIONS: &[&str] = &[
     "validator",
 ];
 
+/// Who may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Door {
+    /// Whom pg_hba.conf lets in.
+    #[default]
+    Open,
+    /// The superuser over the socket, and standbys.
+    Closed,
+}
+
 /// What is wrong with a line; `None` when nothing is.
 pub(super) fn fault(line: &str) -> Option<String> {
     let Some(words) = words(line) else { return Some("a quote is not closed".to_owned()) };

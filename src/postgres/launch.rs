@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::conf::{self, Found, Settings};
 use super::settings::Part;
 use super::status::DataDir;
-use super::{Config, Error, Premises, Shared, StartAs, configure, control, lock};
+use super::{Config, Door, Error, Premises, Shared, StartAs, configure, control, lock};
 use crate::process::{self, Command, Kin, Kinship, PidHandle};
 
 /// `postgres -C` reads two files.
@@ -39,7 +39,7 @@ pub(super) async fn adopt_running(shared: &Shared) -> Result<Option<u32>, Error>
         conninfo: in_force(shared, "primary_conninfo").await?,
         slot: in_force(shared, "primary_slot_name").await?,
     };
-    *lock(&shared.settings) = Settings { upstream: None, sync_names, found: Some(found) };
+    *lock(&shared.settings) = Settings { upstream: None, sync_names, found: Some(found), door: Door::Open };
     shared.unit.adopt(process).await.map_err(|source| Error::Start { source })?;
     Ok(Some(pid))
 }
@@ -73,12 +73,9 @@ pub(super) async fn start(shared: &Shared, how: &StartAs, sync_names: &str) -> R
         StartAs::Standby(_) => Part::Replica,
     };
     let effective = configure::for_start(shared, part).await?;
-    conf::write_all(
-        shared,
-        Settings { upstream, sync_names: sync_names.to_owned(), found: None },
-        &effective,
-    )
-    .await?;
+    let door = lock(&shared.settings).door;
+    let settings = Settings { upstream, sync_names: sync_names.to_owned(), found: None, door };
+    conf::write_all(shared, settings, &effective).await?;
     shared.link.close();
     let fixed =
         effective.command_line().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);

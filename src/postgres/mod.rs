@@ -23,6 +23,7 @@ mod launch;
 pub mod machine;
 mod probe;
 mod room;
+pub mod salvage;
 pub mod settings;
 mod slots;
 mod sql;
@@ -44,6 +45,7 @@ use crate::supervisor::{Rung, Unit, UnitState};
 use crate::types::{Host, NodeId, NodeName, SystemId, Timeline, TimelineHistory};
 
 pub use adopt::{Memory, restore};
+pub use hba::Door;
 pub use import::Source;
 pub use launch::kin;
 pub use machine::{Local, Login, Machine, NodeSettings, Premises, Reread};
@@ -194,16 +196,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Postgres {
     /// `unit` is a unit with `Restart::Never`.
     pub fn new(config: Config, unit: Unit) -> Self {
-        let shared = Shared {
-            link: sql::Link::default(),
-            settings: Mutex::default(),
-            configuration: Mutex::default(),
-            control: Mutex::default(),
-            streamed: Mutex::default(),
-            config,
-            unit,
-        };
-        Self { shared: Arc::new(shared) }
+        let (settings, configuration, control) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (link, streamed) = (sql::Link::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { link, settings, configuration, control, streamed, config, unit }) }
     }
 
     /// The process, now and from now on.
@@ -269,6 +264,19 @@ impl Postgres {
         self.shared.unit.stop(Some(mode.ladder())).await;
         self.shared.link.close();
         Ok(())
+    }
+
+    /// Lets only ourselves and standbys in, from the next start on. (Not in agent mode, where the rules are not ours.)
+    pub fn close_door(&self) {
+        lock(&self.shared.settings).door = Door::Closed;
+    }
+
+    /// Lets clients in.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub async fn open_door(&self) -> Result<(), Error> {
+        conf::open_door(&self.shared).await
     }
 
     /// Follows another upstream: rewrites and reloads, without a restart. Does nothing when it already does.

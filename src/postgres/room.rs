@@ -43,7 +43,7 @@ pub(super) async fn measure(shared: &Shared, patience: Duration) -> Pulse {
     }
 }
 
-fn of(path: &Utf8Path) -> Option<Room> {
+pub(super) fn of(path: &Utf8Path) -> Option<Room> {
     let said = statvfs(path.as_std_path()).ok()?;
     let access = if said.flags().contains(FsFlags::ST_RDONLY) { Access::ReadOnly } else { Access::Writable };
     let unit = said.fragment_size();

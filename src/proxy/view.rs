@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use super::Own;
 use crate::dcs::{Member, MemberState, Role, Snapshot};
 use crate::ha::{self, tags::is_set, view::upstream};
+use crate::postgres;
 use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeName};
 
@@ -146,7 +147,10 @@ impl Local<'_> {
         let leader = snapshot.leader_name()?;
         let target = self.target(snapshot.member(leader)?)?;
         match target.knowledge {
-            Knowledge::Known => (self.runs() && self.status.role == Role::Primary).then_some(target),
+            Knowledge::Known => {
+                let lets_in = self.status.door == postgres::Door::Open;
+                (self.runs() && self.status.role == Role::Primary && lets_in).then_some(target)
+            }
             Knowledge::Assumed => Some(target),
         }
     }

@@ -150,7 +150,7 @@ async fn streams_again(cluster: &Cluster, node: u8) {
     assert!(eventually(FORMED, again).await.is_some(), "node {node} does not stream again");
 }
 
-/// PostgreSQL's `restart_after_crash`: by default the same postmaster recovers; without it the end of a backend is the end of
+/// PostgreSQL's `restart_after_crash`: on, the same postmaster recovers; off (the default while commits wait for standbys), the end of a backend is the end of
 /// the postmaster, and the HA core decides what follows.
 #[tokio::test]
 async fn a_crash_is_recovered_from_by_postgresql_or_by_the_ha_core_as_it_is_set() {

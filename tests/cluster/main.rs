@@ -14,6 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod door;
 mod failure;
 mod formation;
 mod helpers;

@@ -17,13 +17,15 @@ fn a_crash_is_restarted_in_place_with_the_names_that_were_in_force() {
     scene.0.memory.sync_names = Some("ANY 1 (n1,n2)".into());
     let decision = scene.decide();
     assert_eq!(decision.reason, Reason::CrashRestart);
-    assert_eq!(only(decision), Action::Start(StartAs::Primary, "ANY 1 (n1,n2)".into()));
+    let start = Action::Start(StartAs::Primary, "ANY 1 (n1,n2)".into());
+    assert_eq!(decision.actions, [Action::CloseDoor, start]);
 }
 
 #[test]
 fn a_restarted_node_starts_its_primary_with_the_names_that_the_sync_key_implies() {
     let scene = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 1, &["n1", "n2"]);
-    assert_eq!(only(scene.decide()), Action::Start(StartAs::Primary, "ANY 1 (n1,n2)".into()));
+    let start = Action::Start(StartAs::Primary, "ANY 1 (n1,n2)".into());
+    assert_eq!(scene.decide().actions, [Action::CloseDoor, start]);
 }
 
 #[test]
@@ -48,7 +50,8 @@ fn without_the_store_no_primary_is_started_whose_names_are_not_known() {
     assert!(matches!(nothing_because(scene.decide()), Reason::StoreSilent(_)));
     let mut known = scene;
     known.0.memory.sync_names = Some("ANY 1 (n1)".into());
-    assert_eq!(only(known.decide()), Action::Start(StartAs::Primary, "ANY 1 (n1)".into()));
+    let start = Action::Start(StartAs::Primary, "ANY 1 (n1)".into());
+    assert_eq!(known.decide().actions, [Action::CloseDoor, start]);
 }
 
 /// Started as a primary it would go on writing the timeline that its promotion was to end.

@@ -9,6 +9,7 @@ mod scene;
 mod agent;
 mod bootstrapping;
 mod configuring;
+mod door;
 mod failsafe;
 mod fencing;
 mod fitness;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgherd::clock::Moment;
 use pgherd::dcs::{Failover, Precondition, Shutdown};
+use pgherd::ha::door::Closed;
 use pgherd::ha::orders::{Accepted, Order, Orders, Settled};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
@@ -135,6 +136,13 @@ impl World {
                 };
                 self.local(n, LocalOp::Start(upstream, names), 10_000, 80_000);
             }
+            Action::CloseDoor => {
+                let since = self.clock(n);
+                self.agent(n).memory.closed = Some(Closed { since, end: None });
+                self.nodes[n].pg.closed = true;
+                self.act(n);
+            }
+            Action::OpenDoor => self.local(n, LocalOp::OpenDoor, 1_000, 20_000),
             Action::Follow(upstream) => {
                 self.local(n, LocalOp::Follow(upstream.as_ref().map(index)), 3_000, 30_000)
             }
@@ -263,6 +271,11 @@ impl World {
         let result = match what {
             LocalOp::ReleaseAgain => return self.send_release(n),
             LocalOp::Slots => Ok(()),
+            LocalOp::OpenDoor => {
+                self.agent(n).memory.closed = None;
+                self.nodes[n].pg.closed = false;
+                Ok(())
+            }
             LocalOp::Start(upstream, names) => self.start_postgres(n, upstream, &names),
             LocalOp::Follow(to) => {
                 if self.nodes[n].pg.conn.is_some_and(|c| Some(c.to) != to) {

@@ -61,6 +61,7 @@ pub(crate) enum LocalOp {
     Frozen(u64),
     Names(String),
     Slots,
+    OpenDoor,
     ReleaseAgain,
 }
 
@@ -560,7 +561,7 @@ impl World {
             return;
         }
         let now = self.clock(n);
-        let (full, accepts) = (self.nodes[n].full, self.accepts(n));
+        let (full, accepts) = (self.nodes[n].full, self.is_primary(n));
         let room = Room { free: if full { 0 } else { 10 << 30 }, total: 20 << 30, access: Access::default() };
         let pg = &self.nodes[n].pg;
         let pulse = match (check, pg.state) {

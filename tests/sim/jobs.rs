@@ -100,7 +100,7 @@ impl World {
                 self.pg_initdb(n);
                 self.ends(n, Ok(Out::Initialised));
             }
-            Task::FinishBootstrap if self.accepts(n) => self.ends(n, Ok(Out::Bootstrapped)),
+            Task::FinishBootstrap if self.is_primary(n) => self.ends(n, Ok(Out::Bootstrapped)),
             Task::FinishBootstrap => self.ends(n, Err("no answer".into())),
             Task::Clone(up) => self.copy(n, index(&up), step),
             Task::Rewind(up) => self.rewind(n, index(&up), step),

@@ -85,6 +85,8 @@ pub(crate) struct Pg {
     pub(crate) known: Option<Control>,
     /// Nothing of it moves or answers.
     pub(crate) hung: bool,
+    /// Clients are not let in.
+    pub(crate) closed: bool,
     /// What a client sees: a commit that waits for standbys is not seen by others, until a restart.
     pub(crate) visible: u64,
     /// The upstream has said that what this standby needs is gone.
@@ -131,6 +133,7 @@ impl Default for Pg {
             known: None,
             hung: false,
             visible: 0,
+            closed: false,
             misses_wal: false,
         }
     }
@@ -178,6 +181,11 @@ impl World {
 
     /// Takes writes from clients right now.
     pub(crate) fn accepts(&self, n: usize) -> bool {
+        self.is_primary(n) && !self.nodes[n].pg.closed
+    }
+
+    /// Takes writes, be it from the agent alone.
+    pub(crate) fn is_primary(&self, n: usize) -> bool {
         let node = &self.nodes[n];
         node.pg.state == State::Ready && node.pg.primary && !node.paused && !node.pg.hung
     }
@@ -309,6 +317,8 @@ impl World {
             names: Names::parse(names),
             names_text: names.to_owned(),
             known: Some(known),
+            // What its pg_hba.conf was written with.
+            closed: node.agent.memory.closed.is_some(),
             ..Pg::default()
         };
         self.at(takes, Ev::PgReady(n, pid));
@@ -522,6 +532,7 @@ impl World {
         let pause = self.rng.range(60_000, 240_000);
         self.at(pause, Ev::Write(n));
         if self.accepts(n) && self.clients_write() {
+            self.saw_all(n);
             self.commit(n);
             self.poke(n);
         }
@@ -652,7 +663,7 @@ impl World {
             // It goes on when the server does.
             return self.at(100_000, Ev::Checkpoint(n, pid));
         }
-        if self.nodes[n].pg.pid == pid && self.accepts(n) {
+        if self.nodes[n].pg.pid == pid && self.is_primary(n) {
             self.own_checkpoint(n);
         }
         self.nodes[n].pg.checkpoint_owed &= self.nodes[n].pg.pid != pid;

@@ -567,9 +567,15 @@ impl World {
         if !self.accepts(n) {
             return self.tell(|| format!("client: n{n} is no primary, the read promises nothing"));
         }
-        let Some(branch) = self.files(n).map(|f| f.branch) else { return };
         let seen = self.nodes[n].pg.visible;
         self.tell(|| format!("client: reads up to {} on n{n}", Lsn(seen)));
+        self.saw_all(n);
+    }
+
+    /// What is visible on a primary was seen: it must not vanish any more.
+    pub(crate) fn saw_all(&mut self, n: usize) {
+        let Some(branch) = self.files(n).map(|f| f.branch) else { return };
+        let seen = self.nodes[n].pg.visible;
         let known = self.read.entry(branch).or_default();
         *known = (*known).max(seen);
     }

@@ -44,6 +44,8 @@ pub(super) struct Facts {
     pub(super) slots: Result<Vec<Slot>, String>,
     /// What PostgreSQL here may take, or why it is not known.
     pub(super) memory: Result<Memory, String>,
+    /// WAL that was put aside before a rewind or a copy.
+    pub(super) kept_wal: Vec<String>,
 }
 
 /// A port of a member, tried from here.
@@ -155,6 +157,7 @@ fn of_cluster(facts: &Facts) -> Vec<Finding> {
     findings.extend(doors(facts));
     findings.extend(greetings(facts));
     findings.extend(slots(facts));
+    findings.extend(facts.kept_wal.iter().map(|path| kept_wal(path)));
     findings
 }
 
@@ -394,6 +397,13 @@ fn slots(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// No fault of anybody's: what this node wrote as a primary, and nobody has followed.
+fn kept_wal(path: &str) -> Finding {
+    let remedy = "Archive it if the archive has a hole there; the newest two are kept.";
+    let seen = format!("{path} holds WAL that only this node had before it was rewound or copied anew");
+    Finding { remedy: Some(remedy.to_owned()), ..good("wal", seen) }
+}
+
 fn memory(facts: &Facts) -> Finding {
     let memory = match &facts.memory {
         Ok(memory) => memory,
@@ -448,6 +458,7 @@ mod tests {
             memory: Ok(Memory { limit: 1 << 30, buffers: 128 << 20, connections: 100, work: 4 << 20 }),
             doors: Vec::new(),
             greetings: Vec::new(),
+            kept_wal: Vec::new(),
         }
     }
 
@@ -464,6 +475,13 @@ mod tests {
     #[test]
     fn a_healthy_cluster_is_only_good() {
         assert_eq!(said(healthy()), []);
+    }
+
+    #[test]
+    fn wal_that_was_put_aside_is_named_and_no_fault() {
+        let facts = Facts { kept_wal: vec!["/volume/kept-wal/1".into()], ..healthy() };
+        let findings = judge(&[], &Ok(facts));
+        assert!(findings.iter().any(|f| f.seen.contains("/volume/kept-wal/1") && f.grade == Grade::Good));
     }
 
     #[test]

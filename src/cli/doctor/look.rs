@@ -17,6 +17,7 @@ use crate::cli::ctl::query::Session;
 use crate::clock;
 use crate::config::Config;
 use crate::peer::{NodeStatus, StorePart};
+use crate::postgres::salvage;
 
 /// A round trip across the world with lost packets.
 const DOOR_PATIENCE: Duration = Duration::from_secs(4);
@@ -52,6 +53,7 @@ pub(super) async fn look(config: &Config) -> anyhow::Result<Result<Facts, String
         slots: slots(config, &picture).await.map_err(|error| format!("{error:#}")),
         memory: memory(config).await.map_err(|error| format!("{error:#}")),
         cluster: picture.page,
+        kept_wal: kept_wal(config),
     }))
 }
 
@@ -155,6 +157,15 @@ async fn memory(config: &Config) -> anyhow::Result<Memory> {
         .and_then(|numbers| numbers.try_into().ok())
         .context("PostgreSQL does not tell its settings")?;
     Ok(Memory { limit: memory_limit(), buffers, connections, work })
+}
+
+/// In the order of their times.
+fn kept_wal(config: &Config) -> Vec<String> {
+    let place = config.state_dir().join(salvage::PLACE);
+    let entries = place.read_dir_utf8().into_iter().flatten().filter_map(Result::ok);
+    let mut paths: Vec<String> = entries.map(|entry| entry.into_path().into_string()).collect();
+    paths.sort_unstable();
+    paths
 }
 
 /// What this container may use, or what the machine has.

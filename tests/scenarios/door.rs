@@ -1,0 +1,102 @@
+//! Clients are let in after a start when what it made visible is safe.
+
+use std::time::Duration;
+
+use pgherd::ha::door::Closed;
+use pgherd::ha::reason::{Action, Reason, Wake};
+use pgherd::ha::rules::Mode;
+use pgherd::postgres::StartAs;
+use pgherd::postgres::status::ControlState;
+use pgherd::types::{Lsn, SyncMode};
+
+use crate::scene::{HERE, POSITION, Scene, ago, name, only};
+
+const NAMES: &str = "ANY 1 (n1,n2)";
+
+/// A primary that has crashed while commits waited for one of two.
+fn crashed() -> Scene {
+    let scene = Scene::new().leads().data(ControlState::InProduction).sync_mode(SyncMode::Quorum);
+    scene.sync_key("n0", 1, &["n1", "n2"]).with(|v| v.memory.sync_names = Some(NAMES.into()))
+}
+
+/// The same after its start, with what the standbys have flushed.
+fn recovered(flushed: &[(&str, u64)]) -> Scene {
+    let names: Vec<_> = flushed.iter().map(|(name, _)| *name).collect();
+    let scene = Scene::new().leads().primary(NAMES, &names).sync_mode(SyncMode::Quorum);
+    let scene = scene.sync_key("n0", 1, &["n1", "n2"]).with(|v| v.memory.closed = Some(closed(ago(0))));
+    flushed.iter().fold(scene, |scene, (name, at)| scene.flushed(name, *at)).seen()
+}
+
+fn closed(since: pgherd::clock::Moment) -> Closed {
+    Closed { since, end: None }
+}
+
+fn opens(scene: &Scene) -> bool {
+    scene.decide().actions.first() == Some(&Action::OpenDoor)
+}
+
+#[test]
+fn a_primary_whose_commits_wait_starts_with_its_door_closed() {
+    let start = Action::Start(StartAs::Primary, NAMES.into());
+    assert_eq!(crashed().decide().actions, [Action::CloseDoor, start.clone()]);
+    let silent = crashed().store_silent();
+    assert_eq!(silent.decide().actions, [Action::CloseDoor, start.clone()], "without the store as well");
+    let shut_down = crashed().data(ControlState::ShutDown);
+    assert_eq!(shut_down.decide().actions.first(), Some(&Action::CloseDoor), "a shutdown lets commits go");
+    let only_candidate = crashed().sync_key("n0", 0, &[]);
+    assert_eq!(only(only_candidate.decide()), start, "nobody else can be elected");
+    let alone = crashed().with(|v| v.memory.sync_names = Some(String::new()));
+    assert_eq!(only(alone.decide()), Action::Start(StartAs::Primary, String::new()));
+    let agent = crashed().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new() });
+    assert_eq!(only(agent.decide()), start, "whose rules are not ours");
+}
+
+#[test]
+fn clients_wait_until_so_many_have_confirmed_as_a_commit_needs() {
+    let behind = recovered(&[("n1", HERE - 1), ("n2", HERE - 1)]);
+    assert_eq!(behind.0.memory.closed.unwrap().end, Some(POSITION), "the end as it was first told");
+    let decision = behind.decide();
+    assert!(!decision.actions.contains(&Action::OpenDoor));
+    assert_eq!(decision.reason, Reason::ClientsWait(vec![name("n1"), name("n2")]));
+    assert_eq!(decision.wake, Wake::Soon(Duration::from_millis(5)), "they wait for this loop");
+    assert!(opens(&recovered(&[("n1", HERE - 1), ("n2", HERE)])));
+    assert!(!opens(&recovered(&[])), "nobody streams");
+    assert!(!opens(&recovered(&[("n3", HERE)])), "somebody else's copy elects nobody");
+    let later = behind.with(|v| v.memory.closed = Some(Closed { since: ago(2), end: Some(POSITION) }));
+    assert_eq!(later.decide().wake, Wake::Soon(Duration::from_millis(50)));
+    let written_since = recovered(&[("n1", HERE), ("n2", HERE - 1)]);
+    let written_since =
+        written_since.with(|v| v.memory.closed = Some(Closed { since: ago(0), end: Some(Lsn(HERE - 1)) }));
+    assert!(opens(&written_since));
+}
+
+/// Without standbys it is the `sync` key that is closed, and then nobody else can be elected.
+#[test]
+fn clients_wait_no_longer_than_somebody_else_could_be_elected() {
+    let nobody = recovered(&[]);
+    assert!(!opens(&nobody));
+    assert!(opens(&nobody.clone().sync_key("n0", 0, &[])));
+    assert!(!opens(&nobody.clone().sync_key("n1", 0, &[])), "another's key says nothing");
+    let let_go = nobody.with(|v| v.local.sql.as_mut().unwrap().sync_names = String::new());
+    assert!(opens(&let_go), "commits wait for nobody");
+    let strict = recovered(&[]).with(|v| v.rules.strictness = pgherd::ha::rules::Strictness::Strict);
+    let closes = strict
+        .decide()
+        .actions
+        .into_iter()
+        .any(|a| matches!(a, Action::PutSync(key, _) if key.sync_standby.is_none()));
+    assert!(closes, "in strict mode at once");
+}
+
+#[test]
+fn a_door_that_is_closed_is_opened_for_whatever_is_started_next() {
+    let shut = |scene: Scene| scene.with(|v| v.memory.closed = Some(closed(ago(1))));
+    let standby = shut(Scene::new().data(ControlState::ShutDownInRecovery).same_timeline());
+    let actions = standby.decide().actions;
+    assert!(
+        matches!(actions.as_slice(), [Action::OpenDoor, Action::Start(StartAs::Standby(_), _)]),
+        "{actions:?}"
+    );
+    assert!(opens(&shut(Scene::new().standby(HERE))));
+    assert!(!opens(&Scene::new().standby(HERE)), "it is open");
+}
