@@ -148,8 +148,8 @@ pub(super) async fn finish(shared: &Shared) -> Result<(), Error> {
         return Ok(());
     }
     make_replication_role(config, &session).await?;
-    make_database(config, &session).await?;
     if let Premises::Machine(machine) = &config.premises {
+        make_database(config, &session).await?;
         make_rewind_role(config, machine, &session).await?;
         run_bootstrap_script(config, machine).await?;
         return progress.add(DONE);
@@ -157,6 +157,8 @@ pub(super) async fn finish(shared: &Shared) -> Result<(), Error> {
     if let Some(source) = &config.import {
         import::import(config, source, &mut progress).await?;
     }
+    // Not before an import, which may bring it with an encoding of its own.
+    make_database(config, &session).await?;
     let new = if progress.contains(ADOPTED) { Vec::new() } else { scripts(&config.init_scripts)? };
     for script in new {
         let name = script.file_name().unwrap_or_default().to_owned();

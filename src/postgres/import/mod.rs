@@ -4,7 +4,7 @@
 //! finished is noted, so it is not done twice. Invariants: nothing is imported into a database that holds something; our own
 //! roles keep their passwords; an import whose row counts differ from a source that stood still is a failed one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -14,10 +14,17 @@ use postgres_protocol::escape::escape_identifier;
 use secrecy::{ExposeSecret as _, SecretString};
 use tracing::{info, warn};
 
+mod frame;
+mod roles;
+mod statements;
+
 use super::bootstrap::{Progress, STATEMENT_LIMIT, SecretFile, with_client_environment};
 use super::sql::Session;
 use super::{Config, Error, conf, control};
 use crate::process::{self, Command};
+use crate::types::Chain;
+use frame::Frame;
+use roles::{Present, Roles};
 
 /// A copy over a slow line takes a day; a dead peer is noticed by TCP.
 const COPY_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -112,7 +119,7 @@ pub(super) async fn import(config: &Config, source: &Source, progress: &mut Prog
     let todo: Vec<_> = databases.into_iter().filter(|name| !progress.contains(&note(name))).collect();
     let empty: Vec<_> = todo.iter().filter(|name| !progress.contains(&loaded(name))).collect();
     for name in &empty {
-        desk.prepare(name).await?;
+        desk.refuse_what_holds_something(name).await?;
     }
     if !empty.is_empty() {
         desk.copy_roles().await?;
@@ -143,8 +150,9 @@ impl Desk<'_> {
         let command = Command::new(name, self.config.bin_dir.join(name));
         let command = match side {
             Side::Here => with_client_environment(self.config, command, &self.passfile.0)
-                // No standby is there yet whose confirmation could be waited for.
-                .env("PGOPTIONS", "-c synchronous_commit=local"),
+                // No standby is there yet whose confirmation could be waited for; what a database sets for its sessions
+                // (also that they only read) is not for us.
+                .env("PGOPTIONS", "-c synchronous_commit=local -c default_transaction_read_only=off"),
             Side::Source => command
                 .env("PGSERVICEFILE", self.service.0.as_str())
                 .env("PGSERVICE", SERVICE)
@@ -177,13 +185,15 @@ impl Desk<'_> {
         number.ok_or_else(|| refused(format!("{} does not answer with a number", place.1)))
     }
 
-    /// Makes the database where it is missing, and refuses one that holds something.
-    async fn prepare(&self, name: &str) -> Result<(), Error> {
+    async fn is_here(&self, name: &str) -> Result<bool, Error> {
         let session = Session::open(self.config, STATEMENT_LIMIT).await?;
         let known = "SELECT 1 FROM pg_database WHERE datname = $1";
-        if session.query("look for the database", known, &[&name]).await?.is_empty() {
-            let sql = format!("CREATE DATABASE {} TEMPLATE template0", escape_identifier(name));
-            return session.execute("make the database", &sql).await;
+        Ok(!session.query("look for the database", known, &[&name]).await?.is_empty())
+    }
+
+    async fn refuse_what_holds_something(&self, name: &str) -> Result<(), Error> {
+        if !self.is_here(name).await? {
+            return Ok(());
         }
         match self.number((Side::Here, name), EMPTY).await? {
             0 => Ok(()),
@@ -192,6 +202,23 @@ impl Desk<'_> {
                  begin with an empty volume"
             ))),
         }
+    }
+
+    /// Makes the database, with the source's encoding and locale where this machine has them.
+    async fn make(&self, frame: &Frame, name: &str) -> Result<(), Error> {
+        if self.is_here(name).await? {
+            return Ok(());
+        }
+        let session = Session::open(self.config, STATEMENT_LIMIT).await?;
+        let made = session.execute("make the database", &frame.made).await;
+        let Err(error) = made else { return Ok(()) };
+        let error = Chain(&error).to_string();
+        warn!(
+            database = name,
+            error, "not to be made as at the source: it gets this cluster's encoding and locale"
+        );
+        let sql = format!("CREATE DATABASE {} TEMPLATE template0", escape_identifier(name));
+        session.execute("make the database", &sql).await
     }
 
     /// Roles with their passwords where the source lets them be read, else without.
@@ -208,10 +235,23 @@ impl Desk<'_> {
         let text = std::fs::read_to_string(&dump.0).map_err(Error::file("read", &dump.0))?;
         let session = Session::open(self.config, STATEMENT_LIMIT).await?;
         let rows = session.query("read the roles", "SELECT rolname::text FROM pg_roles", &[]).await?;
-        let present: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
-        let wanted = new_roles(&text, &present);
-        if !wanted.is_empty() {
-            session.execute("make the roles", &wanted).await?;
+        let own = [&self.config.superuser, &self.config.replication_user].into_iter().cloned().collect();
+        let present = Present { all: rows.iter().map(|row| row.get(0)).collect(), own };
+        let roles = Roles::of(&text, &present);
+        if !roles.made.is_empty() {
+            session.execute("make the roles", &roles.made).await?;
+        }
+        self.run_each(&roles.settings).await
+    }
+
+    /// Settings and the like: what this server does not know is said and left out.
+    async fn run_each(&self, statements: &[String]) -> Result<(), Error> {
+        let session = Session::open(self.config, STATEMENT_LIMIT).await?;
+        for statement in statements {
+            if let Err(error) = session.execute("take a property over", statement).await {
+                // Not the statement: what is set may be a secret.
+                warn!(error = %Chain(&error), "a setting, a grant or a comment was not taken over");
+            }
         }
         Ok(())
     }
@@ -220,16 +260,20 @@ impl Desk<'_> {
     async fn copy(&self, name: &str, progress: &mut Progress) -> Result<(), Error> {
         let (source, here) = ((Side::Source, name), (Side::Here, name));
         let before = self.counts(source).await?;
+        let frame = Frame::read(self, name).await?;
         if !progress.contains(&loaded(name)) {
             let size = self.number(source, SIZE).await?;
             info!(database = name, mib = size / MIB, "importing");
+            self.make(&frame, name).await?;
             tokio::select! {
                 done = self.stream(name) => done?,
                 never = self.tell_progress(name, size) => match never {},
             }
             progress.add(&loaded(name))?;
         }
+        // Last: a database that is read-only by its settings is so from here on.
         self.give(name).await?;
+        self.run_each(&frame.rest).await?;
         let after = self.counts(source).await?;
         let rows = verified(&before, &after, &self.counts(here).await?)
             .map_err(|why| refused(format!("database {name}: {why}")))?;
@@ -326,33 +370,6 @@ fn make_pipe(config: &Config, path: Utf8PathBuf) -> Result<SecretFile, Error> {
     Ok(pipe)
 }
 
-/// The statements for the roles that are not here yet. What the dump says of a role that is here is left out: its password and
-/// its rights are the cluster's own.
-fn new_roles(dump: &str, present: &BTreeSet<String>) -> String {
-    let wanted = |line: &&str| match line.split_once("ROLE ") {
-        Some(("CREATE " | "ALTER ", rest)) => !present.contains(&first_identifier(rest)),
-        Some(_) | None => line.starts_with("GRANT ") || line.starts_with("COMMENT ON ROLE "),
-    };
-    dump.lines().filter(wanted).map(|line| format!("{line}\n")).collect()
-}
-
-/// The name at the beginning of this text, quoted or not.
-fn first_identifier(text: &str) -> String {
-    let Some(quoted) = text.strip_prefix('"') else {
-        return text.split([' ', ';']).next().unwrap_or_default().to_owned();
-    };
-    let mut name = String::new();
-    let mut rest = quoted.chars().peekable();
-    while let Some(character) = rest.next() {
-        // Within quotes a quote is doubled.
-        if character == '"' && rest.next_if_eq(&'"').is_none() {
-            break;
-        }
-        name.push(character);
-    }
-    name
-}
-
 /// The rows that were copied; or which table differs. A table that changed at the source meanwhile proves nothing.
 fn verified(
     before: &BTreeMap<String, i64>,
@@ -412,20 +429,6 @@ mod tests {
         ] {
             let said = Source::parse(wrong).unwrap_err();
             assert!(!said.contains("secret"), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn only_new_roles_are_made() {
-        let dump = "--\nSET client_encoding = 'UTF8';\nCREATE ROLE app;\nALTER ROLE app WITH LOGIN PASSWORD 'SCRAM-SHA-256$x';\n\
-            CREATE ROLE postgres;\nALTER ROLE postgres WITH SUPERUSER PASSWORD 'y';\nCREATE ROLE \"Odd one\";\n\
-            ALTER ROLE replicator WITH LOGIN;\nGRANT app TO \"Odd one\";\n";
-        let present = ["postgres", "replicator"].map(str::to_owned).into();
-        let expected = "CREATE ROLE app;\nALTER ROLE app WITH LOGIN PASSWORD 'SCRAM-SHA-256$x';\n\
-            CREATE ROLE \"Odd one\";\nGRANT app TO \"Odd one\";\n";
-        assert_eq!(new_roles(dump, &present), expected);
-        for (text, name) in [("a b;", "a"), ("a;", "a"), ("\"a b\" WITH", "a b"), ("\"a\"\"b\";", "a\"b")] {
-            assert_eq!(first_identifier(text), name);
         }
     }
 
