@@ -1,6 +1,8 @@
-//! A standby that stops: commits that would wait for it in vain must not, so the leader drops it from the synchronous set first.
+//! A standby that stops: nobody shall count on it any more, neither commits that would wait for it in vain nor readers whom the
+//! proxies of other nodes lead to it.
 //!
-//! It asks by its tags (Patroni's way: `nosync` and `sync_priority: 0`), and waits only when those who stay could not confirm
+//! It says that it is stopping, and goes on for as long as it takes the others to hear that. The leader drops it from the synchronous set
+//! on its tags (Patroni's way: `nosync` and `sync_priority: 0`); that is waited for only when those who stay could not confirm
 //! a commit without it, and never for long.
 
 use std::time::Duration;
@@ -13,11 +15,20 @@ use super::view::View;
 /// The leader looks at the members once a `loop_wait`; two steps of the set take moments.
 const BEYOND_LOOP: Duration = Duration::from_secs(1);
 
-/// Whether this standby, which is stopping, waits to be dropped from the synchronous set.
+/// A watch of the store, and an order to a proxy: both take a few milliseconds, on a busy machine some tens.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// Whether this standby, which is stopping, waits until nobody counts on it.
 pub fn awaits_dismissal(view: &View) -> bool {
-    let asked = view.memory.leaving.map_or(Duration::ZERO, |since| view.now.since(since));
-    let patient = asked < view.rules.timing.loop_wait + BEYOND_LOOP;
-    patient && view.snapshot().is_some_and(|snapshot| is_needed(view, snapshot))
+    let Some(snapshot) = view.snapshot() else { return false };
+    let said = view.memory.leaving.map_or(Duration::ZERO, |since| view.now.since(since));
+    let is_heard = said >= FAREWELL || !has_company(view, snapshot);
+    let is_patient = said < view.rules.timing.loop_wait + BEYOND_LOOP;
+    !is_heard || (is_patient && is_needed(view, snapshot))
+}
+
+fn has_company(view: &View, snapshot: &Snapshot) -> bool {
+    snapshot.members.iter().any(|member| member.name != view.me && member.state == MemberState::Running)
 }
 
 fn is_needed(view: &View, snapshot: &Snapshot) -> bool {

@@ -14,6 +14,7 @@ use crate::types::{Lsn, SystemId, Timeline};
 use super::Phase;
 use super::failsafe::Ping;
 use super::orders::Scheduled;
+use super::pause;
 use super::rules::Pause;
 use super::slots;
 use super::tags::Tags;
@@ -49,6 +50,10 @@ pub fn state(view: &View) -> MemberState {
     match view.instance() {
         // Until the roles exist nobody can copy it.
         Instance::Primary(..) if view.volume.bootstrap == Bootstrap::Pending => MemberState::Initializing,
+        // Before it does: readers are led elsewhere first.
+        Instance::Standby(..) if view.phase == Phase::Stopping && !pause::goes_on_alone(view) => {
+            MemberState::Stopping
+        }
         Instance::Primary(..) | Instance::Standby(..) => MemberState::Running,
         Instance::Silent => MemberState::Starting,
         Instance::Ending => MemberState::Stopping,

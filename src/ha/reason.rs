@@ -363,7 +363,7 @@ pub enum Reason {
     RetryLater(Job, String),
     /// Gives the key back, since this node has nothing to lead with.
     NothingToLead,
-    /// A standby that stops asks to be dropped from the synchronous set first.
+    /// A standby that stops says so first: to the proxies, and to whoever waits for its confirmations.
     AwaitingDismissal,
     /// Stopping, in order.
     Stopping,
@@ -500,9 +500,7 @@ impl fmt::Display for Reason {
             Self::ClaimingName => f.write_str("claiming the name of this member in the store"),
             Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job.words()),
             Self::NothingToLead => f.write_str("the lock is ours and there is no data here: giving it away"),
-            Self::AwaitingDismissal => {
-                f.write_str("stopping: commits shall not wait for this standby any more")
-            }
+            Self::AwaitingDismissal => f.write_str("stopping: nobody shall count on this standby any more"),
             Self::Stopping => f.write_str("stopping"),
             Self::Stopped => f.write_str("stopped"),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-use super::view::{Door, Knowledge, Pool, Replica, Server, Target, Told, View, Weight};
+use super::view::{Door, Knowledge, Pool, Replica, Server, Stay, Target, Told, View, Weight};
 
 /// A replica that is no further behind than this has its full share.
 const FRESH: u64 = 1 << 20;
@@ -152,9 +152,11 @@ fn wanted(view: &View) -> BTreeMap<Server, Wanted> {
 }
 
 fn reader(replica: &Replica, max_lag: u64) -> Wanted {
-    let door = match replica.lag {
-        Some(lag) if lag > max_lag => Door::Drained,
-        Some(_) | None => Door::Open,
+    let door = match (replica.stay, replica.lag) {
+        // What it is asked at this moment it still answers.
+        (Stay::Leaves, _) => Door::Drained,
+        (Stay::Stays, Some(lag)) if lag > max_lag => Door::Drained,
+        (Stay::Stays, Some(_) | None) => Door::Open,
     };
     Wanted { target: replica.target.clone(), weight: share(replica.lag), door }
 }

@@ -54,6 +54,17 @@ pub struct Replica {
     pub target: Target,
     /// How far it is behind, in bytes; `None` when nobody can say.
     pub lag: Option<u64>,
+    /// Whether it goes on.
+    pub stay: Stay,
+}
+
+/// Whether a replica goes on serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// It does.
+    Stays,
+    /// It has said that it is about to stop.
+    Leaves,
 }
 
 /// One of HAProxy's backends.
@@ -157,13 +168,20 @@ impl Local<'_> {
 
     fn replica(self, member: &Member, end: Option<Lsn>) -> Option<Replica> {
         let target = self.target(member)?;
-        let serves = match target.knowledge {
-            Knowledge::Known => self.runs() && self.status.role == Role::Replica,
-            Knowledge::Assumed => member.state == MemberState::Running && member.role == Role::Replica,
+        let (serves, leaves) = match target.knowledge {
+            Knowledge::Known => {
+                let serves = self.runs() && self.status.role == Role::Replica;
+                (serves, self.status.phase == ha::Phase::Stopping)
+            }
+            Knowledge::Assumed => {
+                let leaves = member.state == MemberState::Stopping;
+                ((leaves || member.state == MemberState::Running) && member.role == Role::Replica, leaves)
+            }
         };
         let wanted = !is_set(&member.tags, "noloadbalance");
         let lag = end.zip(member.replay_lsn).map(|(end, replayed)| end.0.saturating_sub(replayed.0));
-        (serves && wanted).then_some(Replica { target, lag })
+        let stay = if leaves { Stay::Leaves } else { Stay::Stays };
+        (serves && wanted).then_some(Replica { target, lag, stay })
     }
 
     fn runs(self) -> bool {

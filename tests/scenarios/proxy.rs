@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pgherd::proxy::decide::{Order, decide};
-use pgherd::proxy::view::{Door, Knowledge, Pool, Replica, Server, Target, Told, View, Weight};
+use pgherd::proxy::view::{Door, Knowledge, Pool, Replica, Server, Stay, Target, Told, View, Weight};
 use pgherd::types::NodeName;
 
 const MAX_LAG: u64 = 16 << 20;
@@ -15,7 +15,7 @@ fn target(name: &str) -> Target {
 }
 
 fn replica(name: &str, lag: u64) -> Replica {
-    Replica { target: target(name), lag: Some(lag) }
+    Replica { target: target(name), lag: Some(lag), stay: Stay::Stays }
 }
 
 fn server(pool: Pool, name: &str) -> Server {
@@ -47,6 +47,20 @@ fn obeyed(view: View) -> BTreeMap<Server, Told> {
         order.note(&mut told);
     }
     told
+}
+
+#[test]
+fn a_replica_that_is_about_to_stop_gets_no_new_readers() {
+    let mut view = view(Some("n1"), &[Replica { stay: Stay::Leaves, ..replica("n2", 0) }, replica("n3", 0)]);
+    view.told = told(Some("n1"), &[replica("n2", 0), replica("n3", 0)]);
+    assert_eq!(decide(&view), [Order::Drain(reader("n2"))]);
+    view.told = obeyed(view.clone());
+    view.replicas.remove(0);
+    assert_eq!(
+        decide(&view),
+        [Order::Close(reader("n2")), Order::Remove(reader("n2"))],
+        "once it has stopped"
+    );
 }
 
 #[test]

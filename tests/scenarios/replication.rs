@@ -1,5 +1,7 @@
 //! Scenarios of what lies between a primary and its standbys: tags, slots, the synchronous set, cascades, copies.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use pgherd::dcs::{Claim, Member, MemberState, Role};
@@ -350,17 +352,17 @@ mod synchronous_set {
 
     #[test]
     fn a_standby_that_stops_is_let_go_first_where_commits_would_wait_for_it() {
-        let needed =
-            || Scene::new().standby(HERE).sync_mode(SyncMode::Quorum).sync_key("n1", 0, &["n0"]).stopping();
+        let needed = || {
+            let scene = Scene::new().standby(HERE).sync_mode(SyncMode::Quorum).sync_key("n1", 0, &["n0"]);
+            scene.stopping().leaving_for(Duration::from_millis(200))
+        };
         assert_eq!(nothing_because(needed().decide()), Reason::AwaitingDismissal);
         let stop =
             |scene: Scene| matches!(only(scene.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. })));
         assert!(stop(needed().sync_key("n1", 0, &[])), "it was let go");
         assert!(stop(needed().sync_key("n1", 1, &["n0", "n2"])), "n2 confirms alone");
         assert!(stop(needed().member("n1", |m| m.state = MemberState::Stopping)), "nobody is left to do it");
-        let mut late = needed();
-        late.0.memory.leaving = Some(ago(3));
-        assert!(stop(late), "it was not let go in time");
+        assert!(stop(needed().leaving_for(Duration::from_secs(3))), "it was not let go in time");
     }
 
     #[test]

@@ -130,6 +130,10 @@ impl Scene {
         self.with(|v| v.phase = Phase::Stopping)
     }
 
+    pub(crate) fn leaving_for(self, time: Duration) -> Self {
+        self.with(|v| v.memory.leaving = Some(NOW - time))
+    }
+
     pub(crate) fn doing(self, job: Job) -> Self {
         self.with(|v| v.doing = Some(Doing { job, since: ago(1) }))
     }

@@ -1,10 +1,14 @@
 //! SIGTERM.
 
+use std::time::Duration;
+
+use pgherd::dcs::MemberState;
+use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::Job;
 use pgherd::postgres::status::ControlState;
 
-use crate::scene::{Scene, nothing_because, only};
+use crate::scene::{HERE, Scene, nothing_because, only};
 
 #[test]
 fn a_primary_makes_a_checkpoint_and_stops_before_anything_is_released() {
@@ -25,6 +29,17 @@ fn the_key_is_released_only_when_everything_is_down() {
 #[test]
 fn a_standby_has_nothing_to_release() {
     assert_eq!(only(Scene::new().stopping().decide()), Action::Finish);
+}
+
+#[test]
+fn a_standby_says_that_it_stops_before_it_does() {
+    let scene = |millis| Scene::new().standby(HERE).stopping().leaving_for(Duration::from_millis(millis));
+    assert_eq!(nothing_because(scene(199).decide()), Reason::AwaitingDismissal);
+    assert_eq!(publish::state(&scene(199).0), MemberState::Stopping, "the proxies lead readers elsewhere");
+    let stops = |scene: Scene| matches!(only(scene.decide()), Action::Begin(Task::Stop(_)));
+    assert!(stops(scene(200)));
+    let alone = scene(0).member("n1", |m| m.state = MemberState::Stopped);
+    assert!(stops(alone.member("n2", |m| m.state = MemberState::Stopped)), "nobody is there to hear it");
 }
 
 #[test]

@@ -127,10 +127,14 @@ impl Watcher {
         }
     }
 
-    /// Whether the HA loop wants to know. A renewal (a put of the same value) is not news.
+    /// Whether the HA loop wants to know. A renewal (a put of the same value) is not news, nor is how far a member has come; that
+    /// one comes, goes or changes its state is.
     fn is_news(&self, event: &Event) -> bool {
         let Some(kv) = event.kv() else { return false };
         let key = kv.key().strip_prefix(self.prefix.as_bytes()).unwrap_or_default();
+        if key.starts_with(rows::MEMBERS.as_bytes()) {
+            return member_state(event.kv()) != member_state(event.prev_kv());
+        }
         let wanted = [rows::LEADER, Key::Config.segment(), Key::Failover.segment(), Key::Sync.segment()];
         if !wanted.iter().any(|segment| segment.as_bytes() == key) {
             return false;
@@ -144,6 +148,12 @@ impl Watcher {
     fn bump(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
+}
+
+/// The state in a member's row; none of a row that is not there.
+fn member_state(row: Option<&etcd_client::KeyValue>) -> Option<String> {
+    let row: serde_json::Value = serde_json::from_slice(row?.value()).ok()?;
+    row.get("state")?.as_str().map(str::to_owned)
 }
 
 /// How a stream ended.
