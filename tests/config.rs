@@ -250,9 +250,13 @@ fn a_mistyped_name_gets_a_warning_with_the_likely_one() {
         ("SSL_ENABELD", "true"),
         ("TZ", "UTC"),
         ("POSTGRES_PASSWORD", "x"),
+        ("PATRONI_MAX_LAG", "33554432"),
     ]);
     let has = |text: &str| warnings.iter().any(|w| w == text);
     assert!(has("SSL_ENABELD: not a variable of pgherd; did you mean SSL_ENABLED?"), "{warnings:?}");
+    let before =
+        "PATRONI_MAX_LAG: of flux-pg-cluster, and not used; in its place there is MAXIMUM_LAG_ON_FAILOVER";
+    assert!(has(before), "{warnings:?}");
     let official = "did you mean POSTGRES_SUPERUSER_PASSWORD?";
     assert!(has(&format!("POSTGRES_PASSWORD: not a variable of pgherd; {official}")), "{warnings:?}");
     assert!(has(&format!("POSTGRES_PASWORD: not a variable of pgherd; {official}")), "{warnings:?}");

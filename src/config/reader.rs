@@ -99,11 +99,20 @@ impl Reader {
         self.vars.get("PATH").and_then(|path| path.to_str()).unwrap_or(usual).to_owned()
     }
 
-    /// Warns of names that look like a slip.
+    /// Warns of names that look like a slip, and of those that flux-pg-cluster knows and pgherd does not.
     pub(super) fn near_misses(&mut self) {
+        for (name, instead) in variables::PREDECESSORS {
+            if self.vars.contains_key(*name) {
+                self.warn(
+                    name,
+                    format_args!("of flux-pg-cluster, and not used; in its place there is {instead}"),
+                );
+            }
+        }
         let known = |name: &str| {
             let secret = |stem| variables::find(stem).is_some_and(|v| v.kind == Kind::Secret);
-            variables::find(name).is_some() || name.strip_suffix("_FILE").is_some_and(secret)
+            let before = variables::PREDECESSORS.iter().any(|(before, _)| *before == name);
+            before || variables::find(name).is_some() || name.strip_suffix("_FILE").is_some_and(secret)
         };
         let unknown = self.vars.keys().filter(|name| !known(name));
         let near = |name: &String| Some((name.clone(), variables::likely(name)?));

@@ -238,6 +238,36 @@ pub fn markdown_table() -> String {
 const ELSEWHERE: &[(&str, &str)] =
     &[("POSTGRES_PASSWORD", "POSTGRES_SUPERUSER_PASSWORD"), ("PATRONI_SCOPE", "APP_NAME")];
 
+/// Nobody has to say so here.
+const DECIDED: &str = "nothing: the nodes agree on it by themselves";
+/// The way of a parameter of the dynamic configuration.
+const DYNAMIC: &str = "pgherd edit-config, where it is a key of the dynamic configuration";
+
+/// Variables of flux-pg-cluster that mean nothing here, and what there is in their place.
+pub(super) const PREDECESSORS: &[(&str, &str)] = &[
+    ("PATRONI_TTL", "TTL, or NETWORK for all timers"),
+    ("PATRONI_LOOP_WAIT", "LOOP_WAIT, or NETWORK for all timers"),
+    ("PATRONI_RETRY_TIMEOUT", "RETRY_TIMEOUT, or NETWORK for all timers"),
+    ("PATRONI_MAX_LAG", "MAXIMUM_LAG_ON_FAILOVER"),
+    ("PATRONI_MASTER_START_TIMEOUT", DYNAMIC),
+    ("PATRONI_MASTER_STOP_TIMEOUT", DYNAMIC),
+    ("PATRONI_USE_SLOTS", DYNAMIC),
+    ("PATRONI_SYNCHRONOUS_MODE", "SYNCHRONOUS_MODE"),
+    ("PATRONI_SYNCHRONOUS_MODE_STRICT", "SYNCHRONOUS_MODE_STRICT"),
+    ("PATRONI_SYNCHRONOUS_NODE_COUNT", "SYNCHRONOUS_NODE_COUNT"),
+    ("PROXY_LISTEN_PORT", "PROXY_RW_PORT"),
+    ("PROXY_HEALTH_INTERVAL_SECONDS", "nothing: the proxy is told who leads"),
+    ("UPDATE_INTERVAL_SECONDS", "PRUNE_AFTER"),
+    ("DESIRED_STATE_STABILITY_CYCLES", "PRUNE_AFTER"),
+    ("ALLOW_NEW_CLUSTER_BOOTSTRAP", DECIDED),
+    ("ALLOW_ANY_NODE_BOOTSTRAP", DECIDED),
+    ("AUTO_BOOTSTRAP_IF_FRESH", DECIDED),
+    ("DEAD_CLUSTER_RECOVERY", DECIDED),
+    ("ETCD_JOIN_MAX_RETRIES", DECIDED),
+    ("ETCD_JOIN_RETRY_DELAY_SECONDS", DECIDED),
+    ("ETCD_UNAVAILABLE_RECOVERY_CYCLES", DECIDED),
+];
+
 /// The known name that a mistyped one was probably meant to be.
 pub(super) fn likely(unknown: &str) -> Option<&'static str> {
     let nearest = |name: &str, secrets_only: Option<Kind>| {
@@ -304,6 +334,15 @@ mod tests {
         assert_eq!(likely("APPNAME"), Some("APP_NAME"));
         for other in ["TZ", "TERM", "HOME", "PGHOST", "PGPORT", "LANG", "POSTGRES_VERSION", "APP_NAME_FILE"] {
             assert_eq!(likely(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_takes_a_predecessors_place_exists() {
+        for (name, instead) in PREDECESSORS {
+            assert!(find(name).is_none(), "{name} is ours");
+            let first = instead.split([',', ':', ' ']).next().unwrap();
+            assert!(find(first).is_some() || ["nothing", "pgherd"].contains(&first), "{name}: {instead}");
         }
     }
 
