@@ -1,11 +1,14 @@
 //! The Docker engine as a person uses it: its command line, and nothing else.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// The image under test.
 pub(crate) const IMAGE: &str = "pgherd:test";
+/// The image that an upgrade brings: the same with another label.
+pub(crate) const IMAGE_NEXT: &str = "pgherd:test-next";
 /// The location API's.
 pub(crate) const MOCK: &str = "mock-flux-api:test";
 /// What both are made from.
@@ -100,4 +103,16 @@ fn build() {
         let output = run(&mut command).unwrap();
         assert!(output.status.success(), "the image cannot be built: {}", text(&output.stderr));
     }
+}
+
+/// The image that an upgrade brings.
+pub(crate) fn build_next() {
+    let mut command = Command::new("docker");
+    let label = "org.opencontainers.image.version=next";
+    command.args(["build", "--label", label, "-t", IMAGE_NEXT, "-"]).env("DOCKER_BUILDKIT", "1");
+    let mut build =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let file = format!("FROM {IMAGE}\n");
+    build.stdin.take().unwrap().write_all(file.as_bytes()).unwrap();
+    assert!(build.wait().unwrap().success(), "{IMAGE_NEXT} cannot be built");
 }

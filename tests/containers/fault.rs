@@ -56,9 +56,7 @@ impl Fault {
     pub(crate) fn is_possible(self) -> bool {
         match self {
             Self::Stop | Self::Kill | Self::Pause | Self::Unplug => true,
-            Self::Deaf | Self::Mute => {
-                nix::unistd::Uid::effective().is_root() && has("iptables") && has("nsenter")
-            }
+            Self::Deaf | Self::Mute => can_filter(),
         }
     }
 }
@@ -70,19 +68,23 @@ fn has(program: &str) -> bool {
 /// Adds or deletes a rule against the other nodes of the network, in the container's own namespace; the host, which is not
 /// part of the cluster, is let through.
 fn filter(container: &str, verb: &str, chain: &str, stack: &Stack) {
-    let side = if chain == "INPUT" { "-s" } else { "-d" };
+    // The interface is asked for on the way in or on the way out.
+    let (side, interface) = if chain == "INPUT" { ("-s", "-i") } else { ("-d", "-o") };
     for other in (1..=3).map(|node| stack.address(node)) {
-        in_network(container, &["iptables", verb, chain, side, &other, "!", "-i", "lo", "-j", "DROP"], chain);
+        in_network(container, &["iptables", verb, chain, side, &other, "!", interface, "lo", "-j", "DROP"]);
     }
 }
 
 /// Runs a program of this machine in the network of a container.
-fn in_network(container: &str, args: &[&str], chain: &str) {
+pub(crate) fn in_network(container: &str, args: &[&str]) {
     let pid = docker(&["inspect", "-f", "{{.State.Pid}}", container]);
-    // `-i` exists for INPUT only, `-o` for OUTPUT.
-    let args = args.iter().map(|arg| if *arg == "-i" && chain == "OUTPUT" { "-o" } else { arg });
     let status = Command::new("nsenter").args(["-t", &pid, "-n"]).args(args).status().unwrap();
-    assert!(status.success(), "no rule in {container}");
+    assert!(status.success(), "{args:?} in {container}");
+}
+
+/// Whether this machine lets us work on the network of a container: that needs root and iptables outside of it.
+pub(crate) fn can_filter() -> bool {
+    nix::unistd::Uid::effective().is_root() && has("iptables") && has("nsenter")
 }
 
 /// The engine's word on a container's health.

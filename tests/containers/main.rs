@@ -15,10 +15,12 @@ mod adoption;
 #[expect(dead_code, reason = "what only the clusters without containers ask")]
 #[path = "../support/client.rs"]
 mod client;
+mod delay;
 mod engine;
 mod fault;
 mod image;
 mod outage;
+mod service;
 mod stack;
 #[path = "../support/wait.rs"]
 mod wait;

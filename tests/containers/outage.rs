@@ -11,17 +11,17 @@ use super::stack::{FORMED, Stack};
 use super::writer::Writer;
 use super::{engine, engine_for_all, eventually, shout};
 
-const READ_WRITE: u16 = 5000;
-const READ_ONLY: u16 = 5001;
-const NODES: [u8; 3] = [1, 2, 3];
+pub(crate) const READ_WRITE: u16 = 5000;
+pub(crate) const READ_ONLY: u16 = 5001;
+pub(crate) const NODES: [u8; 3] = [1, 2, 3];
 /// `NETWORK=local`.
-const TTL: Duration = Duration::from_secs(10);
+pub(crate) const TTL: Duration = Duration::from_secs(10);
 /// What is promised after the lease has run out.
 const AFTER_TTL: Duration = Duration::from_secs(2);
 /// What a client needs on top to find out that nobody answers any more.
 const UNNOTICED: Duration = Duration::from_secs(3);
 /// Told from a wait for the lease: what an idle machine needs is reported, and promised to be less than a second.
-const AT_ONCE: Duration = Duration::from_secs(4);
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(4);
 
 /// Strikes the primary while somebody writes through another node's port; then heals it, and waits until all is whole.
 async fn strike(stack: &Stack, fault: Fault, limit: Duration) {

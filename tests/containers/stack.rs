@@ -14,6 +14,8 @@ use super::eventually;
 
 /// What a cluster may take to form on a busy machine; the promise, 20 s on an idle one, is reported.
 pub(crate) const FORMED: Duration = Duration::from_secs(240);
+/// What the nodes are told.
+const NODES_ENV: &str = "tests/containers/nodes.env";
 /// One answer of an API.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -36,10 +38,9 @@ impl Stack {
             ("SUBNET", subnet.as_str()),
             // Loopback addresses that nobody else listens on.
             ("PUBLISH_ADDRESS", &format!("127.0.30.{number}")),
-            ("PGHERD_IMAGE", IMAGE),
             ("MOCK_IMAGE", MOCK),
             ("BIN", "prebuilt"),
-            ("ENV_FILE", "./tests/containers/nodes.env"),
+            ("ENV_FILE", &format!("./{NODES_ENV}")),
         ];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER);
@@ -52,9 +53,19 @@ impl Stack {
 
     /// Runs compose in this project; what it printed.
     pub(crate) fn compose(&self, args: &[&str]) -> String {
+        self.compose_with(IMAGE, args)
+    }
+
+    /// Starts one node anew from another image, on the volume that it has.
+    pub(crate) fn upgrade(&self, node: u8, image: &str) {
+        self.compose_with(image, &["up", "-d", "--no-build", "--no-deps", &format!("node{node}")]);
+    }
+
+    fn compose_with(&self, image: &str, args: &[&str]) -> String {
         let way = compose().unwrap();
         let mut command = Command::new(way[0]);
         command.args(&way[1..]).args(args).envs(&self.env).stdin(Stdio::null());
+        command.env("PGHERD_IMAGE", image);
         command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -103,7 +114,7 @@ impl Stack {
     }
 
     /// `/cluster`, as this node answers it.
-    async fn cluster(&self, node: u8) -> Option<Vec<(String, String, String)>> {
+    pub(crate) async fn cluster(&self, node: u8) -> Option<Vec<(String, String, String)>> {
         let url = format!("http://{}:8008/cluster", self.address(node));
         let page: Value = self.http.get(url).send().await.ok()?.json().await.ok()?;
         let word = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
