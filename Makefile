@@ -21,7 +21,7 @@ help:
 	@echo 'make demo    a 3-node cluster on this machine, with things to try (N=5, SSL_ENABLED=true, RESTART_AFTER=30, FRESH=1)'
 	@echo 'make test    format, lints, all tests, documentation: the gate'
 	@echo 'make test-containers   the image and the compose file, every case (make test runs the quick ones)'
-	@echo 'make test-agent        agent mode beside stock Patroni, every case'
+	@echo 'make test-agent        agent mode beside stock Patroni, and tools of Patroni on a cluster, every case'
 	@echo 'make bench   outage and lost writes per kind of failure, start-up time, footprint'
 	@echo 'make fix     formats the code and applies the lints that can be applied by a machine'
 
@@ -53,11 +53,12 @@ test-containers:
 	cargo build --workspace --locked
 	CONTAINERS=all cargo test --locked --test containers -- --nocapture
 
-# Agent mode beside stock Patroni; `make test` leaves the longest case out.
+# Agent mode beside stock Patroni, and what its tools do to a cluster; `make test` leaves the longest cases out.
 test-agent:
 	@scripts/setup.sh test
 	cargo build --workspace --locked
 	AGENT=all cargo test --locked --test agent
+	AGENT=all cargo test --locked --test cluster -- patronictl:: clients::
 
 bench: setup
 	cargo build --workspace --release --locked

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 #[path = "../src/api/fixture.rs"]
 mod fixture;
+#[path = "api/slow.rs"]
+mod slow;
 mod certificates {
     //! A CA and leaves, made with the same crates as the real ones but independent of them.
     use std::sync::Arc;
@@ -181,6 +183,7 @@ async fn start(listen: &str, plain: Plain) -> Api {
         etcd: None,
         desk: None,
         access: api::access::Access::default(),
+        certificates: watch::channel(None).1,
     };
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     let config = api::Config { listen: listen.to_owned(), port: 0, plain };
@@ -369,6 +372,13 @@ async fn nobody_leads_without_a_right_to() {
         ["/primary", "/leader"],
         "the lock is held through a crash restart, as in Patroni"
     );
+    for unborn in [
+        ha::Status { state: MemberState::Initializing, ..primary() },
+        ha::Status { role: Role::Uninitialized, state: MemberState::Stopped, ..fixture::down(primary()) },
+    ] {
+        api.says(unborn);
+        assert_eq!(api.healthy(&HEALTH).await, [""; 0], "the lock is held and there is no cluster yet");
+    }
     let mut paused = fixture::configured(primary(), json!({"pause": true}));
     paused.lease_until = None;
     paused.snapshot.as_mut().unwrap().taken = ago(60);
@@ -615,6 +625,7 @@ async fn a_busy_port_is_an_error_at_the_start() {
         etcd: None,
         desk: None,
         access: api::access::Access::default(),
+        certificates: watch::channel(None).1,
     };
     let config =
         api::Config { listen: "127.0.17.10".into(), port: api.address.port(), plain: Plain::Accepted };

@@ -27,7 +27,15 @@ fn metrics(text: &str) -> BTreeSet<String> {
 fn what_is_watched_is_served() {
     let node = NodeFacts { node_id: NodeId("0".repeat(16)), name: NodeName::from("n0"), app: "demo".into() };
     let (store, peers) = (etcd::Status::default(), discovery::Peers::default());
-    let facts = Facts { node: &node, ha: None, store: &store, peers: &peers, now: Moment(1) };
+    let facts = Facts {
+        node: &node,
+        ha: None,
+        store: &store,
+        peers: &peers,
+        certificate_life: None,
+        log_lines_dropped: 0,
+        now: Moment(1),
+    };
     let served = metrics(&render(&facts));
     for name in ["alerts.yml", "dashboard.json"] {
         let watched = metrics(&std::fs::read_to_string(file(name)).unwrap());

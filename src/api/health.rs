@@ -178,11 +178,17 @@ fn leads(as_what: Lead, status: &ha::Status, now: Moment) -> bool {
     }
     let follows = is_standby_cluster(status);
     holds_lease(status, now)
+        && is_born(status)
         && match as_what {
             Lead::Either => true,
             Lead::Primary => !follows,
             Lead::Standby => follows && matches!(role, Role::Replica | Role::StandbyLeader),
         }
+}
+
+/// Whether there is a cluster to speak of: the lock is taken before there is one, and Patroni takes it after that.
+fn is_born(status: &ha::Status) -> bool {
+    role(status) != Role::Uninitialized && status.state != MemberState::Initializing
 }
 
 /// Whether this node's right to lead lasts at this moment.

@@ -1,8 +1,9 @@
 //! One socket that speaks TLS and plain HTTP: the first byte of a connection tells which.
 //!
-//! A TLS connection starts with the record type 0x16 and no HTTP method does, so one peeked byte is proof. Every
-//! connection is bounded in number and in the time it may take to say something: a health check must not wait
-//! behind a client that holds sockets open. Absent: HTTP/2, which no client of this port speaks.
+//! A TLS connection starts with the record type 0x16 and no HTTP method does, so one peeked byte is proof.
+//! Connections are bounded in number, in what they may send and in the time that they may take for it, and who does not ask
+//! gives way to who does (`places`): a health check must not wait behind a client that holds sockets open. Absent: HTTP/2,
+//! which no client of this port speaks.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,7 +20,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -28,6 +28,7 @@ use tower_service::Service;
 use tracing::{debug, warn};
 
 use super::Plain;
+use super::places::{AllAtWork, Places, Work};
 
 /// What a connection may take to send its first byte, and again to finish the TLS handshake: two round trips to the
 /// other end of the world with a lost packet in each.
@@ -42,9 +43,10 @@ const CONNECTION_LIFE: Duration = Duration::from_secs(300);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// The pause after `accept` has failed (out of descriptors): without it the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections at the same time. A cluster's health checks need a few dozen; more is somebody else's mistake, and
-/// is closed at once so that the checks never queue behind it.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections at the same time. A cluster's health checks need a few dozen; more is somebody else's mistake.
+const MAX_CONNECTIONS: usize = 512;
+/// The head of a request at most: a browser's with all its cookies is a quarter of it.
+const MAX_HEAD: usize = 32 * 1024;
 /// The first byte of every TLS connection: a handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -74,7 +76,7 @@ pub(super) enum Trust {
 
 /// Accepts connections until `stop`, then lets requests under way finish.
 pub(super) async fn run(listener: TcpListener, server: Server, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut places = Places::new(MAX_CONNECTIONS);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -85,14 +87,13 @@ pub(super) async fn run(listener: TcpListener, server: Server, stop: Cancellatio
                     warn!(%error, "could not accept a connection to the API");
                     sleep(ACCEPT_PAUSE).await;
                 }
-                Ok((stream, address)) => match Arc::clone(&places).try_acquire_owned() {
-                    Err(_none_left) => debug!(%address, "too many connections to the API: closed one"),
-                    Ok(place) => {
-                        let (server, stop) = (server.clone(), stop.clone());
-                        connections.spawn(async move {
-                            serve_connection(stream, address, server, stop).await;
-                            drop(place);
-                        });
+                Ok((stream, address)) => match places.make_room() {
+                    Err(AllAtWork) => debug!(%address, "too many requests to the API: closed one"),
+                    Ok(()) => {
+                        let work = Work::default();
+                        let visit = Visit { server: server.clone(), work: work.clone(), stop: stop.clone() };
+                        let task = connections.spawn(serve_connection(stream, address, visit));
+                        places.take(address.ip().to_canonical(), work, task);
                     }
                 }
             }
@@ -107,19 +108,29 @@ pub(super) async fn run(listener: TcpListener, server: Server, stop: Cancellatio
     }
 }
 
-async fn serve_connection(stream: TcpStream, address: SocketAddr, server: Server, stop: CancellationToken) {
+/// What one connection is served with.
+struct Visit {
+    server: Server,
+    work: Work,
+    stop: CancellationToken,
+}
+
+async fn serve_connection(stream: TcpStream, address: SocketAddr, visit: Visit) {
+    let Visit { server, work, stop } = visit;
     let served = tokio::select! {
         // A connection that has not asked anything yet is owed nothing.
         () = stop.cancelled() => return,
         prepared = prepare(stream, &server) => match prepared {
             Ok(Wire::Tls(stream, trust)) => {
                 let caller = Caller { address, trust };
-                serve_http(stream, stop.clone(), router_service(server.router, caller)).await
+                let asked = |request| ask(server.router.clone(), (caller, work.clone()), request);
+                serve_http(stream, stop.clone(), asked).await
             }
             Ok(Wire::Plain(stream)) => match server.plain {
                 Plain::Accepted => {
                     let caller = Caller { address, trust: Trust::Anyone };
-                    serve_http(stream, stop.clone(), router_service(server.router, caller)).await
+                    let asked = |request| ask(server.router.clone(), (caller, work.clone()), request);
+                    serve_http(stream, stop.clone(), asked).await
                 }
                 Plain::Refused => {
                     serve_http(stream, stop.clone(), |_request| std::future::ready(plain_refused())).await
@@ -180,6 +191,7 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service_fn(answer));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
@@ -193,15 +205,15 @@ where
 }
 
 /// Calls the router, which learns who asks.
-fn router_service(
-    router: Router,
-    caller: Caller,
-) -> impl Fn(Request<Incoming>) -> <Router as Service<Request<Incoming>>>::Future {
-    move |mut request| {
-        request.extensions_mut().insert(caller);
-        // A router is always ready (axum), so it may be called without asking first.
-        router.clone().call(request)
-    }
+async fn ask(
+    mut router: Router,
+    (caller, work): (Caller, Work),
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    request.extensions_mut().insert(caller);
+    let _until_answered = work.begin();
+    // A router is always ready (axum), so it may be called without waiting for it first.
+    router.call(request).await
 }
 
 fn plain_refused() -> Result<Response<Body>, Infallible> {

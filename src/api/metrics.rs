@@ -37,6 +37,10 @@ pub struct Facts<'a> {
     pub store: &'a etcd::Status,
     /// The location list.
     pub peers: &'a discovery::Peers,
+    /// What is left of the certificate that ends first; `None`: somebody else looks after them.
+    pub certificate_life: Option<jiff::SignedDuration>,
+    /// Lines of the log that nobody took in time.
+    pub log_lines_dropped: u64,
     /// The present.
     pub now: Moment,
 }
@@ -49,6 +53,7 @@ pub fn render(facts: &Facts<'_>) -> String {
     pgherd_ha(&mut page, facts);
     pgherd_why(&mut page, facts.ha);
     pgherd_membership(&mut page, facts);
+    pgherd_process(&mut page, facts);
     page.text
 }
 
@@ -291,6 +296,20 @@ fn pgherd_membership(page: &mut Page, facts: &Facts<'_>) {
     );
 }
 
+/// The process itself.
+fn pgherd_process(page: &mut Page, facts: &Facts<'_>) {
+    page.gauge(
+        "pgherd_certificate_seconds_left",
+        "How long the certificate that ends first is still good; NaN when somebody else looks after them.",
+        facts.certificate_life.map_or(f64::NAN, |life| life.as_secs_f64()),
+    );
+    page.counter(
+        "pgherd_log_lines_dropped_total",
+        "Lines of the log that were dropped because nobody took them in time.",
+        facts.log_lines_dropped,
+    );
+}
+
 /// A standby's side of replication; all zero on a primary.
 #[derive(Debug, Default)]
 struct Recovery {
@@ -471,7 +490,15 @@ mod tests {
             app: "demo".into(),
         };
         let (store, peers) = (etcd::Status::default(), discovery::Peers::default());
-        render(&Facts { node: &node, ha, store: &store, peers: &peers, now: NOW })
+        render(&Facts {
+            node: &node,
+            ha,
+            store: &store,
+            peers: &peers,
+            certificate_life: None,
+            log_lines_dropped: 0,
+            now: NOW,
+        })
     }
 
     const NAMES: [(&str, &str); 26] = [

@@ -21,6 +21,7 @@ pub mod health;
 mod listener;
 pub mod metrics;
 pub mod openapi;
+mod places;
 mod routes;
 pub mod status;
 pub mod why;
@@ -89,6 +90,8 @@ pub struct State {
     pub desk: Option<ha::desk::Desk>,
     /// Who may ask for something.
     pub access: access::Access,
+    /// When the first of this node's certificates ends; `None`: somebody else looks after them.
+    pub certificates: watch::Receiver<Option<jiff::Timestamp>>,
 }
 
 /// Binds the port, then serves it on `tasks` until `stop` is cancelled. Returns the bound address. Without a TLS

@@ -55,7 +55,7 @@ fn paths() -> Map<String, Value> {
         ("/history", json!({ "get": page("The timelines, and who began them", "History") })),
         (
             "/why",
-            json!({ "get": stored("What was decided and on what, and what would follow if the primary died now") }),
+            json!({ "get": stored("What was decided and on what, and what would follow if the primary died now", "Nothing was decided here yet") }),
         ),
         ("/metrics", json!({ "get": metrics() })),
         ("/openapi.json", json!({ "get": page("This document", "Object") })),
@@ -120,12 +120,12 @@ fn page(summary: &str, schema: &str) -> Value {
 }
 
 /// A page of the store's, which may have none.
-fn stored(summary: &str) -> Value {
+fn stored(summary: &str, absent: &str) -> Value {
     json!({
         "summary": summary,
         "responses": {
             "200": answer("The page", "application/json", &reference("Object")),
-            "502": said("There is none, or none is known here yet")
+            "502": said(absent)
         }
     })
 }
@@ -142,7 +142,7 @@ fn metrics() -> Value {
 
 fn config() -> Value {
     json!({
-        "get": stored("The dynamic configuration"),
+        "get": stored("The dynamic configuration", "There is none, or none is known here yet"),
         "patch": change("Change keys of the dynamic configuration; null removes one", &[400, 409, 422, 503]),
         "put": change("Replace the dynamic configuration", &[400, 409, 422, 502, 503])
     })
@@ -156,7 +156,7 @@ fn change(summary: &str, refused: &[u16]) -> Value {
 
 fn failsafe() -> Value {
     json!({
-        "get": stored("Who must agree before a primary goes on without the store"),
+        "get": stored("Who must agree before a primary goes on without the store", "Failsafe mode is off"),
         "post": action(
             "A leader without the store asks this member to promise that it will not take its place",
             "Failsafe",

@@ -19,8 +19,8 @@ use super::health::{self, Check, Filters};
 use super::listener::{Caller, Trust};
 use super::{State, actions, cluster, failsafe, metrics, openapi, status, why};
 use crate::clock::{self, Moment};
-use crate::ha;
 use crate::peer::{NodeStatus, PromiseRequest};
+use crate::{ha, log};
 
 /// A promise request is a few hundred bytes; an electorate of hundreds of nodes still fits.
 const MAX_BODY: usize = 64 * 1024;
@@ -113,7 +113,16 @@ fn failsafe_map(ha: Option<&ha::Status>) -> Option<Value> {
 
 fn metrics_page(state: &State, ha: Option<&ha::Status>, now: Moment) -> Response {
     let (store, peers) = (state.store.borrow(), state.peers.borrow());
-    let facts = metrics::Facts { node: &state.node, ha, store: &store, peers: &peers, now };
+    let life = state.certificates.borrow().map(|end| end.duration_since(clock::wall()));
+    let facts = metrics::Facts {
+        node: &state.node,
+        ha,
+        store: &store,
+        peers: &peers,
+        certificate_life: life,
+        log_lines_dropped: log::n_dropped(),
+        now,
+    };
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&facts)).into_response()
 }
 

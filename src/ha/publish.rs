@@ -48,8 +48,13 @@ pub fn state(view: &View) -> MemberState {
         return MemberState::Restarting;
     }
     match view.instance() {
-        // Until the roles exist nobody can copy it.
-        Instance::Primary(..) if view.volume.bootstrap == Bootstrap::Pending => MemberState::Initializing,
+        Instance::Down if view.phase == Phase::Stopping => MemberState::Stopped,
+        // Until the roles exist nobody can copy it, and until the data is there nobody is to find the primary.
+        Instance::Primary(..) | Instance::Silent | Instance::Down
+            if view.volume.bootstrap == Bootstrap::Pending =>
+        {
+            MemberState::Initializing
+        }
         // Before it does: readers are led elsewhere first.
         Instance::Standby(..) if view.phase == Phase::Stopping && !pause::goes_on_alone(view) => {
             MemberState::Stopping
@@ -57,7 +62,6 @@ pub fn state(view: &View) -> MemberState {
         Instance::Primary(..) | Instance::Standby(..) => MemberState::Running,
         Instance::Silent => MemberState::Starting,
         Instance::Ending => MemberState::Stopping,
-        Instance::Down if view.phase == Phase::Stopping => MemberState::Stopped,
         Instance::Down => match view.local.data {
             DataDir::Empty | DataDir::Incomplete { .. } => MemberState::Stopped,
             DataDir::Unreadable { .. } | DataDir::Cluster(_) => MemberState::Crashed,

@@ -151,6 +151,11 @@ pub fn child_line(service: &str, stream: Stream, bytes: &[u8], wholeness: Wholen
     }
 }
 
+/// Lines that were dropped since the start because nobody took them in time.
+pub fn n_dropped() -> u64 {
+    LOG.get().map_or(0, |(ring, _)| ring.n_dropped())
+}
+
 /// One stream of a child on its way into the log: what is read at once costs one rendering buffer, one look at the clock
 /// and one lock, however many lines it has.
 #[derive(Debug)]

@@ -59,6 +59,8 @@ struct Queue {
     /// Buffers of chunks that have been written.
     spare: Vec<Vec<u8>>,
     dropped: Dropped,
+    /// Lines that were dropped since the start.
+    n_dropped: u64,
     /// The writer holds lines that are no longer in the queue.
     writing: bool,
 }
@@ -71,6 +73,12 @@ struct Dropped {
 }
 
 impl Queue {
+    fn drop_lines(&mut self, lines: u64, bytes: usize) {
+        self.n_dropped += lines;
+        self.dropped.lines += lines;
+        self.dropped.bytes += bytes as u64;
+    }
+
     fn put(&mut self, chunk: Chunk) {
         self.bytes += chunk.bytes.len();
         self.chunks.push_back(chunk);
@@ -120,8 +128,7 @@ impl Ring {
         let size = queue.bytes + chunk.bytes.len();
         let limit = if dropping && reserve == 0 { self.capacity / 2 } else { self.capacity + reserve };
         if size > limit {
-            queue.dropped.lines += chunk.lines;
-            queue.dropped.bytes += chunk.bytes.len() as u64;
+            queue.drop_lines(chunk.lines, chunk.bytes.len());
             return;
         }
         if dropping && size <= self.capacity / 2 {
@@ -185,8 +192,12 @@ impl Ring {
 
     fn lost(&self, bytes: &[u8]) {
         let mut queue = self.lock();
-        queue.dropped.lines += bytes.iter().filter(|b| **b == b'\n').count() as u64;
-        queue.dropped.bytes += bytes.len() as u64;
+        queue.drop_lines(bytes.iter().filter(|b| **b == b'\n').count() as u64, bytes.len());
+    }
+
+    /// Lines that were dropped since the start.
+    pub(super) fn n_dropped(&self) -> u64 {
+        self.lock().n_dropped
     }
 
     pub(super) fn flush(&self, limit: Duration) {
@@ -283,6 +294,7 @@ mod tests {
             dropped = gaps.map(|(count, _)| count.parse::<u64>().unwrap()).sum();
         }
         assert_eq!(seen + dropped, total);
+        assert_eq!(ring.n_dropped(), dropped);
         assert!(dropped > 0);
         // It recovers.
         ring.push(Chunk::line(b"after\n".to_vec()));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
+use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -31,6 +32,7 @@ pub(super) struct Certificates {
     dir: Utf8PathBuf,
     run_as: RunAs,
     shown_to_etcd: watch::Sender<EtcdClient>,
+    good_until: watch::Sender<Option<Timestamp>>,
 }
 
 impl Certificates {
@@ -45,7 +47,9 @@ impl Certificates {
         let bundle = tls::issue(&root, &subject, clock::wall())?;
         info!(internal = bundle.ca_ids.0, service = bundle.ca_ids.1, "certificate authorities");
         let (shown_to_etcd, _nobody_yet) = watch::channel(bundle.etcd_client.clone());
-        Ok(Self { root, subject, bundle, dir: config.tls_dir(), run_as: place.run_as.clone(), shown_to_etcd })
+        let (good_until, _nobody_yet) = watch::channel(Some(bundle.good_until));
+        let (dir, run_as) = (config.tls_dir(), place.run_as.clone());
+        Ok(Self { root, subject, bundle, dir, run_as, shown_to_etcd, good_until })
     }
 
     /// The same keys, now that the address is known, and the files that etcd and PostgreSQL read.
@@ -59,6 +63,7 @@ impl Certificates {
         let keys = Arc::clone(&self.bundle.keys);
         self.bundle = tls::reissue(&self.root, &self.subject, keys, clock::wall())?;
         self.shown_to_etcd.send_replace(self.bundle.etcd_client.clone());
+        self.good_until.send_replace(Some(self.bundle.good_until));
         for file in &self.bundle.files {
             let mode = match file.secret {
                 Secrecy::Public => Mode::Public,
@@ -78,6 +83,11 @@ impl Certificates {
     /// What the clients of etcd in this process show, now and after every renewal.
     pub(super) fn credentials(&self) -> Credentials {
         self.shown_to_etcd.subscribe()
+    }
+
+    /// When the first of the certificates ends, now and after every renewal.
+    pub(super) fn good_until(&self) -> watch::Receiver<Option<Timestamp>> {
+        self.good_until.subscribe()
     }
 
     /// Issues new certificates in time. etcd reads them at its next handshake, PostgreSQL when it is told to reload.

@@ -239,6 +239,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
         etcd: None,
         desk: Some(desk),
         access: config.api.access.clone(),
+        certificates: watch::channel(None).1,
         promises: Some(promises.clone()),
     };
     serve_api(&config, state, background, stop_rest.clone()).await?;

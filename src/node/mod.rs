@@ -271,6 +271,7 @@ async fn serve_api(
         etcd: Some(room.clone()),
         desk: Some(desk),
         access: ground.config.rest.clone(),
+        certificates: ground.certificates.good_until(),
     };
     let tls = Arc::clone(&ground.certificates.bundle.api_server);
     let bound = api::serve(api_config(&ground.config), state, Some(tls), background, stop).await?;

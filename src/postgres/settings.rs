@@ -234,7 +234,7 @@ impl Stored {
     }
 
     fn flag(&self, key: &str) -> bool {
-        self.0.get(key).and_then(|value| boolean(&text(value)?)).unwrap_or(true)
+        self.0.get(key).and_then(|value| boolean(&as_text(value)?)).unwrap_or(true)
     }
 }
 
@@ -485,7 +485,7 @@ fn section(stored: &Stored, key: &str, complaints: &mut Vec<String>) -> BTreeMap
     let mut all = BTreeMap::new();
     for (name, value) in entries {
         let lower = name.trim().to_ascii_lowercase();
-        match (value, text(value)) {
+        match (value, as_text(value)) {
             (Value::Null, _) => {}
             (_, Some(value)) if is_name(&lower) && is_one_line(&value) => {
                 all.insert(lower, value);
@@ -505,8 +505,8 @@ fn is_one_line(text: &str) -> bool {
     !text.contains(['\n', '\r', '\0'])
 }
 
-/// A scalar as postgresql.conf has it.
-fn text(value: &Value) -> Option<String> {
+/// A scalar as postgresql.conf, and whoever writes one, has it.
+pub fn as_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
@@ -518,7 +518,7 @@ fn text(value: &Value) -> Option<String> {
 
 /// `recovery_conf.restore_command`, which Patroni keeps apart from the parameters.
 fn restore_command(stored: &Stored) -> Option<(String, String)> {
-    let command = stored.0.get("recovery_conf")?.get("restore_command").and_then(text)?;
+    let command = stored.0.get("recovery_conf")?.get("restore_command").and_then(as_text)?;
     is_one_line(&command).then(|| ("restore_command".to_owned(), command))
 }
 

@@ -46,7 +46,7 @@ pub(super) struct Authority {
     issuer: Issuer<'static, Key>,
     pub(super) certificate: Certificate,
     key_id: Vec<u8>,
-    not_after: i64,
+    pub(super) not_after: i64,
 }
 
 impl Authority {

@@ -210,6 +210,8 @@ pub struct Bundle {
     pub ca_ids: (String, String),
     /// When the leaves should be issued anew (2/3 of their life).
     pub renew_after: jiff::Timestamp,
+    /// When the first of them ends.
+    pub good_until: jiff::Timestamp,
     /// For [`reissue`].
     pub keys: Arc<Keys>,
 }
@@ -281,6 +283,7 @@ pub fn reissue(
     keys.shown_to_peers.replace(client);
 
     let renew_after = now.saturating_add_unsigned(life.as_secs() / 3 * 2);
+    let end = now.saturating_add_unsigned(life.as_secs()).min(internal.not_after).min(service.not_after);
     Ok(Bundle {
         files,
         api_server: Arc::new(api_server),
@@ -288,6 +291,7 @@ pub fn reissue(
         etcd_client,
         ca_ids: (internal.id(), service.id()),
         renew_after: jiff::Timestamp::from_second(renew_after).unwrap_or(jiff::Timestamp::MAX),
+        good_until: jiff::Timestamp::from_second(end).unwrap_or(jiff::Timestamp::MAX),
         keys,
     })
 }

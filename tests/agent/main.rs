@@ -21,9 +21,12 @@ mod wait;
 #[path = "../support/writer.rs"]
 mod writer;
 
+#[expect(dead_code, reason = "shared with the tests of clusters, which ask more")]
+#[path = "../support/patroni.rs"]
+mod patroni;
+
 mod alone;
 mod file;
 mod mixed;
-mod patroni;
 mod stand;
 mod takeover;

@@ -1,8 +1,7 @@
 //! One agent and two stock Patroni nodes in one scope, under a writer that never stops.
 
-use crate::patroni::Patroni;
+use crate::patroni::{Patroni, all_cases};
 use crate::stand::{By, Stand};
-use std::io::Write as _;
 
 /// Switchovers in both directions and the death of either kind of leader: nothing that was acknowledged is lost.
 async fn a_mixed_cluster_loses_nothing(sync: &'static str) {
@@ -58,9 +57,43 @@ async fn with_a_synchronous_standby() {
 /// The same with the other way of waiting. `AGENT=all` runs it: `make test` has a bounded time.
 #[tokio::test]
 async fn with_quorum_commit() {
-    if std::env::var("AGENT").is_err() {
-        writeln!(std::io::stderr(), "\n*** not run here (make test-agent runs it) ***\n").ok();
+    if all_cases() {
+        a_mixed_cluster_loses_nothing("quorum").await;
+    }
+}
+
+/// Without a promise about acknowledged commits: everything else holds as well.
+#[tokio::test]
+async fn with_nobody_waited_for() {
+    if !all_cases() {
         return;
     }
-    a_mixed_cluster_loses_nothing("quorum").await;
+    let Some(patroni) = Patroni::installed() else { return };
+    let mut stand = Stand::new("false", Some(patroni)).await;
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    stand.start(2, By::Patroni);
+    stand.start(3, By::Patroni);
+    stand.streams(1, 3).await;
+
+    // A switchover waits until its successor has everything, whoever asks and whoever is asked.
+    let writer = stand.writer(&[1, 2, 3]);
+    for (from, to) in [(1, 2), (2, 1)] {
+        stand.switchover(from, to).await;
+        stand.leads(to).await;
+        stand.streams(to, 3).await;
+    }
+    let report = writer.finish(stand.target(1)).await;
+    assert_eq!(report.lost, std::collections::BTreeSet::new(), "in {}", stand.dir.display());
+
+    // The death of either kind of leader: somebody else leads, and the dead one follows when it is back.
+    stand.kill_all_of(1);
+    let leader = stand.leader_of(&[2, 3]).await;
+    stand.start(1, By::Pgherd);
+    stand.streams(leader, 3).await;
+    stand.kill_all_of(leader);
+    let next = stand.leader_of(&[1, 5 - leader]).await;
+    stand.start(leader, By::Patroni);
+    stand.streams(next, 3).await;
+    stand.end().await;
 }

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid, chown};
+use nix::unistd::{Pid, chown};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::client::{self, Target};
-use crate::patroni::Patroni;
+use crate::patroni::{Patroni, account};
 use crate::wait::eventually;
 use crate::writer::Writer;
 
@@ -207,6 +207,16 @@ impl Stand {
         found.unwrap_or_else(|| panic!("the cluster does not settle: {page:?} in {}", self.dir.display()))
     }
 
+    /// Waits until every other member streams.
+    pub(crate) async fn streams(&self, leader: u8, n_members: usize) {
+        let look = async || {
+            let (_, page) = self.page(leader, "cluster").await?;
+            let streaming = page["members"].as_array()?.iter().filter(|m| m["state"] == "streaming").count();
+            (streaming == n_members - 1).then_some(())
+        };
+        assert!(eventually(SOON, look).await.is_some(), "not all stream, in {}", self.dir.display());
+    }
+
     /// Waits until this member is a synchronous standby.
     pub(crate) async fn synchronous(&self, leader: u8, member: u8) {
         let look = async || {
@@ -282,12 +292,6 @@ impl Drop for Stand {
         self.etcd.kill().ok();
         self.etcd.wait().ok();
     }
-}
-
-/// PostgreSQL's account, when we are root.
-pub(crate) fn account() -> Option<nix::unistd::User> {
-    let root = Uid::effective().is_root();
-    root.then(|| nix::unistd::User::from_name("postgres").unwrap().unwrap())
 }
 
 fn start_etcd(dir: &Path, net: u8) -> Child {

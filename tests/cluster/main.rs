@@ -11,15 +11,20 @@
     reason = "test code: a panic is how a case fails"
 )]
 
+#[expect(dead_code, reason = "shared with the tests of agent mode, which run the daemon")]
+#[path = "../support/patroni.rs"]
+mod patroni;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clients;
 mod door;
 mod failure;
 mod formation;
 mod helpers;
 mod membership;
 mod operator;
+mod patronictl;
 mod proxy;
 mod restart;
 mod survival;

@@ -114,6 +114,19 @@ pub(crate) async fn etcd_lead(host: &str, tls_dir: &Path) -> Option<()> {
     Some(())
 }
 
+/// Writes a key; `None` when this node's etcd does not answer.
+pub(crate) async fn etcd_put(host: &str, tls_dir: &Path, (key, value): (&str, &str)) -> Option<()> {
+    let mut client = etcd(host, tls_dir).await?;
+    timeout(ANSWER, client.put(key, value, None)).await.ok()?.ok().map(|_put| ())
+}
+
+/// How many keys begin with this; `None` when this node's etcd does not answer.
+pub(crate) async fn etcd_count(host: &str, tls_dir: &Path, prefix: &str) -> Option<i64> {
+    let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
+    let mut client = etcd(host, tls_dir).await?;
+    Some(timeout(ANSWER, client.get(prefix, Some(options))).await.ok()?.ok()?.count())
+}
+
 fn host_of(url: &str) -> Option<String> {
     url.trim_start_matches("https://").split(':').next().map(str::to_owned)
 }

@@ -321,6 +321,16 @@ impl Cluster {
         client::etcd_voters(&self.address(node), &self.dir.join(format!("n{node}/run/tls"))).await
     }
 
+    /// Writes a key of the store, as somebody else would.
+    pub(crate) async fn store_put(&self, key: &str, value: &str) {
+        client::etcd_put(&self.address(1), &self.dir.join("n1/run/tls"), (key, value)).await.unwrap();
+    }
+
+    /// How many keys lie beneath a prefix of the store.
+    pub(crate) async fn store_count(&self, prefix: &str) -> i64 {
+        client::etcd_count(&self.address(1), &self.dir.join("n1/run/tls"), prefix).await.unwrap()
+    }
+
     /// Makes a node's etcd the leader of the store.
     pub(crate) async fn lead_store(&self, node: u8) {
         let tls = self.dir.join(format!("n{node}/run/tls"));

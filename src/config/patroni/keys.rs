@@ -65,7 +65,7 @@ const KEYS: &[(&str, Standing)] = &[
     ("restapi.allowlist_include_members", Used),
     ("restapi.http_extra_headers.**", Passed(NO_HEADERS)),
     ("restapi.https_extra_headers.**", Passed(NO_HEADERS)),
-    ("restapi.request_queue_size", Passed("256 connections are served at a time")),
+    ("restapi.request_queue_size", Passed("512 connections are served at a time")),
     ("restapi.thread_pool_size", Passed(ONE_THREAD)),
     ("restapi.server_tokens", Passed("no Server header is sent")),
     ("etcd3.host", Used),

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::keys::{self, Standing};
 use crate::config::reader::shape;
 use crate::config::{Errors, Warning};
+use crate::postgres::settings::as_text;
 
 /// The raw configuration, and what was found wrong with it so far.
 pub(super) struct Reader {
@@ -66,7 +67,7 @@ impl Reader {
     /// Text, or a number as text.
     pub(super) fn text(&mut self, path: &str) -> Option<String> {
         let value = self.value(path)?;
-        match scalar(value) {
+        match as_text(value) {
             Some(text) => Some(text).filter(|text| !text.is_empty()),
             None => {
                 self.wrong(path, "expected text");
@@ -116,8 +117,8 @@ impl Reader {
     pub(super) fn list(&mut self, path: &str) -> Vec<String> {
         let Some(value) = self.value(path) else { return Vec::new() };
         let read: Option<Vec<String>> = match value.as_array() {
-            Some(items) => items.iter().map(scalar).collect(),
-            None => scalar(value).map(|text| vec![text]),
+            Some(items) => items.iter().map(as_text).collect(),
+            None => as_text(value).map(|text| vec![text]),
         };
         read.unwrap_or_else(|| {
             self.wrong(path, "expected a list of texts");
@@ -140,23 +141,12 @@ impl Reader {
     pub(super) fn texts(&mut self, path: &str) -> BTreeMap<String, String> {
         let mut texts = BTreeMap::new();
         for (key, value) in self.map(path) {
-            match scalar(&value) {
+            match as_text(&value) {
                 Some(text) => drop(texts.insert(key, text)),
                 None if value.is_null() => {}
                 None => self.wrong(&format!("{path}.{key}"), "expected text"),
             }
         }
         texts
-    }
-}
-
-/// A scalar as PostgreSQL and people write it.
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(true) => Some("on".to_owned()),
-        Value::Bool(false) => Some("off".to_owned()),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
 }

@@ -1,11 +1,11 @@
-//! Patroni itself, from the package index, in a virtual environment that is made once and kept.
+//! Patroni itself and tools around it, from the package index, in a virtual environment that is made once and kept.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::stand::account;
+use nix::unistd::Uid;
 
 /// The version that the contract was compared with.
 const REQUIREMENT: &str = "patroni[etcd3]>=4.1,<4.2";
@@ -26,9 +26,24 @@ impl Patroni {
         match INSTALLED.get_or_init(install) {
             Ok(patroni) => Some(patroni.clone()),
             Err(why) => {
-                // Past the harness, which keeps what a passing test prints to itself.
-                writeln!(std::io::stderr(), "\n*** SKIPPED: no stock Patroni on this machine: {why} ***\n")
-                    .ok();
+                skipped(&format!("no stock Patroni on this machine: {why}"));
+                None
+            }
+        }
+    }
+
+    /// A program of it, or of another package that `more` names and that is added now if need be; `None`, and one loud line,
+    /// where that cannot be.
+    pub(crate) fn program(&self, name: &str, more: Option<&str>) -> Option<PathBuf> {
+        let path = self.venv.join("bin").join(name);
+        let added = match more {
+            Some(package) if !path.exists() => pip(&self.venv, &[package]),
+            Some(_) | None => Ok(()),
+        };
+        match added {
+            Ok(()) => Some(path),
+            Err(why) => {
+                skipped(&format!("no {name} on this machine: {why}"));
                 None
             }
         }
@@ -40,6 +55,26 @@ impl Patroni {
         command.arg(file);
         command
     }
+}
+
+/// Whether every case is to be run: `make test` has a bounded time.
+pub(crate) fn all_cases() -> bool {
+    let all = std::env::var("AGENT").is_ok_and(|which| which == "all");
+    if !all {
+        skipped("not run here (make test-agent runs it)");
+    }
+    all
+}
+
+/// Past the harness, which keeps what a passing test prints to itself.
+pub(crate) fn skipped(why: &str) {
+    writeln!(std::io::stderr(), "\n*** SKIPPED: {why} ***\n").ok();
+}
+
+/// PostgreSQL's account, when we are root.
+pub(crate) fn account() -> Option<nix::unistd::User> {
+    let root = Uid::effective().is_root();
+    root.then(|| nix::unistd::User::from_name("postgres").unwrap().unwrap())
 }
 
 fn install() -> Result<Patroni, String> {
@@ -66,8 +101,12 @@ fn install() -> Result<Patroni, String> {
 
 fn make(python: &str, venv: &Path) -> Result<(), String> {
     succeeds(Command::new(python).args(["-m", "venv"]).arg(venv))?;
+    pip(venv, &[REQUIREMENT, "psycopg2-binary"])
+}
+
+fn pip(venv: &Path, packages: &[&str]) -> Result<(), String> {
     let mut pip = Command::new(venv.join("bin/pip"));
-    pip.args(["install", "--quiet", "--retries", "1", "--timeout", "15", REQUIREMENT, "psycopg2-binary"]);
+    pip.args(["install", "--quiet", "--retries", "1", "--timeout", "15"]).args(packages);
     succeeds(&mut pip)
 }
 
