@@ -438,6 +438,8 @@ fn postgres_config(config: &Agent, source: Source, place: &Place) -> anyhow::Res
         replication_options: server.replication.options.clone(),
         rewind: server.rewind.clone(),
         bootstrap_hba: config.bootstrap.hba.clone(),
+        replica_methods: server.replica_methods.clone(),
+        basebackup: server.basebackup.clone(),
         bootstrap_script: config.bootstrap.script.clone(),
     };
     Ok(postgres::Config {

@@ -16,7 +16,7 @@ use super::launch::{
 };
 use super::settings::Part;
 use super::status::{ControlState, DataDir};
-use super::{Error, Shared, Upstream, conf, configure, control, lock, salvage};
+use super::{Error, Premises, Shared, Upstream, conf, configure, control, lock, method, salvage};
 use crate::clock;
 use crate::process::{self, Command, Mode};
 use crate::supervisor::UnitState;
@@ -24,7 +24,7 @@ use crate::types::{Timeline, TimelineHistory};
 
 /// A bound for the sake of having one: a copy of terabytes may take a day, and a dead peer is noticed by TCP (see
 /// `conf::conninfo`) long before.
-const COPY_LIMIT: Duration = Duration::from_secs(24 * 3600);
+pub(super) const COPY_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// Both questions together; an upstream that cannot answer in this time is not fit to be followed.
 const HISTORY_LIMIT: Duration = Duration::from_secs(5);
 /// How many old data directories are kept.
@@ -36,6 +36,20 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
     conf::write_passfile(&shared.config)?;
     remove_leftovers(shared).await?;
     set_marker(shared, control::CLONE_MARKER)?;
+    match &shared.config.premises {
+        Premises::Container => by_base_backup(shared, upstream).await?,
+        Premises::Machine(machine) => method::copy(shared, upstream, &machine.replica_methods).await?,
+    }
+    clear_marker(shared, control::REWIND_MARKER)?;
+    clear_marker(shared, control::CLONE_MARKER)?;
+    if let Err(error) = prune_quarantine(shared).await {
+        warn!(%error, "old data directories stay in the quarantine");
+    }
+    Ok(())
+}
+
+/// A copy that is made beside PGDATA, and moved into its place when it is complete.
+pub(super) async fn by_base_backup(shared: &Shared, upstream: &Upstream) -> Result<(), Error> {
     let copy = beside_data_dir(shared, "clone");
     let made = base_backup(shared, upstream, &copy).await;
     if let Err(error) = made {
@@ -45,18 +59,12 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
         }
         return Err(error);
     }
-    put_wal_aside(shared).await;
-    swap_in(shared, &copy)?;
-    clear_marker(shared, control::REWIND_MARKER)?;
-    clear_marker(shared, control::CLONE_MARKER)?;
-    if let Err(error) = prune_quarantine(shared).await {
-        warn!(%error, "old data directories stay in the quarantine");
-    }
-    Ok(())
+    put_aside(shared).await?;
+    put_in_place(shared, &copy)
 }
 
 /// The whole directory goes to the quarantine, which holds on to it for a while; a failure costs no more than that.
-async fn put_wal_aside(shared: &Shared) {
+pub(super) async fn put_wal_aside(shared: &Shared) {
     // A half rewound directory has had its WAL put aside before.
     let DataDir::Cluster(found) = control::classify(shared).await else { return };
     if let Err(error) = salvage::put_aside(shared, &found, None).await {
@@ -69,22 +77,28 @@ async fn base_backup(shared: &Shared, upstream: &Upstream, copy: &Utf8Path) -> R
     make_dir(shared, copy)?;
     // Not our member name: while it streams WAL it would be taken for the synchronous standby of that name.
     let conninfo = conf::conninfo(config, upstream, "pgherd_clone");
+    let more: &[String] = match &config.premises {
+        Premises::Container => &[],
+        Premises::Machine(machine) => &machine.basebackup,
+    };
     let command = Command::new("pg_basebackup", config.bin_dir.join("pg_basebackup"))
         .args(["-D", copy.as_str(), "-d", conninfo.as_str()])
         .args(["--wal-method=stream", "--checkpoint=fast", "--no-password"])
+        .args(more.iter().cloned())
         .env("LC_ALL", "C")
         .run_as(&config.run_as);
     control::run(&command, "pg_basebackup", COPY_LIMIT).await?;
     control::read(shared, copy).await.map(|_control| ())
 }
 
-/// Moves the old directory away and the new one into its place. A crash in between leaves PGDATA absent and the marker.
-fn swap_in(shared: &Shared, fresh: &Utf8Path) -> Result<(), Error> {
+/// Moves the old directory away, if there is anything in it. A crash after it leaves PGDATA absent and the marker.
+pub(super) async fn put_aside(shared: &Shared) -> Result<(), Error> {
+    put_wal_aside(shared).await;
     let data_dir = &shared.config.data_dir;
-    if !control::is_empty(data_dir).map_err(Error::file("read", data_dir))? {
-        quarantine(shared)?;
+    match control::is_empty(data_dir).map_err(Error::file("read", data_dir))? {
+        true => Ok(()),
+        false => quarantine(shared),
     }
-    put_in_place(shared, fresh)
 }
 
 /// Makes a finished directory PGDATA, which must be absent or empty.

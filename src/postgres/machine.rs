@@ -11,6 +11,7 @@ use std::sync::Arc;
 use camino::Utf8PathBuf;
 use secrecy::SecretString;
 
+use super::method::ReplicaMethod;
 use super::{Config, settings};
 
 /// Whose the server is.
@@ -45,6 +46,10 @@ pub struct Machine {
     pub rewind: Login,
     /// Lines that a new cluster's pg_hba.conf gets at its end.
     pub bootstrap_hba: Vec<String>,
+    /// How replicas get their data, in the order in which it is tried; none: by pg_basebackup.
+    pub replica_methods: Vec<ReplicaMethod>,
+    /// Options of pg_basebackup.
+    pub basebackup: Vec<String>,
     /// Run once after the birth of a cluster, with the connection URL as its last argument.
     pub bootstrap_script: Vec<String>,
 }

@@ -21,6 +21,7 @@ mod hba;
 mod import;
 mod launch;
 pub mod machine;
+pub mod method;
 mod probe;
 mod room;
 pub mod salvage;

@@ -27,6 +27,7 @@ mod patroni;
 
 mod alone;
 mod file;
+mod methods;
 mod mixed;
 mod stand;
 mod takeover;

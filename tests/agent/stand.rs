@@ -39,6 +39,8 @@ pub(crate) struct Stand {
     etcd: Child,
     members: BTreeMap<u8, Child>,
     patroni: Option<Patroni>,
+    /// What stands in a member's file in the place of something else.
+    amended: BTreeMap<u8, (String, String)>,
     /// `synchronous_mode`, as the file has it.
     sync: &'static str,
     pub(crate) http: reqwest::Client,
@@ -54,7 +56,8 @@ impl Stand {
         let net = 60 + STANDS.fetch_add(1, Ordering::Relaxed);
         let etcd = start_etcd(&dir, net);
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().unwrap();
-        let stand = Self { dir, net, etcd, members: BTreeMap::new(), patroni, sync, http, _alone: alone };
+        let (members, amended) = Default::default();
+        let stand = Self { dir, net, etcd, members, patroni, amended, sync, http, _alone: alone };
         let up = eventually(SOON, async || stand.keys("/").await.map(|_keys| ())).await;
         assert!(up.is_some(), "etcd does not answer: {}", stand.log_of("etcd"));
         stand
@@ -72,8 +75,19 @@ impl Stand {
     pub(crate) fn file(&self, member: u8) -> PathBuf {
         let path = self.dir.join(format!("n{member}.yml"));
         let text = config(&self.ip(member), member, &self.home(member), (&self.etcd_at(), self.sync));
-        std::fs::write(&path, text).unwrap();
+        let amended = self.amended.get(&member).map(|(from, to)| text.replacen(from, to, 1));
+        std::fs::write(&path, amended.unwrap_or(text)).unwrap();
         path
+    }
+
+    /// From the next start on something else stands in the file of a member.
+    pub(crate) fn amend(&mut self, member: u8, (from, to): (&str, &str)) {
+        self.amended.insert(member, (from.to_owned(), to.to_owned()));
+    }
+
+    /// The process of a member.
+    pub(crate) fn pid(&self, member: u8) -> u32 {
+        self.members[&member].id()
     }
 
     fn etcd_at(&self) -> String {
@@ -114,7 +128,7 @@ impl Stand {
     }
 
     pub(crate) fn hang_up(&self, member: u8) {
-        kill(Pid::from_raw(self.members[&member].id().cast_signed()), Signal::SIGHUP).unwrap();
+        kill(Pid::from_raw(self.pid(member).cast_signed()), Signal::SIGHUP).unwrap();
     }
 
     /// The violent death of the program; PostgreSQL goes on.

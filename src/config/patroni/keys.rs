@@ -143,9 +143,9 @@ const KEYS: &[(&str, Standing)] = &[
     ("postgresql.create_replica_methods", Used),
     ("postgresql.recovery_conf.restore_command", Used),
     ("postgresql.recovery_conf.**", Passed("of these only restore_command is used")),
-    ("postgresql.basebackup.**", Passed("pg_basebackup is run with pgherd's own options")),
+    ("postgresql.basebackup.**", Used),
     // Sections of custom methods for replicas.
-    ("postgresql.{}", Passed("replicas are copied by pg_basebackup")),
+    ("postgresql.{}", Passed("create_replica_methods does not name it")),
     ("watchdog.mode", Used),
     ("watchdog.device", Passed("the watchdog is not used")),
     ("watchdog.safety_margin", Passed("the watchdog is not used")),

@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 use super::{Errors, Warning};
 use crate::api::access::Access;
 use crate::ha::callbacks::Programs;
+use crate::postgres::method::ReplicaMethod;
 use crate::postgres::{Local, Login};
 use crate::types::NodeName;
 
@@ -182,6 +183,10 @@ pub struct Postgres {
     pub local: Local,
     /// `callbacks`.
     pub callbacks: Programs,
+    /// `create_replica_methods`, and the sections that they name.
+    pub replica_methods: Vec<ReplicaMethod>,
+    /// `basebackup`, as arguments.
+    pub basebackup: Vec<String>,
     /// `pre_promote`.
     pub pre_promote: Option<Utf8PathBuf>,
 }

@@ -13,6 +13,7 @@ use crate::api::access::{Access, Basic, Certificate, Demands, Members, Places};
 use crate::config::Log;
 use crate::ha::callbacks::{Event, Program, Programs};
 use crate::log;
+use crate::postgres::method::{Method, OldData, ReplicaMethod, Told};
 use crate::postgres::settings::{Owner, is_fixed, is_shared};
 use crate::postgres::{Local, Login};
 use crate::types::NodeName;
@@ -33,6 +34,30 @@ const LINK_OPTIONS: &[&str] = &[
 ];
 /// Options that initdb gets from elsewhere, and that Patroni refuses too.
 const INITDB_OWNED: &[&str] = &["pgdata", "D", "pwfile", "pwprompt", "W", "username", "U", "version", "V"];
+
+/// Options that pg_basebackup gets from elsewhere, and that Patroni refuses too.
+const BASEBACKUP_OWNED: &[&str] = &[
+    "pgdata",
+    "D",
+    "format",
+    "F",
+    "wal-method",
+    "X",
+    "dbname",
+    "d",
+    "host",
+    "h",
+    "port",
+    "p",
+    "username",
+    "U",
+    "password",
+    "W",
+    "no-password",
+    "w",
+    "version",
+    "V",
+];
 
 /// All of it; none when something is missing without which nothing can be said.
 pub(super) fn agent(r: &mut Reader) -> Option<Agent> {
@@ -203,18 +228,22 @@ fn bootstrap(r: &mut Reader) -> Bootstrap {
         .into_iter()
         .find_map(|path| r.parsed(path, crate::config::parse::arguments))
         .unwrap_or_default();
-    Bootstrap { dcs, initdb: initdb(r), hba: r.list("bootstrap.pg_hba"), script }
+    Bootstrap {
+        dcs,
+        initdb: options(r, "bootstrap.initdb", INITDB_OWNED),
+        hba: r.list("bootstrap.pg_hba"),
+        script,
+    }
 }
 
 /// `- data-checksums`, `- encoding: UTF8`.
-fn initdb(r: &mut Reader) -> Vec<String> {
-    const PATH: &str = "bootstrap.initdb";
-    let items = match r.value(PATH) {
+fn options(r: &mut Reader, path: &str, owned: &[&str]) -> Vec<String> {
+    let items = match r.value(path) {
         None => return Vec::new(),
         Some(Value::Array(items)) => items.clone(),
         Some(map @ Value::Object(_)) => vec![map.clone()],
         Some(_) => {
-            r.wrong(PATH, "expected a list such as [data-checksums, encoding: UTF8]");
+            r.wrong(path, "expected a list of options, such as [data-checksums, encoding: UTF8]");
             return Vec::new();
         }
     };
@@ -226,14 +255,14 @@ fn initdb(r: &mut Reader) -> Vec<String> {
                 map.iter().map(|(name, value)| (name.clone(), Some(plain(value)))).collect()
             }
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
-                r.wrong(PATH, "expected names of options, or a name and a value");
+                r.wrong(path, "expected names of options, or a name and a value");
                 continue;
             }
         };
         for (name, value) in options {
-            if INITDB_OWNED.contains(&name.as_str()) {
+            if owned.contains(&name.as_str()) {
                 r.wrong(
-                    PATH,
+                    path,
                     format_args!("{name} is not for this list: it comes from elsewhere in the file"),
                 );
                 continue;
@@ -259,11 +288,6 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
     let replication = login(r, "replication");
     let rewind = r.value("postgresql.authentication.rewind").is_some().then(|| login(r, "rewind"));
     let parameters = parameters(r);
-    if let Some(methods) = Some(r.list("postgresql.create_replica_methods"))
-        && methods.iter().any(|method| method != "basebackup")
-    {
-        r.warn("postgresql.create_replica_methods", "replicas are copied by pg_basebackup only");
-    }
     let listen = listen?;
     let local = local(r, &listen, &parameters);
     let data_dir = data_dir?;
@@ -286,6 +310,8 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
         rules: rules(r),
         callbacks: callbacks(r),
         pre_promote: pre_promote(r),
+        replica_methods: replica_methods(r),
+        basebackup: options(r, "postgresql.basebackup", BASEBACKUP_OWNED),
         parameters,
     })
 }
@@ -315,6 +341,39 @@ fn parameters(r: &mut Reader) -> BTreeMap<String, String> {
         }
     }
     used
+}
+
+/// The sections that `create_replica_methods` names.
+fn replica_methods(r: &mut Reader) -> Vec<ReplicaMethod> {
+    let names = r.list("postgresql.create_replica_methods");
+    let read = |name: String| match name.as_str() {
+        "basebackup" => Some(ReplicaMethod::Basebackup),
+        _ => Some(ReplicaMethod::Custom(replica_method(r, name)?)),
+    };
+    names.into_iter().filter_map(read).collect()
+}
+
+fn replica_method(r: &mut Reader, name: String) -> Option<Method> {
+    let at = |key: &str| format!("postgresql.{name}.{key}");
+    if r.flag(&at("no_leader")).unwrap_or(false) {
+        r.warn(&at("no_leader"), "not used yet; copies are made while somebody leads");
+    }
+    let keeps = r.flag(&at("keep_data")).unwrap_or(false);
+    let silent = r.flag(&at("no_params")).unwrap_or(false);
+    r.required(&at("command"))?;
+    let mut words = r.parsed(&at("command"), crate::config::parse::arguments)?.into_iter();
+    let program = words.next()?;
+    let own = ["command", "no_leader", "keep_data", "no_params"];
+    let keys =
+        r.map(&format!("postgresql.{name}")).into_iter().filter(|(key, _)| !own.contains(&key.as_str()));
+    let keys = keys.map(|(key, value)| (key, plain(&value))).collect();
+    Some(Method {
+        program,
+        args: words.collect(),
+        told: if silent { Told::Nothing } else { Told::Everything(keys) },
+        old_data: if keeps { OldData::Kept } else { OldData::PutAside },
+        name,
+    })
 }
 
 /// Commands in words, as a shell would split them.

@@ -29,6 +29,7 @@ impl Reader {
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         keys::walk(&self.config, &mut |path, standing| match standing {
             Standing::Used => {}
+            Standing::Passed(_) if self.names_method(path) => {}
             Standing::Passed(instead) => warnings.push(Warning(format!("{path}: not used yet; {instead}"))),
             Standing::Fatal(why) => errors.push(format!("{path}: {why}")),
             Standing::Unknown(None) => {
@@ -40,6 +41,13 @@ impl Reader {
         });
         self.errors.extend(errors);
         self.warnings.extend(warnings);
+    }
+
+    /// Whether this is the section of a method that `create_replica_methods` names.
+    fn names_method(&self, path: &str) -> bool {
+        let named = self.value("postgresql.create_replica_methods").and_then(Value::as_array);
+        let section = path.strip_prefix("postgresql.");
+        named.is_some_and(|names| names.iter().any(|name| name.as_str() == section))
     }
 
     pub(super) fn finish<T>(self, read: Option<T>) -> Result<(T, Vec<Warning>), Errors> {

@@ -1,0 +1,123 @@
+//! Copies that an administrator's own command makes: `create_replica_methods` of agent mode.
+//!
+//! Invariant: a directory that such a command has half filled is never taken for data: the marker of a clone stands from before
+//! the old data is put aside until what the command made has been looked at. What is absent: a copy without a member to
+//! copy from (`no_leader`).
+
+use tracing::warn;
+
+use super::clone::{COPY_LIMIT, by_base_backup, make_dir, put_aside, put_wal_aside, remove_tree};
+use super::{Config, Error, Premises, Shared, Upstream, conf, control};
+use crate::process::Command;
+use crate::types::Chain;
+
+/// Where a command finds programs, after those of the server's version.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How a replica gets its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplicaMethod {
+    /// pg_basebackup.
+    Basebackup,
+    /// The administrator's command.
+    Custom(Method),
+}
+
+/// A command that makes a data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Method {
+    /// Its name in the file.
+    pub name: String,
+    /// The program.
+    pub program: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// What it is told besides.
+    pub told: Told,
+    /// What becomes of the data that is there.
+    pub old_data: OldData,
+}
+
+/// What a command is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing (`no_params`).
+    Nothing,
+    /// Where the data goes and where it comes from, and these keys and values.
+    Everything(Vec<(String, String)>),
+}
+
+/// What becomes of the data that is there before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OldData {
+    /// It is put aside: the command finds an empty directory.
+    PutAside,
+    /// The command begins with it (`keep_data`).
+    Kept,
+}
+
+/// Tries each method in turn until one works. The caller has set the marker.
+pub(super) async fn copy(
+    shared: &Shared,
+    upstream: &Upstream,
+    methods: &[ReplicaMethod],
+) -> Result<(), Error> {
+    let Some((method, others)) = methods.split_first() else { return by_base_backup(shared, upstream).await };
+    let made = match method {
+        ReplicaMethod::Basebackup => by_base_backup(shared, upstream).await,
+        ReplicaMethod::Custom(method) => by_command(shared, upstream, method).await,
+    };
+    match made {
+        Err(error) if !others.is_empty() => {
+            warn!(error = %Chain(&error), "a way to copy the data has failed: trying the next");
+            Box::pin(copy(shared, upstream, others)).await
+        }
+        Ok(()) | Err(_) => made,
+    }
+}
+
+async fn by_command(shared: &Shared, upstream: &Upstream, method: &Method) -> Result<(), Error> {
+    let data_dir = &shared.config.data_dir;
+    match method.old_data {
+        OldData::PutAside => put_aside(shared).await?,
+        OldData::Kept => put_wal_aside(shared).await,
+    }
+    make_dir(shared, data_dir)?;
+    let command = command(&shared.config, upstream, method);
+    let made = match control::run(&command, "a command for replicas", COPY_LIMIT).await {
+        Ok(_output) => control::read(shared, data_dir).await.map(|_control| ()),
+        Err(error) => Err(error),
+    };
+    if made.is_err() && method.old_data == OldData::PutAside {
+        remove_tree(data_dir).await?;
+    }
+    made
+}
+
+fn command(config: &Config, upstream: &Upstream, method: &Method) -> Command {
+    let scope = match &config.premises {
+        Premises::Machine(machine) => machine.cluster_name.as_str(),
+        Premises::Container => config.name.as_str(),
+    };
+    let connstring = conf::conninfo(config, upstream, "pgherd_clone");
+    let told = match &method.told {
+        Told::Nothing => Vec::new(),
+        Told::Everything(keys) => {
+            let usual = [
+                ("scope", scope),
+                ("role", "replica"),
+                ("datadir", config.data_dir.as_str()),
+                ("connstring", connstring.as_str()),
+            ];
+            let keys = keys.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            usual.into_iter().chain(keys).map(|(key, value)| format!("--{key}={value}")).collect()
+        }
+    };
+    Command::new(&method.name, method.program.as_str())
+        .args(method.args.iter().cloned())
+        .args(told)
+        .env("PATH", format!("{}:{PATH}", config.bin_dir))
+        .env("PGPASSFILE", conf::passfile(config).as_str())
+        .env("LC_ALL", "C")
+        .run_as(&config.run_as)
+}

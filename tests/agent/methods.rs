@@ -1,0 +1,47 @@
+//! Replicas that are copied by a command of the administrator's, and by pg_basebackup with the administrator's options.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::stand::{By, Stand};
+
+/// Notes what it is told, and does what it is there for.
+const SCRIPT: &str = r#"#!/bin/sh
+for word in "$@"; do
+    echo "$word" >> "$0.told"
+    case "$word" in
+        --datadir=*) to="${word#--datadir=}" ;;
+        --connstring=*) from="${word#--connstring=}" ;;
+    esac
+done
+ls -A "$to" > "$0.found"
+exec pg_basebackup -D "$to" -d "$from" --checkpoint=fast --no-password
+"#;
+
+#[tokio::test]
+async fn a_replica_is_copied_by_the_first_command_that_works() {
+    let mut stand = Stand::new("false", None).await;
+    let script = stand.dir.join("copy.sh");
+    std::fs::write(&script, SCRIPT).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // PostgreSQL's account writes beside it.
+    std::fs::set_permissions(&stand.dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let methods = format!(
+        "postgresql:\n  create_replica_methods: [broken, own, basebackup]\n  broken:\n    command: /bin/false\n  \
+         own:\n    command: {} first\n    depth: 7\n  basebackup:\n    - max-rate: 100M\n",
+        script.display()
+    );
+    stand.amend(2, ("postgresql:\n", &methods));
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    stand.start(2, By::Pgherd);
+    stand.streams(1, 2).await;
+
+    let told = std::fs::read_to_string(script.with_extension("sh.told")).unwrap();
+    let told: Vec<&str> = told.lines().collect();
+    assert_eq!(told[..3], ["first", "--scope=demo", "--role=replica"], "{told:?}");
+    assert!(told[3].starts_with("--datadir=/") && told[4].contains(&stand.ip(1)), "{told:?}");
+    assert_eq!(told[5..], ["--depth=7"], "{told:?}");
+    assert_eq!(std::fs::read_to_string(script.with_extension("sh.found")).unwrap(), "", "an empty directory");
+    assert!(stand.whole_log(2).contains("trying the next"), "{}", stand.log(2));
+    stand.end().await;
+}
