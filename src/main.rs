@@ -147,12 +147,17 @@ fn agent(args: &cli::Agent) -> Result<ExitCode, Failure> {
 
 fn version(args: &cli::Version) -> Result<ExitCode, Failure> {
     if args.members.is_empty() && !args.cluster {
-        return done(cli::print(&format!("pgherd {}\n", env!("CARGO_PKG_VERSION"))));
+        let version = env!("CARGO_PKG_VERSION");
+        return done(cli::print(&if args.json.json {
+            format!("{:#}\n", serde_json::json!({ "pgherd": version }))
+        } else {
+            format!("pgherd {version}\n")
+        }));
     }
     install_tls();
     let config = configuration_if_needed(&args.api)?;
     let cluster = Cluster::new(&args.api, config.as_ref(), Errand::Look)?;
-    done(cli::print(&block_on(cli::ctl::read::versions(&cluster, &args.members))?))
+    done(cli::print(&block_on(cli::ctl::read::versions(&cluster, &args.members, args.json))?))
 }
 
 /// What is odd about the environment is the node's to say, not every command's.

@@ -115,6 +115,9 @@ pub struct Version {
     /// Of every member
     #[arg(long)]
     pub cluster: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub json: ctl::Json,
 }
 
 /// Something has been said, or nobody listens any more.

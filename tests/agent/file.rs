@@ -138,7 +138,7 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
         "retry_timeout: neither Patroni nor pgherd knows this key",
         "thread_pool_size: not used yet",
         "postgresql.before_stop: not used yet",
-        "postgresql.wal_e: not used yet; replicas are copied by pg_basebackup",
+        "postgresql.wal_e: not used yet; create_replica_methods does not name it",
         "postgresql.use_pg_rewnd: neither Patroni nor pgherd knows this key; did you mean postgresql.use_pg_rewind?",
         "PATRONI_RESTAPY_X: not a variable",
     ] {
@@ -153,6 +153,8 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
         assert_eq!(output.status.code(), Some(64));
         assert!(said(&output).contains(why), "{}", said(&output));
     }
+    let missing = FULL.replace("  use_unix_socket: true", "  create_replica_methods: [wal_e, basebackup]");
+    assert!(said(&validate(&missing, &[])).contains("postgresql.wal_e.command: is required"));
     let script = FULL.replace("  use_unix_socket: true", "  pre_promote: /bin/fence --now");
     assert!(said(&validate(&script, &[])).contains("postgresql.pre_promote: \"/bin/fence --now\"; expected"));
     let standby = FULL.replace("    ttl: 30", "    ttl: 30\n    standby_cluster: {host: x}");

@@ -26,11 +26,11 @@ async fn a_replica_is_copied_by_the_first_command_that_works() {
     // PostgreSQL's account writes beside it.
     std::fs::set_permissions(&stand.dir, std::fs::Permissions::from_mode(0o777)).unwrap();
     let methods = format!(
-        "postgresql:\n  create_replica_methods: [broken, own, basebackup]\n  broken:\n    command: /bin/false\n  \
+        "\npostgresql:\n  create_replica_methods: [broken, own, basebackup]\n  broken:\n    command: /bin/false\n  \
          own:\n    command: {} first\n    depth: 7\n  basebackup:\n    - max-rate: 100M\n",
         script.display()
     );
-    stand.amend(2, ("postgresql:\n", &methods));
+    stand.amend(2, ("\npostgresql:\n", &methods));
     stand.start(1, By::Pgherd);
     stand.leads(1).await;
     stand.start(2, By::Pgherd);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Role;
 use crate::cli::Api;
@@ -58,6 +58,11 @@ impl Answer {
     /// Whether it is a yes.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.code)
+    }
+
+    /// For a program.
+    pub fn as_json(&self) -> Value {
+        json!({ "code": self.code, "message": self.text })
     }
 }
 
@@ -294,8 +299,6 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn picture() -> Picture {

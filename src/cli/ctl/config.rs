@@ -10,10 +10,10 @@ use anyhow::{Context as _, bail};
 use reqwest::Method;
 use serde_json::{Map, Value};
 
-use super::Force;
 use super::ask::confirm;
 use super::client::Cluster;
-use crate::cli::{Api, Printed, print, yaml};
+use super::{Force, Json, say};
+use crate::cli::{Api, Printed, yaml};
 use crate::ha::settings::merge;
 use crate::process::{self, Mode, RunAs};
 
@@ -35,6 +35,9 @@ pub struct Edit {
     /// Take this file in place of everything (YAML or JSON, `-` for standard input)
     #[arg(long, value_name = "FILE")]
     pub replace: Option<String>,
+    /// How to print: the whole configuration as it is then.
+    #[command(flatten)]
+    pub json: Json,
     /// Do not show what changes
     #[arg(short, long)]
     pub quiet: bool,
@@ -52,7 +55,7 @@ pub async fn edit(cluster: &Cluster, args: &Edit) -> anyhow::Result<Printed> {
     let after = wanted(args, &before)?;
     let patch = difference(&before, &after);
     if patch.as_object().is_some_and(Map::is_empty) {
-        return print("nothing changes\n");
+        return say(args.json, "nothing changes", &before);
     }
     if !args.quiet {
         writeln!(std::io::stderr(), "{}", lines(&patch, "").join("\n")).context("could not print")?;
@@ -63,7 +66,8 @@ pub async fn edit(cluster: &Cluster, args: &Edit) -> anyhow::Result<Printed> {
     if !answer.is_success() {
         bail!("{}", answer.text);
     }
-    print("the configuration has changed\n")
+    let changed = serde_json::from_str(&answer.text).unwrap_or(after);
+    say(args.json, "the configuration has changed", &changed)
 }
 
 fn wanted(args: &Edit, before: &Value) -> anyhow::Result<Value> {

@@ -18,8 +18,9 @@ pub mod write;
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
+use serde_json::Value;
 
-use super::{Api, list, print};
+use super::{Api, Printed, list, print};
 use crate::config::Config;
 
 /// The verbs.
@@ -94,6 +95,11 @@ pub struct Wait {
     /// Wait until it is done
     #[arg(long)]
     pub wait: bool,
+}
+
+/// Words for a person, or a value for a program.
+fn say(json: Json, words: &str, value: &Value) -> anyhow::Result<Printed> {
+    if json.json { print(&format!("{value:#}\n")) } else { print(&format!("{words}\n")) }
 }
 
 impl Verb {

@@ -1,7 +1,7 @@
 //! The verbs that only show something.
 
 use anyhow::Context as _;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::client::{Cluster, Picture};
 use super::{Json, Role};
@@ -61,7 +61,7 @@ pub async fn dsn(cluster: &Cluster, args: &Dsn) -> anyhow::Result<String> {
     let picture = cluster.picture().await?;
     let (host, port) = address(&picture, args.member.as_deref(), args.role)?;
     if args.json.json {
-        return Ok(format!("{}\n", serde_json::json!({ "host": host, "port": port })));
+        return Ok(format!("{}\n", json!({ "host": host, "port": port })));
     }
     Ok(format!("host={host} port={port}\n"))
 }
@@ -94,12 +94,26 @@ pub fn version_line(name: &str, page: &Value) -> String {
     )
 }
 
-/// One line for each member.
+/// The same for a program; null where nothing is known.
+fn version_facts(page: &Value) -> Value {
+    let of = |pointer: &str| page.pointer(pointer).cloned().unwrap_or_default();
+    json!({ "pgherd": of("/pgherd/version"), "patroni": of("/patroni/version"), "server_version": of("/server_version") })
+}
+
+/// One line for each member, or what the versions are of every one.
 ///
 /// # Errors
 /// No list of members.
-pub async fn versions(cluster: &Cluster, names: &[String]) -> anyhow::Result<String> {
+pub async fn versions(cluster: &Cluster, names: &[String], json: Json) -> anyhow::Result<String> {
     let picture = cluster.picture().await?;
+    if json.json {
+        let mut all = Map::new();
+        for member in picture.chosen(names, Role::Any)? {
+            let page = cluster.page_of(member).await.unwrap_or_default();
+            all.insert(member.name().to_owned(), version_facts(&page));
+        }
+        return Ok(format!("{:#}\n", Value::Object(all)));
+    }
     let mut lines = String::new();
     for member in picture.chosen(names, Role::Any)? {
         let line = match cluster.page_of(member).await {
@@ -113,8 +127,6 @@ pub async fn versions(cluster: &Cluster, names: &[String]) -> anyhow::Result<Str
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::super::client::Member;
     use super::*;
 

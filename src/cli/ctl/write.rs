@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::ask::{EVERY, LONGEST, confirm, until};
 use super::client::{Answer, Cluster, Member, Picture};
-use super::{Force, Role, Wait};
+use super::{Force, Json, Role, Wait, say};
 use crate::cli::{Api, Printed, print};
 
 /// Options of `switchover`.
@@ -18,6 +18,9 @@ pub struct Switchover {
     /// Which node to ask.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
     /// The present leader (found out, if nothing is said)
     #[arg(long, alias = "primary", value_name = "NAME")]
     pub leader: Option<String>,
@@ -38,6 +41,9 @@ pub struct Failover {
     /// Which node to ask.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
     /// Who shall lead
     #[arg(long, value_name = "NAME")]
     pub candidate: String,
@@ -63,6 +69,9 @@ pub struct Restart {
     /// Which node to ask.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
     /// Whom it is about.
     #[command(flatten)]
     pub which: Which,
@@ -108,6 +117,9 @@ pub struct Reload {
     /// Which node to ask.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
     /// Whom it is about.
     #[command(flatten)]
     pub which: Which,
@@ -119,6 +131,9 @@ pub struct Reinit {
     /// Which node to ask.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
     /// These members
     #[arg(value_name = "MEMBER", required = true)]
     pub members: Vec<String>,
@@ -147,6 +162,9 @@ pub struct Maintenance {
     /// Which node to ask.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: Wait,
@@ -158,6 +176,9 @@ pub struct Flush {
     /// Which node to ask.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
     /// What was scheduled
     pub what: Scheduled,
     /// Whom it is about.
@@ -174,9 +195,9 @@ pub enum Scheduled {
     Switchover,
 }
 
-/// An answer for a person; a refusal is an error.
-fn told(answer: Answer) -> anyhow::Result<Printed> {
-    if answer.is_success() { print(&format!("{}\n", answer.text)) } else { bail!("{}", answer.text) }
+/// An answer for who asked; a refusal is an error.
+fn told(answer: &Answer, json: Json) -> anyhow::Result<Printed> {
+    if answer.is_success() { say(json, &answer.text, &answer.as_json()) } else { bail!("{}", answer.text) }
 }
 
 /// Calls every member in turn; all are tried, and one refusal makes the whole a failure.
@@ -185,21 +206,28 @@ async fn each(
     members: Vec<&Member>,
     (method, path): (Method, &str),
     body: Option<&Value>,
+    json: Json,
 ) -> anyhow::Result<Printed> {
-    let mut refused = Vec::new();
+    let (mut refused, mut answers) = (Vec::new(), Map::new());
     for member in members {
-        let words = match cluster.call(Some(member), (method.clone(), path), body).await {
-            Ok(answer) if answer.is_success() => answer.text,
+        let (words, answer) = match cluster.call(Some(member), (method.clone(), path), body).await {
+            Ok(answer) if answer.is_success() => (answer.text.clone(), answer.as_json()),
             Ok(answer) => {
                 refused.push(member.name());
-                format!("refused: {}", answer.text)
+                (format!("refused: {}", answer.text), answer.as_json())
             }
             Err(error) => {
                 refused.push(member.name());
-                format!("{error:#}")
+                (format!("{error:#}"), json!({ "message": format!("{error:#}") }))
             }
         };
-        print(&format!("{}: {words}\n", member.name()))?;
+        answers.insert(member.name().to_owned(), answer);
+        if !json.json {
+            print(&format!("{}: {words}\n", member.name()))?;
+        }
+    }
+    if json.json {
+        print(&format!("{:#}\n", Value::Object(answers)))?;
     }
     if refused.is_empty() { Ok(Printed) } else { bail!("not done on {}", refused.join(", ")) }
 }
@@ -225,7 +253,7 @@ pub async fn switchover(cluster: &Cluster, args: &Switchover) -> anyhow::Result<
     let mut body = Map::from_iter([("leader".to_owned(), Value::from(leader))]);
     body.extend(args.candidate.clone().map(|name| ("candidate".to_owned(), name.into())));
     body.extend(args.scheduled.clone().map(|at| ("scheduled_at".to_owned(), at.into())));
-    told(cluster.call(None, (Method::POST, "/switchover"), Some(&body.into())).await?)
+    told(&cluster.call(None, (Method::POST, "/switchover"), Some(&body.into())).await?, args.json)
 }
 
 /// See [`super::Verb::Failover`].
@@ -239,7 +267,7 @@ pub async fn failover(cluster: &Cluster, args: &Failover) -> anyhow::Result<Prin
     let what = format!("{candidate} is made the leader of {} (now: {leader}).", picture.scope());
     confirm(args.force, &what, candidate)?;
     let body = json!({ "candidate": candidate });
-    told(cluster.call(None, (Method::POST, "/failover"), Some(&body)).await?)
+    told(&cluster.call(None, (Method::POST, "/failover"), Some(&body)).await?, args.json)
 }
 
 /// See [`super::Verb::Restart`].
@@ -256,13 +284,13 @@ pub async fn restart(cluster: &Cluster, args: &Restart) -> anyhow::Result<Printe
         members.truncate(1);
     }
     if members.is_empty() {
-        return print("nothing to restart\n");
+        return say(args.json, "nothing to restart", &json!({}));
     }
     // A standby with fewer connections than its primary stops: they go first.
     members.sort_by_key(|member| member.leads());
     let at = args.conditions.scheduled.as_deref().unwrap_or("now");
     confirm(args.force, &format!("PostgreSQL is restarted on {}, {at}.", names(&members)), picture.scope())?;
-    each(cluster, members, (Method::POST, "/restart"), Some(&restart_body(&args.conditions))).await
+    each(cluster, members, (Method::POST, "/restart"), Some(&restart_body(&args.conditions)), args.json).await
 }
 
 fn restart_body(conditions: &Conditions) -> Value {
@@ -283,7 +311,7 @@ fn restart_body(conditions: &Conditions) -> Value {
 pub async fn reload(cluster: &Cluster, args: &Reload) -> anyhow::Result<Printed> {
     let picture = cluster.picture().await?;
     let members = picture.chosen(&args.which.members, args.which.role)?;
-    each(cluster, members, (Method::POST, "/reload"), None).await
+    each(cluster, members, (Method::POST, "/reload"), None, args.json).await
 }
 
 /// See [`super::Verb::Reinit`].
@@ -296,7 +324,7 @@ pub async fn reinit(cluster: &Cluster, args: &Reinit) -> anyhow::Result<Printed>
     let what = format!("The data of {} is put aside and copied anew.", names(&members));
     confirm(args.force, &what, &names(&members))?;
     let body = json!({ "force": args.force.force, "from_leader": args.source.from_leader });
-    each(cluster, members, (Method::POST, "/reinitialize"), Some(&body)).await?;
+    each(cluster, members, (Method::POST, "/reinitialize"), Some(&body), args.json).await?;
     if args.wait.wait {
         for name in &args.members {
             until_replica(cluster, name).await?;
@@ -378,12 +406,10 @@ async fn maintenance(cluster: &Cluster, args: &Maintenance, mode: Mode) -> anyho
         Mode::Paused => (Value::Bool(true), paused, "paused: nobody is made the leader by itself"),
         Mode::Active => (Value::Null, !paused, "resumed"),
     };
+    let outcome = |changed: bool| json!({ "pause": mode == Mode::Paused, "changed": changed });
     if already {
-        return print(&format!(
-            "{} was {} already\n",
-            picture.scope(),
-            done.split(':').next().unwrap_or(done)
-        ));
+        let words = done.split(':').next().unwrap_or(done);
+        return say(args.json, &format!("{} was {words} already", picture.scope()), &outcome(false));
     }
     let body = json!({ "pause": value });
     let answer = cluster.call(None, (Method::PATCH, "/config"), Some(&body)).await?;
@@ -393,7 +419,7 @@ async fn maintenance(cluster: &Cluster, args: &Maintenance, mode: Mode) -> anyho
     if args.wait.wait {
         until(LONGEST, || unaware(cluster, &picture, mode)).await?;
     }
-    print(&format!("{done}\n"))
+    say(args.json, done, &outcome(true))
 }
 
 /// Who has not noticed yet.
@@ -418,7 +444,9 @@ async fn unaware(cluster: &Cluster, picture: &Picture, mode: Mode) -> Option<Str
 /// See [`super::run`].
 pub async fn flush(cluster: &Cluster, args: &Flush) -> anyhow::Result<Printed> {
     match args.what {
-        Scheduled::Switchover => told(cluster.call(None, (Method::DELETE, "/switchover"), None).await?),
+        Scheduled::Switchover => {
+            told(&cluster.call(None, (Method::DELETE, "/switchover"), None).await?, args.json)
+        }
         Scheduled::Restart => {
             let picture = cluster.picture().await?;
             let mut members = picture.chosen(&args.which.members, args.which.role)?;
@@ -426,9 +454,9 @@ pub async fn flush(cluster: &Cluster, args: &Flush) -> anyhow::Result<Printed> {
                 members.retain(|member| member.0.get("scheduled_restart").is_some());
             }
             if members.is_empty() {
-                return print("no restarts are scheduled\n");
+                return say(args.json, "no restarts are scheduled", &json!({}));
             }
-            each(cluster, members, (Method::DELETE, "/restart"), None).await
+            each(cluster, members, (Method::DELETE, "/restart"), None, args.json).await
         }
     }
 }
