@@ -669,6 +669,9 @@ async fn the_commands_ask_the_api() {
     assert!(table.contains("| n1     | 127.0.1.2 | Quorum Standby | streaming |"), "{table}");
     let listed = run(&["list", "--json"]).await;
     assert_eq!(serde_json::from_slice::<Value>(&listed.stdout).unwrap()["scope"], "demo");
+    let versions = run(&["version", "--json"]).await;
+    let version = serde_json::from_slice::<Value>(&versions.stdout).unwrap()["pgherd"].clone();
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
     assert_eq!(run(&["health"]).await.status.code(), Some(0));
     api.says(fixture::down(fixture::primary(clock::now())));
     assert_eq!(run(&["health"]).await.status.code(), Some(1));

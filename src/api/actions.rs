@@ -3,6 +3,7 @@
 //!
 //! Invariants: nothing is read of a body before the caller may change something; bodies are bounded in size and time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::to_bytes;
@@ -65,7 +66,7 @@ pub(super) fn is_action(method: &Method, path: &str) -> bool {
 
 /// Everything that changes something.
 pub(super) async fn act(
-    Shared(state): Shared<State>,
+    Shared(state): Shared<Arc<State>>,
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Response {

@@ -4,6 +4,7 @@
 //! HEAD and OPTIONS answer every path with GET's status and no body. (Patroni answers 503 to them on the pages that
 //! are not health checks; nobody can want that.)
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -36,11 +37,12 @@ pub(super) fn router(state: State) -> Router {
         .route("/v1/promise", routing::post(promise))
         .method_not_allowed_fallback(unsupported)
         .fallback(patroni)
-        .with_state(state)
+        // Handed to each request: one count, not every part of it.
+        .with_state(Arc::new(state))
 }
 
 /// Everything that Patroni's clients ask for.
-async fn patroni(Shared(state): Shared<State>, caller: Extension<Caller>, request: Request) -> Response {
+async fn patroni(Shared(state): Shared<Arc<State>>, caller: Extension<Caller>, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     if actions::is_action(&method, uri.path()) {
         return actions::act(Shared(state), caller, request).await;
@@ -170,7 +172,7 @@ pub(super) fn text(code: StatusCode, sentence: impl Into<String>) -> Response {
 }
 
 /// `GET /v1/status`: what this node knows, for a peer.
-async fn node_status(Shared(state): Shared<State>, Extension(caller): Extension<Caller>) -> Response {
+async fn node_status(Shared(state): Shared<Arc<State>>, Extension(caller): Extension<Caller>) -> Response {
     match caller.trust {
         Trust::Anyone => stranger(),
         Trust::Member => json(StatusCode::OK, &status::to_json(about_node(&state, caller, clock::now()))),
@@ -179,7 +181,7 @@ async fn node_status(Shared(state): Shared<State>, Extension(caller): Extension<
 
 /// `POST /v1/promise`: the etcd room decides; this only carries the question to it.
 async fn promise(
-    Shared(state): Shared<State>,
+    Shared(state): Shared<Arc<State>>,
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Response {

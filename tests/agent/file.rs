@@ -153,7 +153,8 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
         assert_eq!(output.status.code(), Some(64));
         assert!(said(&output).contains(why), "{}", said(&output));
     }
-    let missing = FULL.replace("  use_unix_socket: true", "  create_replica_methods: [wal_e, basebackup]");
+    let missing =
+        FULL.replace("create_replica_methods: [basebackup]", "create_replica_methods: [wal_e, basebackup]");
     assert!(said(&validate(&missing, &[])).contains("postgresql.wal_e.command: is required"));
     let script = FULL.replace("  use_unix_socket: true", "  pre_promote: /bin/fence --now");
     assert!(said(&validate(&script, &[])).contains("postgresql.pre_promote: \"/bin/fence --now\"; expected"));
