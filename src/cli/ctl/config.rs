@@ -189,6 +189,7 @@ mod tests {
             pg: vec!["work_mem=8MB".into(), "jit=off".into()],
             apply: None,
             replace: None,
+            json: Json { json: false },
             quiet: true,
             force: Force { force: true },
         };
