@@ -18,6 +18,16 @@ use crate::peer::{Adopted, Promise, Voter};
 use crate::process::{self, Lines, Mode, RunAs};
 use crate::types::{Epoch, NodeId, NodeName, SystemId, Timeline};
 
+/// A leader that this node has followed while the store did not know yet what it writes. Every timeline above `known` in the
+/// local data is this leader's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Followed {
+    /// Who led.
+    pub leader: NodeName,
+    /// The cluster's timeline as the store had it.
+    pub known: Timeline,
+}
+
 /// What the volume remembers. Every field that is absent is *unknown*, never "no".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -39,6 +49,9 @@ pub struct Record {
     /// timelines the same number; this tells a private one from the cluster's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<Timeline>,
+    /// The same for timelines that others began: whose WAL the local data has taken in, until the store knows of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Followed>,
     /// The last timeline seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Timeline>,
@@ -238,6 +251,7 @@ impl Record {
             bootstrap: Bootstrap::Settled,
             adopted: None,
             promoted: None,
+            followed: None,
             timeline: None,
             epoch: Epoch::default(),
             cluster_uuid: None,

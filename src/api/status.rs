@@ -123,6 +123,7 @@ fn position(position: ha::Position) -> &'static str {
     match position {
         ha::Position::Moving => "moving",
         ha::Position::Frozen => "frozen",
+        ha::Position::Foreign => "foreign",
     }
 }
 

@@ -20,6 +20,7 @@ use super::agent::{Agent, Next, Youth};
 use super::configure::Configured;
 use super::door::Closed;
 use super::jobs;
+use super::lineage;
 use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
 use super::rules::Mode;
@@ -135,6 +136,7 @@ impl<D: Dcs> Agent<D> {
 
     #[expect(clippy::too_many_lines, reason = "one line or two for each action")]
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
+        self.deps.record.update(|record| lineage::remember(view, &action, record))?;
         let store = Arc::clone(&self.deps.store);
         match action {
             Action::Acquire(claim) => self.acquire(claim).await?,
@@ -330,16 +332,18 @@ impl<D: Dcs> Agent<D> {
     }
 
     /// What must be on disk before a job begins.
-    fn before(&self, view: &View, job: Job) -> Result<(), Error> {
+    fn before(&mut self, view: &View, job: Job) -> Result<(), Error> {
         let record = &self.deps.record;
         match job {
             // A crash right after initdb must not leave a cluster without its roles.
             Job::Initdb => record.update(|record| record.bootstrap = Bootstrap::Pending)?,
             // A crash right after a promotion must not leave a private timeline that looks like the cluster's.
             Job::Promote => record.update(|record| record.promoted = publish::next_timeline(view))?,
+            Job::Clone | Job::Rewind => {
+                self.memory.source = lineage::source(view);
+                return Ok(());
+            }
             Job::FinishBootstrap
-            | Job::Clone
-            | Job::Rewind
             | Job::Stop
             | Job::HandOver
             | Job::Poll

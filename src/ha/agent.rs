@@ -29,6 +29,7 @@ use super::fitness;
 use super::forecast::forecast;
 use super::jobs::{self, Done, Outcome};
 use super::lease;
+use super::lineage;
 use super::memory;
 use super::orders::{Order, Scheduled};
 use super::promises::Promises;
@@ -39,7 +40,7 @@ use super::trail::{self, Step, Trail};
 use super::view::{
     Approval, Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume,
 };
-use super::{Error, Phase, Position, Status};
+use super::{Error, Phase, Status};
 
 /// The local instance must answer a status query within this time, or counts as silent for this tick.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
@@ -333,6 +334,8 @@ impl<D: Dcs> Agent<D> {
                 system_id: record.system_id,
                 bootstrap: record.bootstrap,
                 promoted: record.promoted,
+                taken: record.followed.clone().filter(|f| self.deps.postgres.has_history_after(f.known)),
+                followed: record.followed,
                 adopted: record.adopted,
             },
             memory: self.memory.clone(),
@@ -478,7 +481,7 @@ impl<D: Dcs> Agent<D> {
             ticked: view.now,
             reason,
             state: publish::state(view),
-            position: view.memory.frozen.map_or(Position::Moving, |_since| Position::Frozen),
+            position: lineage::position(view),
             timing: self.rules.timing,
             sync_mode: self.rules.sync_mode,
             maximum_lag_on_failover: self.rules.maximum_lag_on_failover,
@@ -499,22 +502,14 @@ impl<D: Dcs> Agent<D> {
 
     fn tell_data(&self, view: &View) {
         self.note_cluster(view);
-        self.forget_promotion(view);
+        self.forget(view);
         let facts = publish::data_facts(&view.local, view.volume.system_id, view.volume.adopted);
         self.outlets.data.send_if_modified(|known| std::mem::replace(known, facts.clone()) != facts);
     }
 
-    /// A promotion that came to nothing: this node streams on from somebody else, before the timeline that it was to begin.
-    fn forget_promotion(&self, view: &View) {
-        let Instance::Standby(answer, _) = view.instance() else { return };
-        let streams = view.memory.not_streaming.is_none() && publish::streams(answer);
-        let failed = view.volume.promoted.is_some_and(|promoted| answer.timeline < promoted);
-        let follows = view.doing.is_none() && view.lease == Lease::None && view.memory.following.is_some();
-        if failed
-            && follows
-            && streams
-            && let Err(error) = self.deps.record.update(|r| r.promoted = None)
-        {
+    /// What has settled since need not be remembered.
+    fn forget(&self, view: &View) {
+        if let Err(error) = self.deps.record.update(|record| lineage::forget(view, record)) {
             warn!(error = %Chain(&error), "the cluster record was not written");
         }
     }
@@ -572,11 +567,13 @@ impl<D: Dcs> Agent<D> {
                 self.deps.record.update(|record| {
                     record.bootstrap = Bootstrap::Settled;
                     record.promoted = None;
+                    record.followed = self.memory.source.take();
                 })?;
             }
             Outcome::Rewound => {
                 self.memory.rewound_at(now);
-                self.deps.record.update(|record| record.promoted = None)?;
+                let followed = self.memory.source.take();
+                self.deps.record.update(|record| (record.promoted, record.followed) = (None, followed))?;
             }
             Outcome::Approved => self.memory.approval = Approval::Given,
             Outcome::Promoted => {

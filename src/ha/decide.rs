@@ -20,7 +20,7 @@ use super::failsafe;
 use super::fitness;
 use super::lead::{self, NOW, PROMPTLY};
 use super::leaving::awaits_dismissal;
-use super::lineage::{self, Lineage};
+use super::lineage::{self, Kin, Lineage, standby_timeline};
 use super::manual;
 use super::orders;
 use super::pause;
@@ -394,7 +394,7 @@ fn follow(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
         (Instance::Down, DataDir::Cluster(_)) if view.memory.upstream_wal == UpstreamWal::Removed => {
             copy(view, source)
         }
-        (Instance::Down, DataDir::Cluster(_)) => rejoin(view, source, member.and_then(|m| m.timeline)),
+        (Instance::Down, DataDir::Cluster(_)) => rejoin(view, snapshot, source),
         (Instance::Standby(answer, position), _) => {
             keep_following(view, snapshot, source, (answer, position))
         }
@@ -417,8 +417,9 @@ fn copy(view: &View, source: Upstream) -> Decision {
 }
 
 /// Down, with data: start as a standby if the local history is part of the leader's, else rewind, else copy.
-fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decision {
+fn rejoin(view: &View, snapshot: &Snapshot, source: Upstream) -> Decision {
     // What the leader said before its promotion is not its history.
+    let published = snapshot.member(&source.name).and_then(|m| m.timeline);
     let current = |a: &&Ancestry| published.is_none_or(|timeline| timeline == a.timeline);
     let Some(ancestry) = known_ancestry(view, &source).filter(current) else {
         return compare(view, source);
@@ -426,9 +427,11 @@ fn rejoin(view: &View, source: Upstream, published: Option<Timeline>) -> Decisio
     let Some(control) = view.control() else {
         return idle(Reason::WaitingForLeader, Wake::Loop);
     };
-    if is_private(view, control.reached(), ancestry) {
+    match lineage::kin(view, snapshot, control.reached(), &source.name) {
+        Kin::Same => {}
         // pg_rewind goes by numbers: it would find nothing to rewind.
-        return copy(view, source);
+        Kin::Other => return copy(view, source),
+        Kin::Open => return idle(Reason::WaitingForLeader, Wake::Soon(HALF_A_SECOND)),
     }
     match lineage::of_stopped(control, ancestry) {
         Lineage::Part if orders::is_beyond_help(view) => copy(view, source),
@@ -468,18 +471,17 @@ fn keep_following(
     (answer, position): (&Answer, Lsn),
 ) -> Decision {
     let reason = Reason::Following(source.name.clone());
-    if view.volume.promoted == Some(standby_timeline(view, answer)) {
-        // Nothing is streamed onto a timeline that this node may have begun for itself.
-        match known_ancestry(view, &source) {
-            None => return compare(view, source),
-            Some(ancestry) if is_private(view, standby_timeline(view, answer), ancestry) => {
-                return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name));
-            }
-            Some(_) => {}
+    // Nothing is streamed onto a timeline that only has the leader's number.
+    match lineage::kin(view, snapshot, standby_timeline(view, answer), &source.name) {
+        Kin::Same => {}
+        Kin::Other => {
+            return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name));
         }
+        Kin::Open => return idle(Reason::WaitingForLeader, Wake::Soon(HALF_A_SECOND)),
     }
     let feeder = feeder(view, &source);
-    if view.memory.following != feeder || view.memory.frozen.is_some() {
+    let remembered = lineage::is_remembered(view, snapshot, &source.name);
+    if view.memory.following != feeder || view.memory.frozen.is_some() || !remembered {
         return Decision { actions: vec![Action::Follow(feeder)], reason, wake: PROMPTLY };
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
@@ -507,17 +509,6 @@ fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), re
     Decision { actions, reason, wake: manual::alertness(view, snapshot) }
 }
 
-/// Whether the local timeline is one that this node began for itself: it was promoted to it, and the leader is on another of
-/// the same number, or the cluster's history says that somebody else began it.
-pub(super) fn is_private(view: &View, local: Timeline, leader: &Ancestry) -> bool {
-    let began_here = |s: &Snapshot| {
-        let history = s.history.as_ref().map(|h| &h.value);
-        history.and_then(|h| h.beginner_of(local)).is_some_and(|name| name == view.me)
-    };
-    view.volume.promoted == Some(local)
-        && (leader.timeline == local || !view.snapshot().is_some_and(began_here))
-}
-
 /// What this leader said of its history, if it is fresh enough.
 pub(super) fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'a Ancestry> {
     let fresh = |a: &&Ancestry| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE;
@@ -527,11 +518,6 @@ pub(super) fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'
 /// Not a reconnection that takes its time: the WAL that this standby needs does not come back.
 fn starved(view: &View) -> bool {
     view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STARVED)
-}
-
-/// The timeline of a standby for a comparison: what it receives, or replays, never older than its control file's.
-pub(super) fn standby_timeline(view: &View, answer: &Answer) -> Timeline {
-    view.control().map_or(answer.timeline, |c| c.reached().max(answer.timeline))
 }
 
 fn take(claim: Claim) -> Decision {

@@ -10,6 +10,7 @@ use crate::types::{Lsn, SyncMode, Timeline};
 
 use super::candidates;
 use super::failsafe;
+use super::lineage;
 use super::memory::ran_for;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::{START_TIMEOUT, Strictness};
@@ -57,20 +58,16 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
 /// Whether the store knows of the timeline that this primary writes; what is no primary writes none.
 pub fn timeline_is_written(view: &View, snapshot: &Snapshot) -> bool {
     match view.instance() {
-        Instance::Primary(answer, _) => written_timeline(snapshot) >= answer.timeline,
+        Instance::Primary(answer, _) => lineage::known(snapshot) >= answer.timeline,
         Instance::Down | Instance::Silent | Instance::Ending | Instance::Standby(..) => true,
     }
-}
-
-fn written_timeline(snapshot: &Snapshot) -> Timeline {
-    snapshot.history.as_ref().map_or(Timeline(1), |h| h.value.cluster_timeline())
 }
 
 /// Keys that every leader keeps: written again when somebody has deleted them.
 fn keys(view: &View, snapshot: &Snapshot, timeline: Timeline) -> [Option<Action>; 3] {
     let known = matches!(snapshot.initialize.as_ref().map(|i| i.value), Some(Initialize::Done(_)));
     let identifier = view.control().map(|c| c.system_id).or(view.volume.system_id);
-    let written = written_timeline(snapshot);
+    let written = lineage::known(snapshot);
     // Patroni's rows have five columns; a row that lacks some was written before a name was known.
     let whole = snapshot.history.as_ref().and_then(|h| h.value.0.last()).is_none_or(|row| row.len() >= 5);
     [

@@ -1,10 +1,16 @@
 //! Is the local history part of the leader's, or has it left it? Ancestry first, then position.
 
-use crate::postgres::status::{Control, ControlState};
-use crate::types::{Lsn, Timeline};
+use crate::dcs::{Member, MemberState, Role, Snapshot};
+use crate::postgres::StartAs;
+use crate::postgres::status::{Answer, Control, ControlState};
+use crate::record::{Followed, Record};
+use crate::types::{Lsn, NodeName, Timeline};
 
+use super::Position;
+use super::publish;
+use super::reason::Action;
 use super::rules::Mode;
-use super::view::{Ancestry, Origin, View};
+use super::view::{Ancestry, Instance, Lease, Origin, View};
 
 /// How a local history relates to the leader's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +56,123 @@ pub fn of_stopped(control: &Control, leader: &Ancestry) -> Lineage {
         | ControlState::InProduction
         | ControlState::Unknown => Lineage::Unknown,
     }
+}
+
+/// Whether a local timeline is the leader's of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kin {
+    /// It is, or its number alone tells.
+    Same,
+    /// Two nodes were promoted to one number, and this is the other one's.
+    Other,
+    /// The leader has not said yet what it writes, or how it came to it.
+    Open,
+}
+
+/// What the local data holds that the store did not know of when it came: from this timeline on, begun by this node in its
+/// promotion or by the leader that it followed then.
+fn taken<'a>(view: &'a View, local: Timeline) -> Option<(&'a NodeName, Timeline)> {
+    if view.volume.promoted == Some(local) {
+        return Some((&view.me, local));
+    }
+    view.volume.taken.as_ref().map(|f| (&f.leader, Timeline(f.known.0.saturating_add(1))))
+}
+
+/// The timeline of which the cluster has another one than the local data, and who began the cluster's.
+pub fn foreign(view: &View, snapshot: &Snapshot, local: Timeline) -> Option<(Timeline, NodeName)> {
+    let (author, timeline) = taken(view, local)?;
+    let began = snapshot.history.as_ref()?.value.beginner_of(timeline)?;
+    (began != *author).then_some((timeline, began))
+}
+
+/// Whether the data holds what somebody else than this leader began, as far as is known without the store.
+pub fn is_of_another(view: &View, local: Timeline, leader: &NodeName) -> bool {
+    taken(view, local).is_some_and(|(author, _)| author != leader)
+}
+
+/// Whether the local timeline is the leader's, or a part of what the leader's came from.
+pub fn kin(view: &View, snapshot: &Snapshot, local: Timeline, leader: &NodeName) -> Kin {
+    let Some((author, timeline)) = taken(view, local).filter(|(author, _)| *author != leader) else {
+        return Kin::Same;
+    };
+    let history = snapshot.history.as_ref().map(|h| &h.value);
+    match (history.and_then(|h| h.beginner_of(timeline)), written_by(snapshot, leader)) {
+        // A primary has begun what it writes.
+        (_, Some(theirs)) if theirs == timeline => Kin::Other,
+        (Some(began), _) if began == *author => Kin::Same,
+        (Some(_), _) => Kin::Other,
+        (None, None) => Kin::Open,
+        (None, Some(_)) if *author == view.me => Kin::Other,
+        (None, Some(theirs)) if theirs > timeline && theirs > known(snapshot) => Kin::Open,
+        // Rows of long ago, or without a name.
+        (None, Some(_)) => Kin::Same,
+    }
+}
+
+/// The timeline that a leader says it writes as a primary.
+fn written_by(snapshot: &Snapshot, leader: &NodeName) -> Option<Timeline> {
+    let serving = |m: &&Member| m.state == MemberState::Running && m.role == Role::Primary;
+    snapshot.member(leader).filter(serving).and_then(|m| m.timeline)
+}
+
+/// The cluster's timeline as far as the store knows.
+pub fn known(snapshot: &Snapshot) -> Timeline {
+    snapshot.history.as_ref().map_or(Timeline(1), |h| h.value.cluster_timeline())
+}
+
+/// Whether the store knows of what this leader writes: it begins no other timeline while it leads.
+fn is_settled(snapshot: &Snapshot, leader: &NodeName) -> bool {
+    written_by(snapshot, leader).is_some_and(|timeline| timeline <= known(snapshot))
+}
+
+/// Whether it is on disk already that this leader is followed, where that must be.
+pub fn is_remembered(view: &View, snapshot: &Snapshot, leader: &NodeName) -> bool {
+    is_settled(snapshot, leader) || view.volume.followed.as_ref().is_some_and(|f| f.leader == *leader)
+}
+
+/// What must be on disk before WAL of the leader is taken in: a leader that the store does not know enough of may begin a
+/// timeline that nobody hears of.
+pub fn source(view: &View) -> Option<Followed> {
+    let snapshot = view.snapshot()?;
+    let leader = snapshot.leader_name().filter(|leader| !is_settled(snapshot, leader))?.clone();
+    Some(Followed { leader, known: known(snapshot) })
+}
+
+/// The same, where this is about to take WAL in.
+pub fn remember(view: &View, action: &Action, record: &mut Record) {
+    let takes_in = matches!(action, Action::Follow(Some(_)) | Action::Start(StartAs::Standby(Some(_)), _));
+    if takes_in && view.snapshot().is_some() {
+        record.followed = source(view);
+    }
+}
+
+/// What the volume need not remember any more: a promotion that came to nothing (this node streams on from somebody else,
+/// before the timeline that it was to begin), and a leader whose timeline has become the cluster's.
+pub fn forget(view: &View, record: &mut Record) {
+    let Some(snapshot) = view.snapshot() else { return };
+    if let Instance::Standby(answer, _) = view.instance() {
+        let streams = view.memory.not_streaming.is_none() && publish::streams(answer);
+        let follows = view.doing.is_none() && view.lease == Lease::None && view.memory.following.is_some();
+        record.promoted = record.promoted.filter(|begun| !(answer.timeline < *begun && streams && follows));
+    }
+    let settled = |f: &Followed| snapshot.leader_name() == Some(&f.leader) && is_settled(snapshot, &f.leader);
+    record.followed = record.followed.take().filter(|f| !settled(f));
+}
+
+/// What others may make of the local position in a vote.
+pub fn position(view: &View) -> Position {
+    let timeline = view.local.sql.as_ref().map(|answer| standby_timeline(view, answer));
+    let foreign = view.snapshot().zip(timeline).and_then(|(snapshot, local)| foreign(view, snapshot, local));
+    match (foreign, view.memory.frozen) {
+        (Some(_began), _) => Position::Foreign,
+        (None, Some(_since)) => Position::Frozen,
+        (None, None) => Position::Moving,
+    }
+}
+
+/// The timeline of a standby for a comparison: what it receives, or replays, never older than its control file's.
+pub fn standby_timeline(view: &View, answer: &Answer) -> Timeline {
+    view.control().map_or(answer.timeline, |c| c.reached().max(answer.timeline))
 }
 
 /// Whether PostgreSQL was found running when the agent started, and its control file is not a standby's. What was started

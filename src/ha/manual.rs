@@ -327,6 +327,12 @@ pub fn names(view: &View, snapshot: &Snapshot) -> bool {
     current(view, snapshot).is_some_and(|r| r.value.member.as_ref() == Some(&view.me))
 }
 
+/// Whether the leader that is to be replaced has stopped, and said up to where it went.
+pub fn has_left(view: &View, snapshot: &Snapshot) -> bool {
+    let left = snapshot.status.as_ref().and_then(|s| s.value.shutdown.as_ref()).map(|end| &end.leader);
+    left.is_some() && current(view, snapshot).and_then(|r| r.value.leader.as_ref()) == left
+}
+
 /// Whether somebody has asked for another leader: lag then is no reason to stay behind.
 pub fn is_requested(view: &View, snapshot: &Snapshot) -> bool {
     current(view, snapshot).is_some()

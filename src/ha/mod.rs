@@ -119,6 +119,8 @@ pub enum Position {
     Moving,
     /// Its walreceiver is held for a vote.
     Frozen,
+    /// It is on a timeline that only shares its number with the cluster's.
+    Foreign,
 }
 
 /// An action or a job that failed, and in which room.

@@ -58,8 +58,13 @@ fn holds_what_it_does_not_use(view: &View) -> bool {
     view.leads() && mine && unused && !waits && !handing_over
 }
 
+/// A primary goes on without its lock here, so that the end of the lock says nothing: whoever is to replace it waits for what it
+/// leaves behind when it has stopped. A failover names no leader: whoever asks for it answers for that.
 fn is_candidate(view: &View) -> bool {
-    view.snapshot().is_some_and(|snapshot| manual::names(view, snapshot))
+    let entitled = |snapshot: &&Snapshot| {
+        view.leads() || manual::is_forced(view, snapshot) || manual::has_left(view, snapshot)
+    };
+    view.snapshot().filter(entitled).is_some_and(|snapshot| manual::names(view, snapshot))
 }
 
 fn allowed(view: &View, action: &Action) -> bool {

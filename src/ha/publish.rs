@@ -243,13 +243,17 @@ pub fn history(view: &View, snapshot: &Snapshot, text: &str, at: &str) -> Histor
             .find(|row| row.len() >= 5 && row.first().and_then(Value::as_u64) == Some(timeline))
             .cloned()
     };
+    // The last fork is this node's doing. One that the store did not know of is that of the leader that was followed.
+    let followed = |timeline: u64| {
+        let source = view.volume.followed.as_ref().filter(|f| timeline >= u64::from(f.known.0));
+        source.map_or(Value::Null, |f| json!(f.leader))
+    };
     let row = |line: &str| -> Option<Vec<Value>> {
         let mut words = line.splitn(3, '\t');
         let timeline: u64 = words.next()?.trim().parse().ok()?;
         let end: Lsn = words.next()?.parse().ok()?;
         let reason = words.next().unwrap_or("").trim();
-        // Only the last fork is known to be this node's doing.
-        let leader = if Some(line) == text.lines().last() { json!(view.me) } else { Value::Null };
+        let leader = if Some(line) == text.lines().last() { json!(view.me) } else { followed(timeline) };
         let fresh = vec![json!(timeline), json!(end), json!(reason), json!(at), leader];
         Some(known(timeline).unwrap_or(fresh))
     };
@@ -268,6 +272,10 @@ pub fn poll_answer(page: &Value) -> PollAnswer {
     let position = |key: &str| xlog.and_then(|x| x.get(key)).and_then(Value::as_u64).map(Lsn);
     if position("location").is_some() {
         return PollAnswer::Primary;
+    }
+    // What is of another history than the cluster's stands in nobody's way.
+    if page.pointer("/pgherd/position").and_then(Value::as_str) == Some("foreign") {
+        return PollAnswer::Down;
     }
     let furthest = position("received_location").max(position("replayed_location"));
     let timeline = page.get("timeline").and_then(Value::as_u64).and_then(|t| u32::try_from(t).ok());

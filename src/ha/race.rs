@@ -13,6 +13,7 @@ use crate::types::{Lsn, NodeName, SyncMode, Timeline};
 use super::failsafe;
 use super::fitness;
 use super::lead::{self, NOW};
+use super::lineage;
 use super::manual;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
@@ -83,7 +84,8 @@ fn barred(view: &View, snapshot: &Snapshot, timeline: Timeline) -> Option<Reason
     if timeline < cluster {
         return Some(Reason::BehindTimeline { mine: timeline, cluster });
     }
-    None
+    lineage::foreign(view, snapshot, timeline)
+        .map(|(timeline, began)| Reason::AnotherTimeline { timeline, began })
 }
 
 /// Why this node cannot lead whatever the others say.

@@ -276,6 +276,13 @@ pub enum Reason {
         /// The cluster's.
         cluster: Timeline,
     },
+    /// This node's timeline has the cluster's number and another beginning.
+    AnotherTimeline {
+        /// Its number.
+        timeline: Timeline,
+        /// Who began the cluster's.
+        began: NodeName,
+    },
     /// This node lacks more than is allowed.
     LagTooLarge(u64),
     /// Another node has more.
@@ -437,6 +444,10 @@ impl fmt::Display for Reason {
             Self::BehindTimeline { mine, cluster } => {
                 write!(f, "timeline {mine} is older than the cluster's {cluster}: not a candidate")
             }
+            Self::AnotherTimeline { timeline, began } => write!(
+                f,
+                "the cluster's timeline {timeline} was begun by {began}, the one here by another node: not a candidate"
+            ),
             Self::LagTooLarge(bytes) => write!(f, "{bytes} bytes behind the last leader: not a candidate"),
             Self::Behind(name) => write!(f, "{name} has more: not a candidate"),
             Self::Outranked { name, theirs, mine } => write!(

@@ -12,9 +12,9 @@ use crate::postgres::{StartAs, Upstream};
 use crate::record::Bootstrap;
 use crate::types::Lsn;
 
-use super::decide::{act, compare, idle, is_private, known_ancestry, standby_timeline, start_standby};
+use super::decide::{act, compare, idle, known_ancestry, start_standby};
 use super::lead;
-use super::lineage::{self, Lineage};
+use super::lineage::{self, Lineage, standby_timeline};
 use super::reason::{Action, Decision, Reason, Wake};
 use super::upstreams::feeder;
 use super::view::{Instance, Job, ShutdownMark, View};
@@ -64,7 +64,7 @@ fn start(view: &View, control: &Control, reason: Reason) -> Decision {
     match known_ancestry(view, &leader) {
         None if view.n_failures(Job::Compare) == 0 => compare(view, leader),
         Some(ancestry)
-            if !is_private(view, control.reached(), ancestry)
+            if !lineage::is_of_another(view, control.reached(), &leader.name)
                 && lineage::of_stopped(control, ancestry) == Lineage::Part =>
         {
             start_standby(view, Some(leader), reason)
@@ -79,7 +79,7 @@ fn follow(view: &View, (answer, position): (&Answer, Lsn), reason: Reason) -> De
     match known_ancestry(view, &leader) {
         None => compare(view, leader),
         Some(ancestry)
-            if !is_private(view, timeline, ancestry)
+            if !lineage::is_of_another(view, timeline, &leader.name)
                 && lineage::of_running(timeline, position, ancestry) == Lineage::Part =>
         {
             act(vec![Action::Follow(Some(leader))], reason)

@@ -16,7 +16,7 @@ use crate::types::{Lsn, NodeName, SlotName};
 
 use super::pause;
 use super::replication::{Clusters, UseSlots};
-use super::tags::{Failover, Streaming, Tags};
+use super::tags::{self, Failover, Streaming};
 use super::upstreams::has_server;
 use super::view::View;
 
@@ -142,9 +142,10 @@ fn of_members(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName
     let leads_never = side == Side::Follower && view.rules.tags.failover == Failover::Never;
     let mut wanted = BTreeMap::new();
     for member in snapshot.members.iter().filter(|m| m.name != view.me) {
-        let tags = Tags::from_json(&member.tags);
-        let streams_from_here = streams_from(view, snapshot, member, &tags, side);
-        if tags.stream == Streaming::Never || !(streams_from_here || (everybody && !leads_never)) {
+        let streams_from_here = streams_from(view, snapshot, member, side);
+        if Streaming::of(&member.tags) == Streaming::Never
+            || !(streams_from_here || (everybody && !leads_never))
+        {
             continue;
         }
         let name = member.name.slot_name();
@@ -166,7 +167,7 @@ fn of_members(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName
 
 /// Absent members whose WAL is still kept: by the leader's own memory, and by its word on the others.
 fn retained(view: &View, snapshot: &Snapshot, side: Side) -> BTreeSet<SlotName> {
-    let without_slot = |m: &&Member| Tags::from_json(&m.tags).stream == Streaming::Never;
+    let without_slot = |m: &&Member| Streaming::of(&m.tags) == Streaming::Never;
     let never: BTreeSet<_> =
         snapshot.members.iter().filter(without_slot).map(|m| m.name.slot_name()).collect();
     let names: BTreeSet<_> = match side {
@@ -185,13 +186,13 @@ pub fn seen(view: &View) -> impl Iterator<Item = &SlotName> {
     view.memory.seen_slots.iter().filter(move |(_, seen)| recent(seen)).map(|(slot, _)| slot)
 }
 
-fn streams_from(view: &View, snapshot: &Snapshot, member: &Member, tags: &Tags, side: Side) -> bool {
+fn streams_from(view: &View, snapshot: &Snapshot, member: &Member, side: Side) -> bool {
     let leads = snapshot.leader_name() == Some(&member.name);
     // Whoever has no server feeds nobody: its members stream from the leader meanwhile.
-    let feeds = |name: &&NodeName| **name == view.me || snapshot.member(name).is_some_and(has_server);
-    let feeder: Option<&NodeName> = tags.replicate_from.as_ref().filter(feeds);
+    let feeds = |name: &NodeName| *name == view.me || snapshot.member(name).is_some_and(has_server);
+    let feeder = tags::replicate_from(&member.tags).filter(feeds);
     match (feeder, side) {
-        (Some(feeder), Side::Leader | Side::Follower) => *feeder == view.me && !leads,
+        (Some(feeder), Side::Leader | Side::Follower) => feeder == view.me && !leads,
         (None, Side::Leader) => true,
         (None, Side::Follower) => false,
     }

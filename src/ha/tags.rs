@@ -62,21 +62,32 @@ pub enum Streaming {
 
 impl Default for Tags {
     fn default() -> Self {
-        Self::from_json(&Map::new())
+        Self {
+            failover: Failover::Allowed,
+            failover_priority: USUAL,
+            sync_priority: USUAL,
+            clone: CloneSource::Ordinary,
+            stream: Streaming::Allowed,
+            replicate_from: None,
+            published: Map::new(),
+        }
     }
 }
 
 impl Tags {
     /// Reads tags as they are configured, or as another member publishes them.
     pub fn from_json(tags: &Map<String, Value>) -> Self {
+        if tags.is_empty() {
+            return Self::default();
+        }
         let failover_priority = priority(tags, "nofailover", "failover_priority");
         Self {
             failover: if failover_priority == 0 { Failover::Never } else { Failover::Allowed },
             failover_priority,
             sync_priority: priority(tags, "nosync", "sync_priority"),
             clone: if is_set(tags, "clonefrom") { CloneSource::Preferred } else { CloneSource::Ordinary },
-            stream: if is_set(tags, "nostream") { Streaming::Never } else { Streaming::Allowed },
-            replicate_from: tags.get("replicatefrom").and_then(Value::as_str).map(NodeName::from),
+            stream: Streaming::of(tags),
+            replicate_from: replicate_from(tags),
             published: filtered(tags),
         }
     }
@@ -94,6 +105,18 @@ impl Tags {
         tags.insert("sync_priority".to_owned(), 0.into());
         tags
     }
+}
+
+impl Streaming {
+    /// The same of tags of which nothing else is wanted.
+    pub fn of(tags: &Map<String, Value>) -> Self {
+        if is_set(tags, "nostream") { Self::Never } else { Self::Allowed }
+    }
+}
+
+/// Whom a member wants to stream from.
+pub fn replicate_from(tags: &Map<String, Value>) -> Option<NodeName> {
+    tags.get("replicatefrom").and_then(Value::as_str).map(NodeName::from)
 }
 
 /// Contradictions in configured tags, in Patroni's words.

@@ -12,7 +12,7 @@ use crate::dcs::{Initialize, Leader, Member, Snapshot};
 use crate::peer::Adopted;
 use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::postgres::{self, Upstream};
-use crate::record::Bootstrap;
+use crate::record::{Bootstrap, Followed};
 use crate::supervisor::UnitState;
 use crate::types::{Host, Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
 
@@ -158,6 +158,10 @@ pub struct Volume {
     pub bootstrap: Bootstrap,
     /// The timeline that this node was last promoted to.
     pub promoted: Option<Timeline>,
+    /// The leader that was followed before the store knew what it writes.
+    pub followed: Option<Followed>,
+    /// The same, if a timeline that this leader began is in the local data.
+    pub taken: Option<Followed>,
     /// Data from before pgherd that lies aside.
     pub adopted: Option<Adopted>,
 }
@@ -204,6 +208,8 @@ pub struct Memory {
     pub name: Name,
     /// Whether the upstream still has what this standby needs.
     pub upstream_wal: UpstreamWal,
+    /// Whose data is being copied, or rewound to.
+    pub source: Option<Followed>,
     /// When the data was last copied from another member.
     pub copied: Option<Moment>,
     /// A standby that cannot connect: since when.

@@ -324,6 +324,11 @@ fn parse_identity(row: &str) -> Option<Timeline> {
     row.trim().split('|').nth(1)?.parse().ok().map(Timeline)
 }
 
+/// Where a data directory keeps the history of a timeline.
+pub(super) fn history_file(data_dir: &Utf8Path, timeline: Timeline) -> Utf8PathBuf {
+    data_dir.join(format!("pg_wal/{:08X}.history", timeline.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -403,6 +403,11 @@ impl Postgres {
         self.shared.unit.last_lines().iter().any(|line| line.contains("has already been removed"))
     }
 
+    /// Whether the data knows of the timeline after this one: a standby fetches its history before any of its WAL.
+    pub fn has_history_after(&self, timeline: Timeline) -> bool {
+        clone::history_file(&self.shared.config.data_dir, Timeline(timeline.0.saturating_add(1))).exists()
+    }
+
     /// The text of the local history file of this timeline and when it was written; empty for the first, which has none.
     ///
     /// # Errors
@@ -411,7 +416,7 @@ impl Postgres {
         if timeline <= Timeline(1) {
             return Ok((String::new(), clock::wall()));
         }
-        let path = self.shared.config.data_dir.join(format!("pg_wal/{:08X}.history", timeline.0));
+        let path = clone::history_file(&self.shared.config.data_dir, timeline);
         let text = tokio::fs::read_to_string(&path).await.map_err(Error::file("read", &path))?;
         let written = tokio::fs::metadata(&path).await.and_then(|file| file.modified());
         let written = written.map_err(Error::file("read", &path))?;

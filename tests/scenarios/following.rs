@@ -1,5 +1,6 @@
 //! Another node leads: start, stream, rewind, copy.
 
+use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::Job;
 use pgherd::postgres::status::ControlState;
@@ -90,6 +91,37 @@ fn a_timeline_that_was_begun_here_and_is_not_the_clusters_is_replaced_not_joined
     let mut running = Scene::new().standby(HERE).same_timeline();
     running.0.volume.promoted = Some(Timeline(1));
     assert!(matches!(only(running.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
+}
+
+/// The leader that was followed died before the store knew of its timeline, and another was promoted to the same number.
+#[test]
+fn a_timeline_of_a_leader_that_is_gone_is_not_joined_with_another_of_its_number() {
+    let down = Scene::new().data(ControlState::ShutDown).forked_at(HERE).reached(Timeline(2)).followed("n2");
+    assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+    let running = || Scene::new().standby(HERE).reached(Timeline(2)).followed("n2");
+    let writes = |scene: Scene, timeline| scene.member("n1", |m| m.timeline = Some(Timeline(timeline)));
+    assert!(matches!(only(writes(running(), 2).decide()), Action::Begin(Task::Stop(_))));
+    assert!(matches!(
+        only(writes(running().begun_by(&["n3", "n1"]), 3).decide()),
+        Action::Begin(Task::Stop(_))
+    ));
+    assert_eq!(
+        nothing_because(writes(running(), 3).decide()),
+        Reason::WaitingForLeader,
+        "it has not said yet"
+    );
+    let same = writes(running().begun_by(&["n2", "n1"]), 3).decide();
+    assert_eq!(same.reason, Reason::Following(name("n1")), "what n2 began is a part of n1's history");
+}
+
+/// Who leads next writes down who began the timelines that the store had not heard of.
+#[test]
+fn a_timeline_that_the_store_did_not_know_is_written_down_as_its_beginners() {
+    let scene = Scene::new().leads().primary("", &[]).followed("n2");
+    let snapshot = scene.0.snapshot().unwrap();
+    let rows = publish::history(&scene.0, snapshot, "1\t0/5000000\t\n2\t0/6000000\t\n", "now");
+    assert_eq!(rows.beginner_of(Timeline(2)), Some(name("n2")));
+    assert_eq!(rows.beginner_of(Timeline(3)), Some(name("n0")));
 }
 
 #[test]

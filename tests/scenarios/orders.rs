@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use pgherd::dcs::{Claim, MemberState, Role};
+use pgherd::dcs::{Claim, Failover, MemberState, Role, Shutdown, Status as LeaderStatus};
 use pgherd::ha::orders::{
     Accepted, Conditions, Insistence, Order, Pending, Reinitialize, Restart, Scheduled, Settled, Stage,
 };
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::Pause;
-use pgherd::ha::view::{Job, Life};
+use pgherd::ha::view::{Job, Life, PollAnswer};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{StartAs, StopMode};
+use pgherd::types::{Lsn, Timeline};
 
-use crate::scene::{HERE, NOW, Scene, ago, name, nothing_because, only, upstream};
+use crate::scene::{HERE, NOW, Scene, ago, name, nothing_because, only, upstream, versioned};
 
 fn restart(mut scene: Scene, stage: Stage, conditions: Conditions) -> Scene {
     scene.0.memory.orders.restart = Some(Restart { conditions, timeout: None, stage, since: ago(1) });
@@ -167,6 +168,26 @@ fn a_paused_cluster_elects_and_starts_nobody() {
     assert_eq!(nothing_because(paused(Scene::new().no_leader()).decide()), Reason::Paused);
     assert_eq!(nothing_because(paused(Scene::new().same_timeline()).decide()), Reason::Paused);
     assert_eq!(nothing_because(paused(Scene::new().empty()).decide()), Reason::Paused);
+}
+
+/// A paused primary that is cut off goes on without its key.
+#[test]
+fn in_a_paused_cluster_a_switchover_waits_until_the_leader_has_stopped() {
+    let request = |leader: Option<&str>| Failover {
+        leader: leader.map(name),
+        member: Some(name("n0")),
+        scheduled_at: None,
+    };
+    let asked = |leader| {
+        let scene = Scene::new().no_leader().votes(HERE, &[("n1", PollAnswer::Unreachable)]);
+        paused(scene.snapshot(|s| s.failover = Some(versioned(request(leader)))))
+    };
+    assert_eq!(nothing_because(asked(Some("n1")).decide()), Reason::Paused);
+    let shutdown = Shutdown { leader: name("n1"), timeline: Timeline(1), end: Lsn(HERE) };
+    let left = LeaderStatus { shutdown: Some(shutdown), ..LeaderStatus::default() };
+    let stopped = asked(Some("n1")).snapshot(|s| s.status = Some(versioned(left)));
+    assert_eq!(only(stopped.decide()), Action::Acquire(Claim::Vacant));
+    assert_eq!(only(asked(None).decide()), Action::Acquire(Claim::Vacant), "a person answers for a failover");
 }
 
 #[test]

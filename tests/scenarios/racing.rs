@@ -5,8 +5,10 @@ use std::time::Duration;
 use pgherd::dcs::Claim;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, Motion, PollAnswer};
+use pgherd::ha::{Position, lineage, publish};
 use pgherd::postgres::StartAs;
 use pgherd::types::{Revision, SyncMode, Timeline};
+use serde_json::json;
 
 use crate::scene::{HERE, NOW, Scene, ago, candidate, name, nothing_because, only, still};
 
@@ -77,6 +79,16 @@ fn a_node_behind_the_clusters_timeline_or_too_far_behind_is_no_candidate() {
     assert_eq!(nothing_because(outdated), Reason::BehindTimeline { mine: Timeline(1), cluster: Timeline(2) });
     let lagging = race(HERE, &[]).optime(HERE + 1_048_577).decide();
     assert_eq!(nothing_because(lagging), Reason::LagTooLarge(1_048_577));
+}
+
+#[test]
+fn a_node_on_another_timeline_of_the_clusters_number_is_no_candidate() {
+    let own = race(HERE, &[]).reached(Timeline(2)).followed("n2").begun_by(&["n1"]);
+    let reason = Reason::AnotherTimeline { timeline: Timeline(2), began: name("n1") };
+    assert_eq!(nothing_because(own.decide()), reason);
+    assert_eq!(lineage::position(&own.0), Position::Foreign, "nor does it stand in anybody's way");
+    let page = json!({"state": "running", "timeline": 2, "xlog": {"received_location": 80}, "pgherd": {"position": "foreign"}});
+    assert_eq!(publish::poll_answer(&page), PollAnswer::Down);
 }
 
 #[test]

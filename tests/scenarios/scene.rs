@@ -20,7 +20,7 @@ use pgherd::ha::view::{
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
 use pgherd::postgres::{self, Check, Pulse, Slot, Upstream};
-use pgherd::record::Bootstrap;
+use pgherd::record::{Bootstrap, Followed};
 use pgherd::supervisor::UnitState;
 use pgherd::types::{
     Access, LeaseId, Lsn, NodeId, NodeName, Revision, Room, SlotName, SyncMode, SystemId, Timeline,
@@ -103,6 +103,8 @@ impl Scene {
                 system_id: Some(CLUSTER),
                 bootstrap: Bootstrap::Settled,
                 promoted: None,
+                followed: None,
+                taken: None,
                 adopted: None,
             },
             memory: Memory { name: Name::Claimed, ..Memory::default() },
@@ -326,6 +328,21 @@ impl Scene {
         self.snapshot(|s| s.history = Some(versioned(History(vec![row]))))
             .snapshot(leader)
             .with(|v| v.memory.ancestry = Some(ancestry))
+    }
+
+    /// Timeline 1 was the cluster's when this node began to follow this leader, of which it has taken in timeline 2.
+    pub(crate) fn followed(self, leader: &str) -> Self {
+        let followed = Some(Followed { leader: leader.into(), known: Timeline(1) });
+        self.with(|v| (v.volume.followed, v.volume.taken) = (followed.clone(), followed))
+    }
+
+    /// The store knows who began timelines 2, 3, ...
+    pub(crate) fn begun_by(self, names: &[&str]) -> Self {
+        let row = |(i, name): (usize, &&str)| {
+            vec![(i + 1).into(), HERE.into(), "".into(), "then".into(), (*name).into()]
+        };
+        let rows = names.iter().enumerate().map(row).collect();
+        self.snapshot(|s| s.history = Some(versioned(History(rows))))
     }
 
     /// The data has been on this timeline, whatever its last checkpoint says.

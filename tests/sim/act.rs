@@ -5,19 +5,29 @@ use std::time::Duration;
 use pgherd::clock::Moment;
 use pgherd::dcs::{Failover, Precondition, Shutdown};
 use pgherd::ha::door::Closed;
+use pgherd::ha::lineage;
 use pgherd::ha::orders::{Accepted, Order, Orders, Settled};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
-use pgherd::ha::view::{Job, ShutdownMark};
+use pgherd::ha::view::{Job, ShutdownMark, View};
 use pgherd::postgres::{SlotPlan, StartAs, Upstream};
+use pgherd::record::Record;
 use pgherd::types::{Lsn, Timeline};
 
 use crate::agent::{Acting, CALL, Ended, LocalOp, RELEASES, Slot, Stage, addresses, index};
 use crate::postgres::State;
 use crate::store::{Answer, Document, Request};
-use crate::world::{Ev, World, name};
+use crate::world::{Ev, Node, World, name};
 
 impl World {
+    /// What the record of the node becomes while it acts.
+    fn record(&mut self, n: usize, change: impl FnOnce(&View, &mut Record)) {
+        let Node { agent, disk, .. } = &mut self.nodes[n];
+        if let Stage::Acting(acting) = &agent.stage {
+            disk.record(&acting.view, |record| change(&acting.view, record));
+        }
+    }
+
     pub(crate) fn acting(&mut self, n: usize) -> Option<&mut Acting> {
         match &mut self.agent(n).stage {
             Stage::Acting(acting) => Some(acting),
@@ -90,6 +100,7 @@ impl World {
         if self.nodes[n].crash_at.is_some() && self.crash_before(n, &word(&action)) {
             return;
         }
+        self.record(n, |view, record| lineage::remember(view, &action, record));
         let put = |document, when| Request::Put(Box::new(document), when);
         match action {
             Action::Acquire(claim) if self.stand(n) => self.send_act(n, Request::Acquire(claim)),

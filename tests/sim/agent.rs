@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use pgherd::clock::Moment;
 use pgherd::dcs::Snapshot;
-use pgherd::ha::Phase;
 use pgherd::ha::decide::decide;
 use pgherd::ha::failsafe;
 use pgherd::ha::fitness;
+use pgherd::ha::lineage;
 use pgherd::ha::publish::{self, Addresses};
 use pgherd::ha::reason::{Action, Task, Wake};
 use pgherd::ha::replication::Replication;
-use pgherd::ha::rules::{Outlast, Rules, Strictness, Tags};
+use pgherd::ha::rules::{Outlast, Pause, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Candidate, DEADMAN_MARGIN, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer,
     Store, UpstreamWal, View, Volume, demote_margin,
 };
+use pgherd::ha::{Phase, Position};
 use pgherd::postgres::status::Status;
 use pgherd::postgres::{Check, Posture, Pulse, Upstream};
-use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timing};
+use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timeline, Timing};
 
 use crate::failsafe::{Asking, Promises};
 use crate::faults::{Mode, Schedule};
@@ -159,7 +160,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         maximum_lag_on_failover: 1_048_576,
         // One seed in four: it costs events, and hides what only a primary that stops shows.
         outlast: if schedule.seed % 4 == 3 { Outlast::AllAgree } else { Outlast::Never },
-        pause: pgherd::ha::rules::Pause::Off,
+        pause: Pause::Off,
         primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
         tags: Tags::default(),
@@ -318,10 +319,21 @@ impl World {
 
     pub(crate) fn arm(&mut self, n: usize) {
         let Lease::Held { sent, ttl } = self.nodes[n].agent.lease else { return };
-        if self.nodes[n].pg.state == State::Down || !self.schedule.deadman {
+        self.arm_at(n, sent + ttl - DEADMAN_MARGIN);
+    }
+
+    /// After maintenance, in which a lease may have run out unheeded: there is time for an orderly stop.
+    fn arm_again(&mut self, n: usize) {
+        let Lease::Held { sent, ttl } = self.nodes[n].agent.lease else { return };
+        let orderly = self.clock(n) + (demote_margin(ttl) - DEADMAN_MARGIN);
+        self.arm_at(n, (sent + ttl - DEADMAN_MARGIN).max(orderly));
+    }
+
+    fn arm_at(&mut self, n: usize, deadline: Moment) {
+        let paused = self.nodes[n].agent.rules.pause == Pause::On;
+        if self.nodes[n].pg.state == State::Down || !self.schedule.deadman || paused {
             return;
         }
-        let deadline = sent + ttl - DEADMAN_MARGIN;
         self.nodes[n].deadman = Some(deadline);
         self.nodes[n].deadman_gen += 1;
         let (delay, generation) = (self.until(n, deadline), self.nodes[n].deadman_gen);
@@ -510,10 +522,14 @@ impl World {
         let store = self.saw_store(n, snapshot, now);
         self.look_at_promises(n, &store);
         let disk = &self.nodes[n].disk;
+        // The newest history file that lies in the data directory.
+        let taken = Timeline(disk.files.as_ref().map_or(0, |f| self.tli(f.branch)));
         let volume = Volume {
             system_id: disk.system_id,
             bootstrap: disk.bootstrap,
             promoted: disk.promoted,
+            taken: disk.followed.clone().filter(|f| taken > f.known),
+            followed: disk.followed.clone(),
             adopted: None,
         };
         let node_id = NodeId(format!("{:016x}", n * 16 + disk.generation as usize));
@@ -531,7 +547,7 @@ impl World {
             local,
             doing: agent.doing,
             volume,
-            memory: agent.memory.clone(),
+            memory: Memory::default(),
         };
         match view.instance() {
             Instance::Primary(..) | Instance::Standby(..) => agent.unanswered_start = false,
@@ -577,6 +593,15 @@ impl World {
         self.agent(n).memory.vitals.hear(check, &pulse, now);
     }
 
+    /// The agent has read that maintenance begins, or ends.
+    fn maintenance(&mut self, n: usize, pause: Pause) {
+        self.agent(n).memory.ancestry = None;
+        match pause {
+            Pause::On => self.nodes[n].deadman = None,
+            Pause::Off => self.arm_again(n),
+        }
+    }
+
     pub(crate) fn saw_store(&mut self, n: usize, snapshot: Option<Box<Snapshot>>, now: Moment) -> Store {
         let agent = &mut self.nodes[n].agent;
         let Some(snapshot) = snapshot else {
@@ -586,16 +611,18 @@ impl World {
         agent.memory.saw_store(&name(n), &snapshot, now, None);
         if let Some(config) = snapshot.config.as_ref().filter(|c| Some(c.revision) != agent.config) {
             agent.config = Some(config.revision);
-            let before = agent.rules.timing.ttl;
+            let (before, pause) = (agent.rules.timing.ttl, agent.rules.pause);
             agent.rules = agent.environment.with_config(&config.value).0;
             // Settings of the server are the real server's business.
             agent.rules.server = None;
             let ttl = agent.rules.timing.ttl;
+            let changed = (agent.rules.pause != pause).then_some(agent.rules.pause);
             if ttl != before {
                 agent.memory.ttl_before = Some((before, now));
                 self.store.set_ttl(&name(n), ttl.as_micros() as u64);
                 self.shorten(n);
             }
+            changed.into_iter().for_each(|pause| self.maintenance(n, pause));
         }
         let number = |m: &pgherd::dcs::Member| m.name.as_str()[1..].parse().expect("n0, n1, ...");
         self.agent(n).others = snapshot.members.iter().map(number).filter(|i| *i != n).collect();
@@ -611,6 +638,7 @@ impl World {
                 self.log(n, || format!("decides: {reason}"));
             }
         }
+        self.forget_what_has_settled(n, &view);
         self.tell_others(n, &view);
         if matches!(view.instance(), Instance::Down | Instance::Standby(..)) && view.lease == Lease::None {
             self.nodes[n].deadman = None;
@@ -629,10 +657,16 @@ impl World {
         self.act(n);
     }
 
+    fn forget_what_has_settled(&mut self, n: usize, view: &View) {
+        let disk = &mut self.nodes[n].disk;
+        disk.record(view, |record| lineage::forget(view, record));
+    }
+
     pub(crate) fn tell_others(&mut self, n: usize, view: &View) {
         let running = publish::state(view) == pgherd::dcs::MemberState::Running;
         let page = match view.instance() {
             Instance::Primary(..) if running => PollAnswer::Primary,
+            Instance::Standby(..) if lineage::position(view) == Position::Foreign => PollAnswer::Down,
             Instance::Standby(answer, position) if running => PollAnswer::Standby(Candidate {
                 timeline: answer.timeline,
                 position,

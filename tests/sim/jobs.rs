@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use pgherd::ha::Phase;
+use pgherd::ha::lineage;
 use pgherd::ha::manual::{self, HandOver, HandOverEnd};
 use pgherd::ha::orders::Order;
 use pgherd::ha::reason::Task;
+use pgherd::ha::rules::Pause;
 use pgherd::ha::view::{
     Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer, UpstreamWal,
 };
@@ -35,6 +38,7 @@ impl World {
     pub(crate) fn begin(&mut self, n: usize, task: Task) {
         let now = self.clock(n);
         let job = task.job();
+        self.check_pause(n, &task);
         if job == Job::Initdb {
             self.nodes[n].disk.bootstrap = Bootstrap::Pending;
         }
@@ -42,6 +46,10 @@ impl World {
             let branch = self.nodes[n].disk.files.as_ref().map(|files| files.branch);
             let present = branch.map(|b| self.branches[b].tli);
             self.nodes[n].disk.promoted = present.map(|timeline| Timeline(timeline + 1));
+        }
+        if matches!(job, Job::Clone | Job::Rewind) {
+            let source = self.acting(n).and_then(|acting| lineage::source(&acting.view));
+            self.agent(n).memory.source = source;
         }
         let listed: Vec<usize> =
             (0..self.nodes.len()).filter(|i| *i != n && !self.hidden.contains(i)).collect();
@@ -85,6 +93,24 @@ impl World {
             }
         };
         self.at(takes, event);
+    }
+
+    /// In maintenance nobody is stopped, copied or promoted unless a person has asked for it.
+    fn check_pause(&mut self, n: usize, task: &Task) {
+        let moves = matches!(
+            task,
+            Task::Initdb
+                | Task::Clone(_)
+                | Task::Promote
+                | Task::Stop(_)
+                | Task::StopAfterCheckpoint(_)
+                | Task::HandOver { .. }
+        );
+        let agent = &self.nodes[n].agent;
+        let asked = agent.memory.orders.moves_postgres() || self.store.is_asked();
+        if moves && agent.rules.pause == Pause::On && agent.phase == Phase::Serving && !asked {
+            self.violate("moved-in-pause", format!("n{n} begins {:?} in maintenance", task.job()));
+        }
     }
 
     pub(crate) fn work(&mut self, n: usize, inc: u64, job: u64, step: u8) {
@@ -299,12 +325,14 @@ impl World {
                 agent.memory.orders.settle(Order::Reinitialize);
                 (agent.memory.ancestry, agent.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 agent.memory.copied_at(now);
+                let source = agent.memory.source.take();
                 self.nodes[n].disk.bootstrap = Bootstrap::Settled;
-                self.nodes[n].disk.promoted = None;
+                (self.nodes[n].disk.promoted, self.nodes[n].disk.followed) = (None, source);
             }
             Out::Rewound => {
                 agent.memory.rewound_at(now);
-                self.nodes[n].disk.promoted = None;
+                let source = agent.memory.source.take();
+                (self.nodes[n].disk.promoted, self.nodes[n].disk.followed) = (None, source);
             }
             Out::Promoted => agent.memory.checkpoint = Checkpoint::Owed,
             Out::HandedOver(handover) => agent.memory.handover = Some(handover),

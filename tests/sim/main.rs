@@ -22,6 +22,7 @@ mod failsafe;
 mod faults;
 mod jobs;
 mod postgres;
+mod queue;
 mod rng;
 mod store;
 mod world;

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use pgherd::dcs::ReplicationState;
 use pgherd::ha::sync::Names;
+use pgherd::ha::view::View;
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby, Status};
 use pgherd::postgres::{Horizon, Slot, SlotKind, SlotWal};
-use pgherd::record::Bootstrap;
+use pgherd::record::{Bootstrap, Record};
 use pgherd::supervisor::UnitState;
 use pgherd::types::{Lsn, SlotName, SystemId, Timeline, TimelineFork, TimelineHistory};
 
@@ -38,6 +39,7 @@ pub(crate) struct Disk {
     pub(crate) system_id: Option<SystemId>,
     pub(crate) bootstrap: Bootstrap,
     pub(crate) promoted: Option<Timeline>,
+    pub(crate) followed: Option<pgherd::record::Followed>,
     pub(crate) generation: u32,
     /// The promise that the record remembers.
     pub(crate) promised_to: Option<usize>,
@@ -140,6 +142,14 @@ impl Default for Pg {
 }
 
 impl Disk {
+    /// Changes what the record says of timelines.
+    pub(crate) fn record(&mut self, view: &View, change: impl FnOnce(&mut Record)) {
+        let mut record = Record::new(view.node_id.clone());
+        (record.promoted, record.followed) = (self.promoted, self.followed.take());
+        change(&mut record);
+        (self.promoted, self.followed) = (record.promoted, record.followed);
+    }
+
     pub(crate) fn data(&self, known: Option<&Control>) -> DataDir {
         match (&self.files, self.incomplete) {
             (_, Some(why)) => DataDir::Incomplete { why },

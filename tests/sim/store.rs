@@ -190,6 +190,16 @@ impl Store {
         self.ttl_of.insert(me.clone(), ttl);
     }
 
+    /// Whether a person has asked for another leader.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.failover.is_some()
+    }
+
+    /// One key of the dynamic configuration.
+    pub(crate) fn setting(&self, key: &str) -> Option<&serde_json::Value> {
+        self.config.as_ref()?.value.get(key)
+    }
+
     /// Somebody changes the dynamic configuration.
     pub(crate) fn configure(&mut self, key: &str, value: &serde_json::Value) {
         let next = self.next();

@@ -1,7 +1,7 @@
 //! Virtual time, the network, faults, and what must always hold.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use pgherd::clock::Moment;
@@ -10,13 +10,15 @@ use pgherd::ha::Phase;
 use pgherd::ha::orders::{
     Accepted, Conditions, Insistence, Orders, Reinitialize, Restart, Stage as OrderStage,
 };
+use pgherd::ha::rules::Pause;
 use pgherd::ha::view::PollAnswer;
 use pgherd::postgres::Check;
 use pgherd::types::{Lsn, NodeName, SystemId};
 
 use crate::agent::{Agent, Ended, LocalOp, Slot};
-use crate::faults::{Fault, Mode, Schedule, Voters};
+use crate::faults::{Fault, MOST_NODES, Mode, Schedule, Voters};
 use crate::postgres::{Branch, Disk, Pg, State};
+use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::store::{Document, Request, Store};
 
@@ -30,6 +32,8 @@ const BOUND_WITHOUT_WAL: u64 = 150_000_000;
 pub(crate) enum Ev {
     Fault(usize),
     Calm,
+    /// Maintenance ends.
+    Resume,
     // The store and the way to it.
     Arrive(usize, u64, Slot, u64, Box<Request>),
     Done(usize, u64, Slot, u64, Ended),
@@ -77,7 +81,8 @@ impl Ev {
             Self::Process(n) | Self::Sign(n, ..) => Some(*n),
             Self::Ask(_, _, _, to) | Self::Ping(_, _, _, to) => Some(*to),
             Self::Promise(n, ..) | Self::RoundEnds(n, ..) => Some(*n),
-            Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Deadman(..) | Self::PgReady(..) => None,
+            Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) => None,
+            Self::Deadman(..) | Self::PgReady(..) => None,
             Self::PgDown(..) | Self::Promote(..) | Self::Promoted(..) | Self::Checkpoint(..) => None,
             Self::LocalReplayed(..) | Self::Connect(..) | Self::Pump(..) | Self::Deliver(..) => None,
             Self::Replayed(..) | Self::Reply(..) | Self::Write(_) => None,
@@ -91,7 +96,7 @@ impl Ev {
             Self::Promoted(n, _) | Self::Checkpoint(n, _) | Self::LocalReplayed(n, _) => Some(*n),
             Self::Connect(n, _) | Self::Pump(n, _) | Self::Deliver(n, ..) => Some(*n),
             Self::Replayed(n, ..) | Self::Reply(n, ..) | Self::Deadman(n, _) => Some(*n),
-            Self::Fault(_) | Self::Calm | Self::Arrive(..) | Self::Write(_) => None,
+            Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) | Self::Write(_) => None,
             Self::Done(..) | Self::Hint(_) | Self::Boot(..) | Self::Wake(..) => self.agent(),
             Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
             Self::Ping(..) | Self::Promise(..) | Self::RoundEnds(..) => self.agent(),
@@ -134,9 +139,8 @@ pub(crate) struct Violation {
 
 pub(crate) struct World {
     pub(crate) now: u64,
-    seq: u64,
-    /// When, in which order, and where in `events`.
-    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// When, and where in `events`.
+    queue: Queue,
     events: Vec<Option<Ev>>,
     free: Vec<usize>,
     pub(crate) rng: Rng,
@@ -162,6 +166,8 @@ pub(crate) struct World {
     pub(crate) cluster_existed: bool,
     pub(crate) schedule: Schedule,
     calm: bool,
+    /// Since when nothing keeps the cluster from becoming well.
+    calm_from: u64,
     pub(crate) timeline: Option<Vec<String>>,
     pub(crate) violation: Option<Violation>,
     pub(crate) n_events: u64,
@@ -170,7 +176,9 @@ pub(crate) struct World {
 }
 
 pub(crate) fn name(n: usize) -> NodeName {
-    NodeName(format!("n{n}"))
+    static NAMES: LazyLock<Vec<NodeName>> =
+        LazyLock::new(|| (0..MOST_NODES).map(|n| NodeName(format!("n{n}"))).collect());
+    NAMES[n].clone()
 }
 
 /// What a run came to.
@@ -208,8 +216,7 @@ impl World {
         let nodes = (0..schedule.nodes).map(|n| Node::new(n, &schedule, &mut rng)).collect();
         let mut world = Self {
             now: 0,
-            seq: 0,
-            queue: BinaryHeap::new(),
+            queue: Queue::default(),
             events: Vec::new(),
             free: Vec::new(),
             rng,
@@ -230,6 +237,7 @@ impl World {
             cut: vec![vec![false; schedule.nodes]; schedule.nodes],
             cluster_existed: false,
             calm: false,
+            calm_from: schedule.calm * 1000,
             timeline: told.then(Vec::new),
             violation: None,
             n_events: 0,
@@ -251,25 +259,21 @@ impl World {
     }
 
     fn run(&mut self) {
-        let calm = self.schedule.calm * 1000;
         let without_wal = self.schedule.faults.iter().any(|(_, fault)| matches!(fault, Fault::LoseWal(_)));
         let bound = if without_wal { BOUND_WITHOUT_WAL } else { BOUND };
-        while let Some(Reverse((at, _, slot))) = self.queue.pop() {
+        while let Some((at, slot)) = self.queue.pop() {
             let event = self.events[slot].take().expect("each is taken once");
             self.free.push(slot);
             self.now = at;
             self.n_events += 1;
             self.happen(event);
-            if self.violation.is_none() {
-                self.one_primary();
-            }
             if self.violation.is_some() {
                 return;
             }
             if self.calm && self.unwell().is_none() {
                 return;
             }
-            if at > calm + bound {
+            if at > self.calm_from + bound {
                 let why = self.unwell().unwrap_or_default();
                 return self.violate("no-progress", why);
             }
@@ -278,13 +282,12 @@ impl World {
 
     /// In so many microseconds.
     pub(crate) fn at(&mut self, delay: u64, event: Ev) {
-        self.seq += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.events.push(None);
             self.events.len() - 1
         });
         self.events[slot] = Some(event);
-        self.queue.push(Reverse((self.now + delay, self.seq, slot)));
+        self.queue.push(self.now + delay, slot);
     }
 
     fn happen(&mut self, event: Ev) {
@@ -301,6 +304,7 @@ impl World {
                 self.fault(&fault);
             }
             Ev::Calm => self.mend(),
+            Ev::Resume => self.resume_cluster(),
             Ev::Arrive(n, inc, slot, op, request) => self.arrive(n, inc, (slot, op), *request),
             Ev::Done(n, inc, slot, op, result) => self.op_done(n, inc, (slot, op), result),
             Ev::Hint(n) => self.woken(n),
@@ -483,7 +487,7 @@ impl World {
             Fault::Slow(n, ms) => self.nodes[n].slow = ms,
             Fault::Write(n) => self.write_once(n),
             Fault::Read(n) => self.read_all(n),
-            Fault::Set(ref key, ref value) => self.store.configure(key, value),
+            Fault::Set(ref key, ref value) => self.set(key, value),
             Fault::CrashAt(n, ref action) => self.nodes[n].crash_at = Some(action.clone()),
             Fault::DiskFull(n) => self.nodes[n].full = true,
             Fault::DiskFree(n) => self.nodes[n].full = false,
@@ -497,6 +501,41 @@ impl World {
             Fault::Switchover(to) => self.ask_for_switchover(to),
             Fault::Restart(n) => self.order(n, |orders, now| orders.restart = Some(restart(now))),
             Fault::Reinitialize(n) => self.order(n, |orders, _now| orders.reinitialize = Some(REINITIALIZE)),
+        }
+    }
+
+    /// A person resumes the cluster once every primary is known to be there and paused.
+    fn set(&mut self, key: &str, value: &serde_json::Value) {
+        let resumes = key == "pause" && *value == false && self.paused_by_person();
+        if let Some(n) = (0..self.nodes.len()).find(|n| resumes && !self.may_resume(*n)) {
+            return self.tell(|| format!("(left out: n{n} may be a primary that does not hear of it)"));
+        }
+        let hints = self.store.hints;
+        self.store.configure(key, value);
+        if self.store.hints != hints && key == "pause" {
+            self.hint();
+        }
+    }
+
+    pub(crate) fn paused_by_person(&self) -> bool {
+        self.store.setting("pause") == Some(&true.into())
+    }
+
+    /// Whether this node is no primary, or one that sees the store and knows of the pause.
+    fn may_resume(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let agent = &node.agent;
+        let hears = agent.alive && !node.frozen && !node.paused && node.store_out && node.store_in;
+        let knows = agent.rules.pause == Pause::On && agent.silent_since.is_none();
+        !(node.pg.primary && node.pg.state != State::Down) || (hears && knows && self.store_up)
+    }
+
+    /// The end of maintenance, once everything is mended: as soon as it is safe.
+    fn resume_cluster(&mut self) {
+        if self.paused_by_person() {
+            self.tell(|| "--- set pause off".into());
+            self.set("pause", &false.into());
+            (self.calm_from, _) = (self.now, self.at(1_000_000, Ev::Resume));
         }
     }
 
@@ -649,6 +688,7 @@ impl World {
     fn mend(&mut self) {
         self.tell(|| "--- calm: every fault is mended".into());
         (self.calm, self.clients) = (true, true);
+        self.at(5_000_000, Ev::Resume);
         (self.store_up, self.api_up) = (true, true);
         self.hidden.clear();
         for n in 0..self.nodes.len() {
@@ -677,6 +717,7 @@ impl World {
         self.violation.get_or_insert(Violation { invariant, what, at: self.now });
     }
 
+    /// Asked wherever a node begins to accept writes, or is let go on.
     fn one_primary(&mut self) {
         let mut serving = (0..self.nodes.len()).filter(|n| self.accepts(*n));
         if let (true, Some(a), Some(b)) = (self.schedule.deadman, serving.next(), serving.next()) {
@@ -705,6 +746,7 @@ impl World {
 
     /// A primary begins to accept writes.
     pub(crate) fn serves(&mut self, n: usize) {
+        self.one_primary();
         self.cluster_existed = true;
         self.n_promotions += 1;
         self.nodes[n].pg.visible = self.files(n).map_or(0, |f| f.end);
@@ -768,7 +810,11 @@ impl World {
         if let Some(n) = all.filter(|n| *n != primary).find(|n| !self.is_fed(*n, primary)) {
             return Some(format!("n{n} does not stream from n{primary}"));
         }
-        (self.last_ack + 1_000_000 < self.now).then(|| "no commit was acknowledged within a second".into())
+        let strict = self.store.setting("synchronous_mode_strict") == Some(&true.into());
+        // Where commits must wait for a standby and there can be none, they wait.
+        let may_wait = strict && self.nodes.len() == 1;
+        (self.last_ack + 1_000_000 < self.now && !may_wait)
+            .then(|| "no commit was acknowledged within a second".into())
     }
 
     // ---- the timeline for people
