@@ -71,7 +71,7 @@ pub enum Kin {
 
 /// What the local data holds that the store did not know of when it came: from this timeline on, begun by this node in its
 /// promotion or by the leader that it followed then.
-fn taken<'a>(view: &'a View, local: Timeline) -> Option<(&'a NodeName, Timeline)> {
+fn taken(view: &View, local: Timeline) -> Option<(&NodeName, Timeline)> {
     if view.volume.promoted == Some(local) {
         return Some((&view.me, local));
     }
