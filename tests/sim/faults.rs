@@ -150,11 +150,11 @@ impl Fault {
     /// What every word belongs to.
     fn whole(words: &[&str]) -> Result<Self, String> {
         let fault = Self::parse(words)?;
-        match &fault {
-            Self::Cut(a, b) | Self::Heal(a, b) if a == b => Err("two different nodes are expected".into()),
-            _ if fault.to_string().split_whitespace().count() == words.len() => Ok(fault),
-            _ => Err(format!("nothing is expected after \"{fault}\"")),
+        if matches!(&fault, Self::Cut(a, b) | Self::Heal(a, b) if a == b) {
+            return Err("two different nodes are expected".into());
         }
+        let all = fault.to_string().split_whitespace().count() == words.len();
+        if all { Ok(fault) } else { Err(format!("nothing is expected after \"{fault}\"")) }
     }
 
     fn parse(words: &[&str]) -> Result<Self, String> {
@@ -348,10 +348,14 @@ impl Schedule {
                 (Some(at), _) => Fault::whole(rest).map(|fault| faults.push((i + 1, at, fault))),
                 (None, [value]) => {
                     let read = schedule.setting(first, value);
-                    calm = calm.or((*first == "calm").then_some(schedule.calm));
+                    if *first == "calm" {
+                        calm = Some(schedule.calm);
+                    }
                     read
                 }
-                (None, _) => schedule.setting(first, "").and(Err("one value is expected".to_owned())),
+                (None, _) => {
+                    schedule.setting(first, "").and_then(|()| Err("one value is expected".to_owned()))
+                }
             };
             errors.extend(read.err().map(|why| format!("line {}: {}: {why}", i + 1, words.join(" "))));
         }
