@@ -19,6 +19,7 @@ mod delay;
 mod engine;
 mod fault;
 mod image;
+mod membership;
 mod outage;
 mod service;
 mod stack;

@@ -23,6 +23,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub(crate) struct Stack {
     project: String,
     subnet: String,
+    /// The compose files, as compose wants to be told of them.
+    files: &'static [&'static str],
     env: BTreeMap<String, String>,
     http: reqwest::Client,
 }
@@ -30,6 +32,11 @@ pub(crate) struct Stack {
 impl Stack {
     /// Brings the project up; every project has a network of its own.
     pub(crate) fn up(number: u8) -> Self {
+        Self::up_with(number, &["-f", "docker-compose.yml"])
+    }
+
+    /// The same with more files.
+    pub(crate) fn up_with(number: u8, files: &'static [&'static str]) -> Self {
         pgherd::tls::install_provider();
         let project = format!("pgherd-test-{number}");
         let subnet = format!("172.30.{}", 180 + number);
@@ -45,7 +52,7 @@ impl Stack {
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER);
         let http = builder.tls_danger_accept_invalid_certs(true).build().unwrap();
-        let stack = Self { project, subnet, env, http };
+        let stack = Self { project, subnet, files, env, http };
         stack.down();
         stack.compose(&["up", "-d", "--no-build"]);
         stack
@@ -64,7 +71,7 @@ impl Stack {
     fn compose_with(&self, image: &str, args: &[&str]) -> String {
         let way = compose().unwrap();
         let mut command = Command::new(way[0]);
-        command.args(&way[1..]).args(args).envs(&self.env).stdin(Stdio::null());
+        command.args(&way[1..]).args(self.files).args(args).envs(&self.env).stdin(Stdio::null());
         command.env("PGHERD_IMAGE", image);
         command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
         let output = command.output().unwrap();
@@ -88,6 +95,39 @@ impl Stack {
     /// The container of a node.
     pub(crate) fn container(&self, node: u8) -> String {
         self.compose(&["ps", "-aq", &format!("node{node}")]).trim().to_owned()
+    }
+
+    /// Starts a node that the compose file does not know, as somebody else's machine would.
+    pub(crate) fn add(&self, node: u8) -> String {
+        let address = self.address(node);
+        let network = self.network();
+        let env = [
+            format!("NODE_NAME=node{node}"),
+            format!("ADVERTISE_ADDRESS={address}"),
+            format!("FLUX_API_URL={}", self.mock("")),
+            format!("HOSTINFO_URL={}", self.mock("/hostinfo")),
+        ];
+        let env = env.iter().flat_map(|variable| ["-e", variable]);
+        let fixed = ["run", "-d", "--network", &network, "--ip", &address, "--env-file", NODES_ENV];
+        docker(&fixed.into_iter().chain(env).chain([IMAGE]).collect::<Vec<_>>())
+    }
+
+    /// The location API, as everybody on the network reaches it.
+    fn mock(&self, path: &str) -> String {
+        format!("http://{}.10:8080{path}", self.subnet)
+    }
+
+    /// Has the location API list a node.
+    pub(crate) async fn list(&self, node: u8) {
+        let body = serde_json::json!({ "ip": self.address(node) });
+        let answer = self.http.post(self.mock("/admin/nodes")).json(&body).send().await;
+        assert!(answer.unwrap().status().is_success());
+    }
+
+    /// Has it forget the node.
+    pub(crate) async fn delist(&self, node: u8) {
+        let url = self.mock(&format!("/admin/nodes/{}", self.address(node)));
+        assert!(self.http.delete(url).send().await.unwrap().status().is_success());
     }
 
     /// The address of a node.
