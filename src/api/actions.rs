@@ -432,17 +432,23 @@ async fn reinitialize(state: &State, body: &Map<String, Value>) -> Response {
     let forced = body.get("force").and_then(Value::as_bool).unwrap_or(false);
     let insistence = if forced { Insistence::Forced } else { Insistence::Careful };
     let order = Reinitialize { insistence, stage: Accepted::No };
-    match state.ask(Ask::Reinitialize(order), ANSWER_PATIENCE).await {
-        Reply::Settled(Settled::Done) => text(StatusCode::OK, "reinitialize started"),
-        Reply::Settled(how) => text(StatusCode::SERVICE_UNAVAILABLE, settled(&how, "reinitialize")),
-        Reply::Already => text(StatusCode::SERVICE_UNAVAILABLE, "reinitialize already in progress"),
-        other @ (Reply::Done(_)
+    let reply = state.ask(Ask::Reinitialize(order), ANSWER_PATIENCE).await;
+    carried_out(&reply, "reinitialize", "reinitialize started")
+}
+
+/// What became of an order.
+fn carried_out(reply: &Reply, what: &str, done: &'static str) -> Response {
+    match reply {
+        Reply::Settled(Settled::Done) => text(StatusCode::OK, done),
+        Reply::Settled(how) => text(StatusCode::SERVICE_UNAVAILABLE, settled(how, what)),
+        Reply::Already => text(StatusCode::SERVICE_UNAVAILABLE, format!("{what} already in progress")),
+        Reply::Done(_)
         | Reply::Config(_)
         | Reply::Nothing
         | Reply::Conflict
         | Reply::Invalid(_)
         | Reply::Store(_)
-        | Reply::Unavailable) => unavailable(&other),
+        | Reply::Unavailable => unavailable(reply),
     }
 }
 
@@ -493,18 +499,8 @@ async fn restart(state: &State, body: &Map<String, Value>) -> Answered<Response>
         stage: Stage::Asked,
         since: clock::now(),
     };
-    Ok(match state.ask(Ask::Restart(order), patience).await {
-        Reply::Settled(Settled::Done) => text(StatusCode::OK, "restarted successfully"),
-        Reply::Settled(how) => text(StatusCode::SERVICE_UNAVAILABLE, settled(&how, "restart")),
-        Reply::Already => text(StatusCode::SERVICE_UNAVAILABLE, "restart already in progress"),
-        other @ (Reply::Done(_)
-        | Reply::Config(_)
-        | Reply::Nothing
-        | Reply::Conflict
-        | Reply::Invalid(_)
-        | Reply::Store(_)
-        | Reply::Unavailable) => unavailable(&other),
-    })
+    let reply = state.ask(Ask::Restart(order), patience).await;
+    Ok(carried_out(&reply, "restart", "restarted successfully"))
 }
 
 /// What the body of a restart says.
