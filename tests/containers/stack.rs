@@ -199,7 +199,8 @@ impl Stack {
         for node in 1..=3 {
             let container = self.container(node);
             if let Ok(output) = Command::new("docker").args(["logs", "--tail", "60", &container]).output() {
-                eprintln!("--- node{node}\n{}", String::from_utf8_lossy(&output.stderr));
+                let said = [output.stdout, output.stderr].concat();
+                eprintln!("--- node{node}\n{}", String::from_utf8_lossy(&said));
             }
         }
     }
