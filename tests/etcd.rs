@@ -133,6 +133,7 @@ impl Node {
             etcd: Some(handle.clone()),
             desk: None,
             access: api::access::Access::default(),
+            certificates: watch::channel(None).1,
         };
         let config = api::Config { listen: self.address.to_string(), port: PORTS.api, plain: Plain::Refused };
         api::serve(config, state, Some(bundle.api_server), &mut tasks, stop.clone()).await.unwrap();

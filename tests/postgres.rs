@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use pgherd::clock;
 use pgherd::dcs::ReplicationState;
 use pgherd::postgres::{
-    Answer, ClientTls, Config, ControlState, DataDir, Error, Horizon, Kind, Part, Postgres, SlotKind,
-    SlotPlan, StartAs, Status, StopMode, Stored, Upstream,
+    Answer, ClientTls, Config, Containment, ControlState, DataDir, Error, Foreign, Horizon, Kind, Part,
+    Pedigree, Postgres, SlotKind, SlotPlan, StartAs, Status, StopMode, Stored, Upstream,
 };
 use pgherd::process::{self, InitLink, Mode, RunAs};
 use pgherd::supervisor::{Restart, Unit, UnitSpec, UnitState};
@@ -97,6 +97,7 @@ impl Node {
             init_scripts: root.join("init.d"),
             premises: pgherd::postgres::Premises::Container,
             import: None,
+            foreign_login: pgherd::postgres::ForeignLogin::Password,
         };
         edit(&mut config);
         process::make_private_dir(&config.state_dir, &RunAs::Same).unwrap();
@@ -113,6 +114,7 @@ impl Node {
             node_id: Some(self.id.clone()),
             address: self.address.into(),
             port: self.config.port,
+            foreign: None,
         }
     }
 
@@ -534,7 +536,8 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     a_position_that_cannot_settle_is_not_called_frozen(&a, &b).await;
     a_standby_keeps_slots_too(&a, &b).await;
     let history = b.pg.upstream_history(&a.upstream()).await.unwrap();
-    assert_eq!((history.0, history.1.0.len()), (Timeline(1), 0));
+    assert_eq!((history.timeline, history.history.0.len()), (Timeline(1), 0));
+    another_clusters_log_is_looked_into(&a, &b).await;
 
     // The old primary goes on alone, unaware.
     let fork = replayed(&b.until("standby", |_| true).await);
@@ -548,7 +551,7 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     let segment = a.ask("SELECT pg_walfile_name(pg_current_wal_flush_lsn())").await;
     b.ask("INSERT INTO t VALUES (7)").await;
     a.pg.stop(StopMode::Immediate).await.unwrap();
-    let (timeline, history) = a.pg.upstream_history(&b.upstream()).await.unwrap();
+    let Pedigree { timeline, history, .. } = a.pg.upstream_history(&b.upstream()).await.unwrap();
     assert_eq!(timeline, Timeline(2));
     assert!(history.end_of(Timeline(1)).unwrap() >= fork);
 
@@ -612,6 +615,20 @@ fn no_secret_is_written_where_it_is_not_needed(node: &Node) {
         }
     }
     assert!(n_files > 100);
+}
+
+/// Of a server of another cluster it is asked whether it has our last checkpoint, byte for byte.
+async fn another_clusters_log_is_looked_into(a: &Node, b: &Node) {
+    let foreign = |of: &Node| Upstream { foreign: Some(Foreign { slot: None }), ..of.upstream() };
+    let asked = async |of: &Node, whom: &Node| of.pg.upstream_history(&foreign(whom)).await.unwrap();
+    a.pg.checkpoint(PATIENCE).await.unwrap();
+    let end = position(&a.until("primary", is_primary).await);
+    b.until("caught up", |answer| replayed(answer) >= end).await;
+    let shown = asked(a, b).await;
+    let DataDir::Cluster(control) = a.status().await.data else { panic!("no cluster") };
+    assert_eq!((shown.system_id, shown.contains_ours), (control.system_id, Containment::Shown));
+    assert_eq!(asked(b, a).await.contains_ours, Containment::Shown);
+    assert_eq!(b.pg.upstream_history(&a.upstream()).await.unwrap().contains_ours, Containment::Unshown);
 }
 
 async fn synchronous_commit_waits(a: &Node, b: &Node) {
@@ -697,7 +714,7 @@ async fn a_stock_node_is_followed_by_its_address() {
     let answer = node.until("streaming", is_streaming).await;
     let Kind::Standby { upstream_host, .. } = answer.kind else { panic!("not a standby") };
     assert_eq!(upstream_host, Some(stock.address.to_string()));
-    assert_eq!(node.pg.upstream_history(&upstream).await.unwrap().0, Timeline(1));
+    assert_eq!(node.pg.upstream_history(&upstream).await.unwrap().timeline, Timeline(1));
 
     // A node that cannot prove that it is the one we mean is not followed.
     let stranger = Upstream { node_id: Some(NodeId("0000000000000bad".to_owned())), ..upstream };

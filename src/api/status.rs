@@ -193,8 +193,7 @@ pub fn is_paused(status: &ha::Status) -> bool {
 
 /// Whether this cluster follows another one.
 pub fn is_standby_cluster(status: &ha::Status) -> bool {
-    let section = config(status).and_then(|config| config.get("standby_cluster"));
-    section.and_then(Value::as_object).is_some_and(|section| !section.is_empty())
+    config(status).is_some_and(ha::remote::is_declared)
 }
 
 fn config(status: &ha::Status) -> Option<&Value> {

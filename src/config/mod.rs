@@ -11,6 +11,7 @@ pub mod patroni;
 mod programs;
 mod read;
 mod reader;
+mod remote;
 mod timing;
 mod variables;
 
@@ -24,6 +25,7 @@ use secrecy::{SecretSlice, SecretString};
 
 use crate::api::access::Access;
 use crate::ha::callbacks::Programs;
+use crate::ha::remote::Remote;
 use crate::ha::rules::{Outlast, Strictness, Tags};
 use crate::postgres::ClientTls;
 use crate::tls::REPLICATION_ROLE;
@@ -97,6 +99,10 @@ pub struct Ha {
     pub callbacks: Programs,
     /// `PRE_PROMOTE`.
     pub pre_promote: Option<Utf8PathBuf>,
+    /// `STANDBY_HOST` and its kin.
+    pub remote: Option<Remote>,
+    /// `STANDBY_APP_NAME`.
+    pub remote_app: Option<String>,
 }
 
 /// `PROXY_*`.
@@ -271,6 +277,10 @@ impl Config {
             init_scripts: INIT_SCRIPTS.into(),
             premises: postgres::Premises::Container,
             import: database.import.clone(),
+            foreign_login: match &self.ha.remote_app {
+                Some(_) => postgres::ForeignLogin::Certificate,
+                None => postgres::ForeignLogin::Password,
+            },
         }
     }
 }

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::passphrase::{self, Strength};
 use super::reader::Reader;
+use super::remote;
 use super::timing::{self, Network, TimingChoice};
 use super::{Config, Database, Errors, Ha, Log, Proxy, RestartNode, Tls, Warning, parse};
 use crate::api::access::{Access, Basic};
@@ -74,6 +75,12 @@ fn everything(r: &mut Reader) -> Option<Config> {
     let search_path =
         r.search_path().split(':').filter(|dir| dir.starts_with('/')).map(Utf8PathBuf::from).collect();
     let database = database(r, &data_volume);
+    if ha.remote.is_some() && database.as_ref().is_some_and(|database| database.import.is_some()) {
+        r.wrong(
+            "STANDBY_HOST",
+            "set beside IMPORT_URL; expected one of them: a new cluster has one beginning",
+        );
+    }
     let tls = tls(r, &app, database.as_ref());
     let rest = rest(r);
     let proxy = proxy(r, bound, tls.as_ref().map_or(ClientTls::Offered, |tls| tls.clients));
@@ -284,6 +291,8 @@ fn ha(r: &mut Reader) -> Ha {
         tags: tags(r),
         callbacks: callbacks(r),
         pre_promote: r.parsed("PRE_PROMOTE", parse::program),
+        remote: remote::remote(r),
+        remote_app: r.parsed("STANDBY_APP_NAME", parse::app),
     }
 }
 

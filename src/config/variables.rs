@@ -98,6 +98,18 @@ pub const VARIABLES: &[Variable] = &[
         "none",
         "A new cluster begins with the roles and the data of this server: `postgres://USER:PASSWORD@HOST/DATABASE`; without a database, all.",
     ),
+    plain(
+        "STANDBY_HOST",
+        "none",
+        "A new cluster follows another one: the server, or several with commas, that it is copied from and streams from; the passwords are the same there.",
+    ),
+    plain("STANDBY_PORT", "5432", "The port of `STANDBY_HOST`."),
+    plain("STANDBY_PRIMARY_SLOT_NAME", "none", "A replication slot that exists on `STANDBY_HOST`."),
+    plain(
+        "STANDBY_APP_NAME",
+        "none",
+        "`APP_NAME` of the cluster that is or will be followed, if it is pgherd's and has the same secret: its servers are verified, and want this node's certificate.",
+    ),
     plain("PG_BINDIR", "the newest installed", "Where `postgres` and `initdb` are."),
     plain("POSTGRES_PARAMETERS", "none", "Lines `name=value` for postgresql.conf."),
     plain("POSTGRES_HBA", "none", "Lines for pg_hba.conf, before pgherd's own."),

@@ -152,7 +152,7 @@ impl<D: Dcs> Agent<D> {
                 store.put(Key::Initialize, id.to_string(), Precondition::None).await?;
             }
             Action::PutConfig => {
-                let config = self.config.founding.to_string();
+                let config = publish::founding(view, &self.config.founding).to_string();
                 store.put(Key::Config, config, Precondition::Absent).await?;
             }
             Action::PutSync(sync, when) => {

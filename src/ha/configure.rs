@@ -3,12 +3,11 @@
 //! Last in a decision, so that what it costs delays nothing that others wait for; never beside a long action, which
 //! may be a promotion or a stop.
 
-use serde_json::Value;
-
 use crate::postgres::{Part, Stored};
 
 use super::Phase;
 use super::reason::{Action, Decision};
+use super::remote;
 use super::view::{Instance, Lease, View};
 
 /// What the running server was last brought to.
@@ -37,17 +36,12 @@ pub fn with_settings(view: &View, mut decision: Decision) -> Decision {
 fn wanted(view: &View) -> Option<Configured> {
     let part = match view.instance() {
         Instance::Primary(..) => Part::Primary,
-        Instance::Standby(..) if leads_standby_cluster(view) => Part::StandbyLeader,
+        Instance::Standby(..) if view.lease != Lease::None && remote::of(view).is_some() => {
+            Part::StandbyLeader
+        }
         Instance::Standby(..) => Part::Replica,
         Instance::Down | Instance::Silent | Instance::Ending => return None,
     };
     let idle = view.phase == Phase::Serving && view.doing.is_none() && view.memory.closed.is_none();
     Some(Configured { stored: view.rules.server.clone()?, part }).filter(|_| idle)
-}
-
-fn leads_standby_cluster(view: &View) -> bool {
-    let section = |config: &Value| config.get("standby_cluster").and_then(Value::as_object).cloned();
-    let config = view.snapshot().and_then(|s| s.config.as_ref());
-    let follows = config.and_then(|c| section(&c.value)).is_some_and(|section| !section.is_empty());
-    follows && view.lease != Lease::None
 }

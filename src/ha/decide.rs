@@ -20,12 +20,13 @@ use super::failsafe;
 use super::fitness;
 use super::lead::{self, NOW, PROMPTLY};
 use super::leaving::awaits_dismissal;
-use super::lineage::{self, Kin, Lineage, standby_timeline};
+use super::lineage::{self, Kin, Lineage};
 use super::manual;
 use super::orders;
 use super::pause;
 use super::race::{active_sync, race};
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::remote;
 use super::rules::Mode;
 use super::silence;
 use super::slots;
@@ -40,15 +41,13 @@ pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(4);
 /// A survey is good for this long.
 const SURVEY_AGE: Duration = Duration::from_secs(5);
 /// A standby that does not stream for this long compares its history with the leader's.
-const STALLED: Duration = Duration::from_secs(2);
+pub(super) const STALLED: Duration = Duration::from_secs(2);
 /// After this many failed rewinds the data is copied anew (the old directory is kept aside).
-const REWINDS: u32 = 2;
+pub(super) const REWINDS: u32 = 2;
 /// A standby that was told that its WAL is gone, and has not streamed for this long, is copied anew.
 const STARVED: Duration = Duration::from_secs(60);
 /// For what becomes known within moments.
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
-/// What the leader said of its history is good for this long.
-const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 
 /// The decision for this view.
 pub fn decide(view: &View) -> Decision {
@@ -217,6 +216,9 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
     if !view.leads() {
         return idle(Reason::LeaseEnding, PROMPTLY);
     }
+    if let Some(remote) = remote::of(view) {
+        return remote::at_leader(view, snapshot, remote);
+    }
     if let Some(decision) = fitness::unfit(view, snapshot) {
         return decision;
     }
@@ -295,9 +297,12 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
     if snapshot.readiness == Readiness::NotReady {
         return idle(Reason::StoreNotReady, PROMPTLY);
     }
+    if let Some(decision) = remote::without_leader(view, snapshot, claim) {
+        return decision;
+    }
     match (view.instance(), &view.local.data) {
         (Instance::Standby(answer, position), _) => {
-            race(view, snapshot, claim, (standby_timeline(view, answer), position))
+            race(view, snapshot, claim, (lineage::standby_timeline(view, answer), position))
         }
         (Instance::Primary(answer, _), _) => retake(view, snapshot, answer),
         (Instance::Silent, _) => idle(Reason::Starting, PROMPTLY),
@@ -312,6 +317,9 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
             Bootstrap::Settled => start_standby(view, None, Reason::StartToVote),
         },
         (Instance::Down, DataDir::Empty) => bootstrap(view, snapshot, claim),
+        (Instance::Down, DataDir::Incomplete { .. }) if remote::is_unmade(view) => {
+            bootstrap(view, snapshot, claim)
+        }
         (Instance::Down, DataDir::Incomplete { .. }) => idle(Reason::WaitingForLeader, Wake::Loop),
         (Instance::Down, DataDir::Unreadable { why }) => {
             idle(Reason::DataUnreadable(why.clone()), Wake::Loop)
@@ -369,7 +377,8 @@ fn follow(view: &View, snapshot: &Snapshot, leader: &Leader) -> Decision {
     let Some(source) = member.and_then(upstream) else {
         return idle(Reason::WaitingForLeader, Wake::Loop);
     };
-    let serving = member.is_some_and(|m| m.state == MemberState::Running && m.role == Role::Primary);
+    let leads = |role: Role| matches!(role, Role::Primary | Role::StandbyLeader);
+    let serving = member.is_some_and(|m| m.state == MemberState::Running && leads(m.role));
     match (view.instance(), &view.local.data) {
         // What cannot be read may be somebody's only copy of something else: only this cluster's own is replaced.
         (Instance::Down, DataDir::Unreadable { why })
@@ -421,7 +430,7 @@ fn rejoin(view: &View, snapshot: &Snapshot, source: Upstream) -> Decision {
     // What the leader said before its promotion is not its history.
     let published = snapshot.member(&source.name).and_then(|m| m.timeline);
     let current = |a: &&Ancestry| published.is_none_or(|timeline| timeline == a.timeline);
-    let Some(ancestry) = known_ancestry(view, &source).filter(current) else {
+    let Some(ancestry) = lineage::known_ancestry(view, &source).filter(current) else {
         return compare(view, source);
     };
     let Some(control) = view.control() else {
@@ -451,7 +460,7 @@ fn rejoin(view: &View, snapshot: &Snapshot, source: Upstream) -> Decision {
 }
 
 /// Whether the configuration wants a copy instead of a rewind.
-fn copies(view: &View) -> bool {
+pub(super) fn copies(view: &View) -> bool {
     view.rules.server.as_ref().is_some_and(|server| server.divergence() == Divergence::Copied)
 }
 
@@ -472,7 +481,7 @@ fn keep_following(
 ) -> Decision {
     let reason = Reason::Following(source.name.clone());
     // Nothing is streamed onto a timeline that only has the leader's number.
-    match lineage::kin(view, snapshot, standby_timeline(view, answer), &source.name) {
+    match lineage::kin(view, snapshot, lineage::standby_timeline(view, answer), &source.name) {
         Kin::Same => {}
         Kin::Other => {
             return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name));
@@ -491,8 +500,8 @@ fn keep_following(
     if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
         return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
     }
-    match known_ancestry(view, &source)
-        .map(|a| lineage::of_running(standby_timeline(view, answer), position, a))
+    match lineage::known_ancestry(view, &source)
+        .map(|a| lineage::of_running(lineage::standby_timeline(view, answer), position, a))
     {
         None => compare(view, source),
         Some(Lineage::Left) => {
@@ -509,14 +518,8 @@ fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), re
     Decision { actions, reason, wake: manual::alertness(view, snapshot) }
 }
 
-/// What this leader said of its history, if it is fresh enough.
-pub(super) fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'a Ancestry> {
-    let fresh = |a: &&Ancestry| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE;
-    view.memory.ancestry.as_ref().filter(fresh)
-}
-
 /// Not a reconnection that takes its time: the WAL that this standby needs does not come back.
-fn starved(view: &View) -> bool {
+pub(super) fn starved(view: &View) -> bool {
     view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STARVED)
 }
 
@@ -548,7 +551,7 @@ pub(super) fn idle(reason: Reason, wake: Wake) -> Decision {
     Decision { actions: vec![], reason, wake }
 }
 
-fn retry_later(view: &View, job: Job) -> Decision {
+pub(super) fn retry_later(view: &View, job: Job) -> Decision {
     let why = view.memory.failures.get(&job).map_or_else(String::new, |f| f.why.clone());
     idle(Reason::RetryLater(job, why), Wake::Soon(HALF_A_SECOND))
 }

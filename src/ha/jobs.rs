@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::clock::{self, Moment};
 use crate::peer::PeerClient;
-use crate::postgres::{Postgres, Upstream};
+use crate::postgres::{Pedigree, Postgres, Upstream};
 use crate::process::{self, Command};
 use crate::types::{Chain, NodeName};
 
@@ -212,6 +212,8 @@ where
 }
 
 async fn compare(postgres: &Postgres, upstream: &Upstream) -> Result<Ancestry, Error> {
-    let (timeline, history) = postgres.upstream_history(upstream).await?;
-    Ok(Ancestry { leader: upstream.name.clone(), at: clock::now(), timeline, history })
+    let Pedigree { system_id, timeline, history, contains_ours } =
+        postgres.upstream_history(upstream).await?;
+    let (leader, system_id) = (upstream.name.clone(), Some(system_id));
+    Ok(Ancestry { leader, at: clock::now(), system_id, timeline, history, contains_ours })
 }

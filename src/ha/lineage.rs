@@ -1,16 +1,22 @@
 //! Is the local history part of the leader's, or has it left it? Ancestry first, then position.
 
+use std::time::Duration;
+
 use crate::dcs::{Member, MemberState, Role, Snapshot};
-use crate::postgres::StartAs;
 use crate::postgres::status::{Answer, Control, ControlState};
+use crate::postgres::{StartAs, Upstream};
 use crate::record::{Followed, Record};
 use crate::types::{Lsn, NodeName, Timeline};
 
 use super::Position;
 use super::publish;
 use super::reason::Action;
+use super::remote;
 use super::rules::Mode;
 use super::view::{Ancestry, Instance, Lease, Origin, View};
+
+/// What the leader said of its history is good for this long.
+pub(super) const ANCESTRY_AGE: Duration = Duration::from_secs(30);
 
 /// How a local history relates to the leader's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +102,11 @@ pub fn kin(view: &View, snapshot: &Snapshot, local: Timeline, leader: &NodeName)
         return Kin::Same;
     };
     let history = snapshot.history.as_ref().map(|h| &h.value);
+    if remote::of(view).is_some() {
+        // Nobody here begins a timeline: what the store does not know by now it never will.
+        let began = history.and_then(|h| h.beginner_of(timeline));
+        return if began.as_ref() == Some(author) { Kin::Same } else { Kin::Other };
+    }
     match (history.and_then(|h| h.beginner_of(timeline)), written_by(snapshot, leader)) {
         // A primary has begun what it writes.
         (_, Some(theirs)) if theirs == timeline => Kin::Other,
@@ -127,13 +138,15 @@ fn is_settled(snapshot: &Snapshot, leader: &NodeName) -> bool {
 
 /// Whether it is on disk already that this leader is followed, where that must be.
 pub fn is_remembered(view: &View, snapshot: &Snapshot, leader: &NodeName) -> bool {
-    is_settled(snapshot, leader) || view.volume.followed.as_ref().is_some_and(|f| f.leader == *leader)
+    remote::of(view).is_some()
+        || is_settled(snapshot, leader)
+        || view.volume.followed.as_ref().is_some_and(|f| f.leader == *leader)
 }
 
 /// What must be on disk before WAL of the leader is taken in: a leader that the store does not know enough of may begin a
-/// timeline that nobody hears of.
+/// timeline that nobody hears of. The leader of a cluster that follows another one begins none.
 pub fn source(view: &View) -> Option<Followed> {
-    let snapshot = view.snapshot()?;
+    let snapshot = view.snapshot().filter(|_| remote::of(view).is_none())?;
     let leader = snapshot.leader_name().filter(|leader| !is_settled(snapshot, leader))?.clone();
     Some(Followed { leader, known: known(snapshot) })
 }
@@ -147,13 +160,16 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
 }
 
 /// What the volume need not remember any more: a promotion that came to nothing (this node streams on from somebody else,
-/// before the timeline that it was to begin), and a leader whose timeline has become the cluster's.
+/// before the timeline that it was to begin), one whose timeline is another cluster's too, which this node streams from, and a
+/// leader whose timeline has become the cluster's.
 pub fn forget(view: &View, record: &mut Record) {
     let Some(snapshot) = view.snapshot() else { return };
     if let Instance::Standby(answer, _) = view.instance() {
         let streams = view.memory.not_streaming.is_none() && publish::streams(answer);
         let follows = view.doing.is_none() && view.lease == Lease::None && view.memory.following.is_some();
-        record.promoted = record.promoted.filter(|begun| !(answer.timeline < *begun && streams && follows));
+        let shared = view.memory.following.as_ref().is_some_and(|upstream| upstream.foreign.is_some());
+        let is_over = |begun: &Timeline| streams && (shared || (follows && answer.timeline < *begun));
+        record.promoted = record.promoted.filter(|begun| !is_over(begun));
     }
     let settled = |f: &Followed| snapshot.leader_name() == Some(&f.leader) && is_settled(snapshot, &f.leader);
     record.followed = record.followed.take().filter(|f| !settled(f));
@@ -197,15 +213,30 @@ pub fn was_standby(control: &Control) -> bool {
     }
 }
 
+/// What this leader said of its history, if it is fresh enough.
+pub(super) fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'a Ancestry> {
+    let fresh = |a: &&Ancestry| a.leader == source.name && view.now.since(a.at) < ANCESTRY_AGE;
+    view.memory.ancestry.as_ref().filter(fresh)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::Moment;
+    use crate::postgres::Containment;
     use crate::types::{NodeName, SystemId, TimelineHistory};
 
     fn leader(history: &str, timeline: u32) -> Ancestry {
         let history = TimelineHistory::parse(history).unwrap();
-        Ancestry { leader: NodeName::from("n1"), at: Moment(0), timeline: Timeline(timeline), history }
+        let contains_ours = Containment::Unshown;
+        Ancestry {
+            leader: NodeName::from("n1"),
+            at: Moment(0),
+            system_id: None,
+            timeline: Timeline(timeline),
+            history,
+            contains_ours,
+        }
     }
 
     fn control(state: ControlState, timeline: u32, checkpoint: u64, min_recovery_end: u64) -> Control {

@@ -143,14 +143,20 @@ pub fn at_leader(view: &View, snapshot: &Snapshot, answer: &Answer) -> Option<De
 }
 
 /// What is to be made of a request.
-enum Verdict {
+pub(super) enum Verdict {
     Waits,
     Ask,
     Refused(Refusal),
     HandOver(BTreeSet<NodeName>),
 }
 
-fn judged(view: &View, snapshot: &Snapshot, answer: &Answer, request: &Versioned<Failover>) -> Verdict {
+/// What is to be made of a request, at whoever leads.
+pub(super) fn judged(
+    view: &View,
+    snapshot: &Snapshot,
+    answer: &Answer,
+    request: &Versioned<Failover>,
+) -> Verdict {
     let Versioned { value, revision } = request;
     match due(view, value.scheduled_at.as_deref()) {
         Due::At(_) => return Verdict::Waits,
@@ -185,7 +191,8 @@ fn judged(view: &View, snapshot: &Snapshot, answer: &Answer, request: &Versioned
     }
 }
 
-fn ask(view: &View) -> Decision {
+/// The others are asked how far they are.
+pub(super) fn ask(view: &View) -> Decision {
     let actions = if view.may_try(Job::Poll) { vec![Action::Begin(Task::Poll)] } else { vec![] };
     Decision { actions, reason: Reason::AskingSuccessors, wake: Wake::Soon(Duration::from_millis(100)) }
 }
@@ -244,7 +251,12 @@ fn fitness(
 
 /// How far a candidate is behind: by what the primary sees of it, since its own answer is from its last look.
 fn lag(answer: &Answer, member: &Member, candidate: &Candidate) -> u64 {
-    let Kind::Primary { lsn, standbys } = &answer.kind else { return u64::MAX };
+    let (lsn, standbys) = match &answer.kind {
+        Kind::Primary { lsn, standbys } => (lsn, standbys),
+        Kind::Standby { received, replayed, .. } => {
+            return received.max(replayed).bytes_ahead_of(candidate.position);
+        }
+    };
     let flushed = standbys.iter().filter(|s| s.name == member.name).filter_map(|s| s.flushed).max();
     lsn.bytes_ahead_of(candidate.position.max(flushed.unwrap_or_default()))
 }

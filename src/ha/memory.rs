@@ -69,7 +69,7 @@ impl Memory {
         match view.instance() {
             Instance::Primary(answer, lsn) => {
                 let in_force = Names::parse(&answer.sync_names);
-                let starved = in_force.need > 0 && !has_streaming(&view.local);
+                let starved = in_force.need > 0 && !has_streaming(&view.local, &in_force);
                 self.sync_starved = starved.then_some(self.sync_starved.unwrap_or(view.now));
                 if self.sync_names.as_ref() != Some(&answer.sync_names) {
                     // What the set before acknowledged may be on others than those of the new one.
@@ -179,9 +179,12 @@ pub(super) fn ran_for(view: &View) -> Duration {
     }
 }
 
-fn has_streaming(local: &postgres::Status) -> bool {
+/// Whether one of those who are waited for streams. Others may: a cluster that follows this one, an archiver.
+fn has_streaming(local: &postgres::Status, in_force: &Names) -> bool {
     local.sql.as_ref().is_some_and(|answer| match &answer.kind {
-        Kind::Primary { standbys, .. } => standbys.iter().any(|s| s.state == "streaming"),
+        Kind::Primary { standbys, .. } => {
+            standbys.iter().any(|s| s.state == "streaming" && in_force.names.contains(&s.name))
+        }
         Kind::Standby { .. } => false,
     })
 }

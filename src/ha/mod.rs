@@ -26,6 +26,7 @@ pub mod promises;
 pub mod publish;
 pub mod race;
 pub mod reason;
+pub mod remote;
 pub mod replication;
 pub mod rules;
 pub mod settings;

@@ -12,6 +12,7 @@ use crate::types::Timeline;
 
 use super::manual;
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::remote;
 use super::rules::{Mode, Pause};
 use super::view::{Instance, Life, View};
 
@@ -48,7 +49,7 @@ fn holds_what_it_does_not_use(view: &View) -> bool {
         view.memory.life == Life::Fresh || view.memory.orders.moves_postgres() || view.doing.is_some();
     let unused = match view.instance() {
         Instance::Down => true,
-        Instance::Standby(..) => !is_candidate(view),
+        Instance::Standby(..) => !is_candidate(view) && remote::of(view).is_none(),
         Instance::Primary(..) | Instance::Silent | Instance::Ending => false,
     };
     let mine = view.snapshot().is_some_and(|s| s.leader_name() == Some(&view.me));
@@ -79,7 +80,7 @@ fn allowed(view: &View, action: &Action) -> bool {
             Instance::Down => fresh,
             Instance::Silent | Instance::Ending => false,
         },
-        Action::Freeze => is_candidate(view),
+        Action::Freeze => is_candidate(view) || view.leads(),
         Action::Begin(task) => match task {
             Task::Stop(_) | Task::StopAfterCheckpoint(_) | Task::Clone(_) => asked,
             Task::Rewind(_) => asked || fresh,

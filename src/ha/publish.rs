@@ -15,6 +15,7 @@ use super::Phase;
 use super::failsafe::Ping;
 use super::orders::Scheduled;
 use super::pause;
+use super::remote;
 use super::rules::Pause;
 use super::slots;
 use super::tags::Tags;
@@ -71,16 +72,29 @@ pub fn state(view: &View) -> MemberState {
 
 /// The role, in Patroni's words.
 pub fn role(view: &View) -> Role {
+    let leads_standbys = view.lease != Lease::None && remote::of(view).is_some();
     match view.instance() {
         Instance::Primary(..) => Role::Primary,
         Instance::Standby(..) if view.doing.is_some_and(|d| d.job == Job::Promote) => Role::Promoted,
+        Instance::Standby(..) if leads_standbys => Role::StandbyLeader,
         Instance::Standby(..) => Role::Replica,
         Instance::Silent | Instance::Ending | Instance::Down => match (view.lease, &view.local.data) {
             (_, DataDir::Empty | DataDir::Incomplete { .. }) => Role::Uninitialized,
+            (Lease::Held { .. } | Lease::Lost, _) if leads_standbys => Role::Replica,
             (Lease::Held { .. } | Lease::Lost, _) => Role::Primary,
             (Lease::None, DataDir::Cluster(_) | DataDir::Unreadable { .. }) => Role::Replica,
         },
     }
+}
+
+/// The dynamic configuration that is written where there is none. What the environment says of another cluster is for a cluster
+/// that is to be made: one that has a primary is not made a standby by it.
+pub fn founding(view: &View, founding: &Value) -> Value {
+    let mut config = founding.clone();
+    if let Some(config) = config.as_object_mut().filter(|_| remote::of(view).is_none()) {
+        config.shift_remove("standby_cluster");
+    }
+    config
 }
 
 /// `members/<me>`.

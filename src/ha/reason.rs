@@ -372,6 +372,18 @@ pub enum Reason {
     NothingToLead,
     /// A standby that stops says so first: to the proxies, and to whoever waits for its confirmations.
     AwaitingDismissal,
+    /// A standby leads, following this server of another cluster (or its archive).
+    LeadingStandby(Option<NodeName>),
+    /// The cluster is to follow another one: its primary becomes a standby.
+    BecomingStandby,
+    /// The lock is ours, in a cluster that follows another one: started as a standby.
+    StartingStandby,
+    /// The cluster that is to be followed is another database.
+    RemoteIsAnother(SystemId),
+    /// This cluster has begun its timeline, and the one that is to be followed is not shown to have it.
+    RemoteUnshown(Timeline),
+    /// Data from before pgherd, in a cluster that is to follow another one.
+    AdoptedInStandby,
     /// Stopping, in order.
     Stopping,
     /// Stopped.
@@ -512,6 +524,23 @@ impl fmt::Display for Reason {
             Self::RetryLater(job, why) => write!(f, "{} failed and is tried again: {why}", job.words()),
             Self::NothingToLead => f.write_str("the lock is ours and there is no data here: giving it away"),
             Self::AwaitingDismissal => f.write_str("stopping: nobody shall count on this standby any more"),
+            Self::LeadingStandby(Some(remote)) => {
+                write!(f, "the standby leader with the lock, following {remote}")
+            }
+            Self::LeadingStandby(None) => f.write_str("the standby leader with the lock"),
+            Self::BecomingStandby => f.write_str("this cluster is to follow another one: becoming a standby"),
+            Self::StartingStandby => f.write_str("the lock is ours: starting as the standby leader"),
+            Self::RemoteIsAnother(id) => {
+                write!(f, "the cluster that is to be followed is another database ({id}): not followed")
+            }
+            Self::RemoteUnshown(timeline) => write!(
+                f,
+                "timeline {timeline} was begun by this cluster, and the one that is to be followed is not shown to have it: \
+                 not followed"
+            ),
+            Self::AdoptedInStandby => f.write_str(
+                "there is data from before pgherd here, and this cluster is to follow another one: a person must decide",
+            ),
             Self::Stopping => f.write_str("stopping"),
             Self::Stopped => f.write_str("stopped"),
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use serde_json::{Map, Value, json};
 
+use super::remote::Remote;
 use super::replication::Replication;
 use crate::postgres::Stored;
 use crate::types::{SyncMode, Timing};
@@ -46,6 +47,8 @@ pub struct Rules {
     pub server: Option<Stored>,
     /// In whose place this process runs.
     pub mode: Mode,
+    /// The cluster that this one follows.
+    pub remote: Option<Remote>,
 }
 
 /// In whose place this process runs: what may be taken for granted of the store and of the machine.
@@ -107,7 +110,7 @@ impl Rules {
             SyncMode::On => json!(true),
             SyncMode::Quorum => json!("quorum"),
         };
-        json!({
+        let mut config = json!({
             "ttl": self.timing.ttl.as_secs(),
             "loop_wait": self.timing.loop_wait.as_secs(),
             "retry_timeout": self.timing.retry_timeout.as_secs(),
@@ -117,7 +120,11 @@ impl Rules {
             "synchronous_node_count": self.sync_node_count,
             "failsafe_mode": self.outlast == Outlast::AllAgree,
             "postgresql": self.server.clone().unwrap_or_default(),
-        })
+        });
+        if let (Some(config), Some(remote)) = (config.as_object_mut(), &self.remote) {
+            config.insert("standby_cluster".to_owned(), remote.to_json());
+        }
+        config
     }
 
     /// These rules with what the store says in their place, and what in it could not be used.
@@ -166,6 +173,13 @@ impl Rules {
             Some(false) => Strictness::Degrade,
             None => self.strictness,
         };
+        let (remote, unused) = Remote::of(config);
+        let nowhere = remote.as_ref().is_some_and(|remote| remote.host.is_none());
+        if nowhere && self.mode == Mode::Node && unused.is_empty() {
+            complaints.push("standby_cluster has no host: nobody is followed".to_owned());
+        }
+        rules.remote = remote;
+        complaints.extend(unused);
         let (replication, unused) = Replication::of(config);
         rules.replication = replication;
         complaints.extend(unused);
@@ -257,6 +271,7 @@ mod tests {
             replication: Replication::default(),
             server: Some(Stored::initial(&BTreeMap::new())),
             mode: Mode::Node,
+            remote: None,
         }
     }
 

@@ -12,10 +12,11 @@ use crate::postgres::{StartAs, Upstream};
 use crate::record::Bootstrap;
 use crate::types::Lsn;
 
-use super::decide::{act, compare, idle, known_ancestry, start_standby};
+use super::decide::{act, compare, idle, start_standby};
 use super::lead;
-use super::lineage::{self, Lineage, standby_timeline};
+use super::lineage::{self, Lineage, known_ancestry, standby_timeline};
 use super::reason::{Action, Decision, Reason, Wake};
+use super::remote;
 use super::upstreams::feeder;
 use super::view::{Instance, Job, ShutdownMark, View};
 
@@ -28,7 +29,9 @@ pub(super) fn decide(view: &View, since: Moment, why: &str) -> Decision {
     let for_good = view.now.since(since) >= view.rules.timing.retry_timeout;
     let whole = view.control().filter(|_| view.volume.bootstrap == Bootstrap::Settled);
     match (view.instance(), whole) {
-        (Instance::Down, Some(control)) if lineage::was_standby(control) || !view.leads() => {
+        (Instance::Down, Some(control))
+            if lineage::was_standby(control) || !view.leads() || remote::of(view).is_some() =>
+        {
             if for_good {
                 start(view, control, reason)
             } else {

@@ -15,6 +15,7 @@ use crate::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
 use crate::types::{Lsn, NodeName, SlotName};
 
 use super::pause;
+use super::remote;
 use super::replication::{Clusters, UseSlots};
 use super::tags::{self, Failover, Streaming};
 use super::upstreams::has_server;
@@ -32,12 +33,26 @@ struct Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Leader,
+    /// Of a cluster that follows another one.
+    StandbyLeader,
     Follower,
 }
 
 /// What a primary changes about its physical slots, if anything.
 pub fn of_leader(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Option<SlotPlan> {
     let mut plan = plan(view, snapshot, answer, (Side::Leader, lsn));
+    plan.create.retain(|_, kind| *kind == SlotKind::Physical);
+    (!plan.is_empty()).then_some(plan)
+}
+
+/// What a standby leader changes: its replicas stream from it, and it can have no logical slot.
+pub fn of_standby_leader(
+    view: &View,
+    snapshot: &Snapshot,
+    answer: &Answer,
+    position: Lsn,
+) -> Option<SlotPlan> {
+    let mut plan = plan(view, snapshot, answer, (Side::StandbyLeader, position));
     plan.create.retain(|_, kind| *kind == SlotKind::Physical);
     (!plan.is_empty()).then_some(plan)
 }
@@ -100,7 +115,7 @@ fn is_nobodys(view: &View, snapshot: &Snapshot, slot: &Slot, side: Side) -> bool
     let for_long =
         unused.is_some_and(|since| view.now.since(*since) >= view.rules.replication.member_slots_ttl);
     match (&slot.kind, side) {
-        (SlotKind::Logical { .. }, Side::Follower) => true,
+        (SlotKind::Logical { .. }, Side::Follower | Side::StandbyLeader) => true,
         (SlotKind::Physical, _) => for_long || members.map(NodeName::slot_name).any(|name| name == slot.name),
         (SlotKind::Logical { .. }, Side::Leader) => for_long,
     }
@@ -119,13 +134,14 @@ fn permanent(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName,
         return BTreeMap::new();
     }
     let here = |clusters: Clusters| match clusters {
-        Clusters::Any | Clusters::Primary => true,
-        Clusters::Standby => false,
+        Clusters::Any => true,
+        Clusters::Primary => remote::of(view).is_none(),
+        Clusters::Standby => remote::of(view).is_some(),
     };
     let slots = view.rules.replication.permanent.iter().filter(|(_, slot)| here(slot.clusters));
     let slots = slots.filter(|(_, slot)| side == Side::Leader || slot.kind == SlotKind::Physical);
     let copied = |name: &SlotName| match side {
-        Side::Leader => None,
+        Side::Leader | Side::StandbyLeader => None,
         Side::Follower => published(snapshot, name),
     };
     slots
@@ -150,7 +166,7 @@ fn of_members(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName
         }
         let name = member.name.slot_name();
         let at = match side {
-            Side::Leader => member.receive_lsn,
+            Side::Leader | Side::StandbyLeader => member.receive_lsn,
             Side::Follower => published(snapshot, &name),
         };
         let copied = if streams_from_here { None } else { Some(at.unwrap_or_default()) };
@@ -171,7 +187,7 @@ fn retained(view: &View, snapshot: &Snapshot, side: Side) -> BTreeSet<SlotName> 
     let never: BTreeSet<_> =
         snapshot.members.iter().filter(without_slot).map(|m| m.name.slot_name()).collect();
     let names: BTreeSet<_> = match side {
-        Side::Leader => seen(view).cloned().collect(),
+        Side::Leader | Side::StandbyLeader => seen(view).cloned().collect(),
         Side::Follower => {
             snapshot.status.iter().flat_map(|s| s.value.retain_slots.iter().flatten().cloned()).collect()
         }
@@ -192,8 +208,8 @@ fn streams_from(view: &View, snapshot: &Snapshot, member: &Member, side: Side) -
     let feeds = |name: &NodeName| *name == view.me || snapshot.member(name).is_some_and(has_server);
     let feeder = tags::replicate_from(&member.tags).filter(feeds);
     match (feeder, side) {
-        (Some(feeder), Side::Leader | Side::Follower) => feeder == view.me && !leads,
-        (None, Side::Leader) => true,
+        (Some(feeder), _) => feeder == view.me && !leads,
+        (None, Side::Leader | Side::StandbyLeader) => true,
         (None, Side::Follower) => false,
     }
 }

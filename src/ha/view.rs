@@ -12,6 +12,8 @@ use crate::dcs::{Initialize, Leader, Member, Snapshot};
 use crate::peer::Adopted;
 use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::postgres::{self, Upstream};
+
+pub use crate::postgres::Containment;
 use crate::record::{Bootstrap, Followed};
 use crate::supervisor::UnitState;
 use crate::types::{Host, Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
@@ -427,10 +429,14 @@ pub struct Ancestry {
     pub leader: NodeName,
     /// When it was asked.
     pub at: Moment,
+    /// Its database system.
+    pub system_id: Option<SystemId>,
     /// The timeline it is on.
     pub timeline: Timeline,
     /// Its forks.
     pub history: TimelineHistory,
+    /// Whether it holds our log, as far as it was asked for that.
+    pub contains_ours: Containment,
 }
 
 /// What the local process is, in the words that the rules need.
@@ -577,7 +583,8 @@ pub fn upstream_at(name: &NodeName, node_id: Option<NodeId>, conn_url: &str) -> 
     let authority = rest.split('/').next()?;
     let (host, port) = authority.rsplit_once(':')?;
     let address = Some(Host::from(host)).filter(|_| !host.is_empty())?;
-    Some(Upstream { name: name.clone(), node_id, address, port: port.parse().ok()? })
+    let port = port.parse().ok()?;
+    Some(Upstream { name: name.clone(), node_id, address, port, foreign: None })
 }
 
 #[cfg(test)]

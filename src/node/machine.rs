@@ -29,6 +29,7 @@ use crate::discovery::Peers;
 use crate::ha::desk::{Ask, Desk, Reply};
 use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
+use crate::ha::remote::Remote;
 use crate::ha::replication::Replication;
 use crate::ha::rules::{Mode, Outlast, Pause, Rules, START_TIMEOUT, Strictness};
 use crate::ha::tags::{Tags, contradictions};
@@ -295,14 +296,6 @@ async fn first_snapshot(store: &EtcdStore) -> Snapshot {
 
 /// Two processes of one name would take each other's leader key for their own.
 async fn require_unique(name: &NodeName, snapshot: &Snapshot, client: &PeerClient) -> anyhow::Result<()> {
-    let follows = |config: &serde_json::Value| {
-        config.get("standby_cluster").and_then(|section| section.as_object()).is_some_and(|s| !s.is_empty())
-    };
-    if snapshot.config.as_ref().is_some_and(|config| follows(&config.value)) {
-        bail!(
-            "the cluster has a section standby_cluster, which is not supported: this node would be promoted"
-        );
-    }
     let Some(member) = snapshot.member(name) else { return Ok(()) };
     if client.is_alive(&member.api_url).await {
         error!("Can't start; there is already a node named '{name}' running");
@@ -416,6 +409,7 @@ fn rules(config: &Agent) -> Rules {
         pre_promote: config.postgres.pre_promote.clone(),
         replication: Replication::default(),
         mode: Mode::Agent { local: config.postgres.rules.clone() },
+        remote: Remote::of(&serde_json::Value::Object(config.bootstrap.dcs.clone())).0,
     }
 }
 
@@ -464,6 +458,7 @@ fn postgres_config(config: &Agent, source: Source, place: &Place) -> anyhow::Res
         tls_required: ClientTls::Offered,
         init_scripts: Utf8PathBuf::new(),
         import: None,
+        foreign_login: postgres::ForeignLogin::Password,
         premises: Premises::Machine(Box::new(machine)),
     })
 }

@@ -468,6 +468,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         replication: Replication::default(),
         mode: Mode::Node,
         server: Some(Stored::initial(&config.database.parameters)),
+        remote: ha.remote.clone(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Copies from another node: pg_basebackup, pg_rewind, and the question whose history is which.
+//! Copies from another node: pg_basebackup, pg_rewind.
 //!
 //! A copy is made beside PGDATA and swapped in when it is complete; what it replaces goes to the quarantine. A
 //! marker in the state directory (never in PGDATA: both tools would copy or delete it) tells that PGDATA is missing
@@ -20,13 +20,10 @@ use super::{Error, Premises, Shared, Upstream, conf, configure, control, lock, m
 use crate::clock;
 use crate::process::{self, Command, Mode};
 use crate::supervisor::UnitState;
-use crate::types::{Timeline, TimelineHistory};
 
 /// A bound for the sake of having one: a copy of terabytes may take a day, and a dead peer is noticed by TCP (see
 /// `conf::conninfo`) long before.
 pub(super) const COPY_LIMIT: Duration = Duration::from_secs(24 * 3600);
-/// Both questions together; an upstream that cannot answer in this time is not fit to be followed.
-const HISTORY_LIMIT: Duration = Duration::from_secs(5);
 /// How many old data directories are kept.
 const QUARANTINE_KEEP: usize = 2;
 
@@ -281,54 +278,6 @@ async fn pg_rewind(shared: &Shared, upstream: &Upstream, extra: &[&str]) -> Resu
     Ok(output.stdout + &output.stderr)
 }
 
-/// See [`super::Postgres::upstream_history`].
-pub(super) async fn upstream_history(
-    shared: &Shared,
-    upstream: &Upstream,
-) -> Result<(Timeline, TimelineHistory), Error> {
-    conf::write_passfile(&shared.config)?;
-    let what = "ask the upstream for its history";
-    let asked = async {
-        let identity = replication_command(shared, upstream, "IDENTIFY_SYSTEM").await?;
-        let timeline = parse_identity(&identity)
-            .ok_or_else(|| Error::Unparsable { what: "IDENTIFY_SYSTEM", text: identity.clone() })?;
-        if timeline == Timeline(1) {
-            return Ok((timeline, TimelineHistory::default()));
-        }
-        let ask = format!("TIMELINE_HISTORY {timeline}");
-        let text = replication_command(shared, upstream, &ask).await?;
-        // The row is the file's name, a bar, and the file.
-        let file = text.split_once('|').map_or("", |(_, file)| file);
-        let history = TimelineHistory::parse(file)
-            .map_err(|e| Error::Unparsable { what: "a timeline history", text: e.text })?;
-        Ok((timeline, history))
-    };
-    let too_slow = Error::TimedOut { what, after: HISTORY_LIMIT };
-    tokio::time::timeout(HISTORY_LIMIT, asked).await.unwrap_or(Err(too_slow))
-}
-
-/// By psql, which speaks the replication protocol and reads the same certificates as the walreceiver.
-async fn replication_command(shared: &Shared, upstream: &Upstream, ask: &str) -> Result<String, Error> {
-    let config = &shared.config;
-    let conninfo = format!("{} replication=true", conf::conninfo(config, upstream, "pgherd_history"));
-    let command = Command::new("psql", config.bin_dir.join("psql"))
-        .args(["-XAtw", "-F", "|", "-d", conninfo.as_str(), "-c", ask])
-        .env("LC_ALL", "C")
-        .run_as(&config.run_as)
-        .quiet();
-    control::run(&command, "psql", HISTORY_LIMIT).await.map(|output| output.stdout)
-}
-
-/// `systemid|timeline|xlogpos|dbname`
-fn parse_identity(row: &str) -> Option<Timeline> {
-    row.trim().split('|').nth(1)?.parse().ok().map(Timeline)
-}
-
-/// Where a data directory keeps the history of a timeline.
-pub(super) fn history_file(data_dir: &Utf8Path, timeline: Timeline) -> Utf8PathBuf {
-    data_dir.join(format!("pg_wal/{:08X}.history", timeline.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,11 +289,5 @@ mod tests {
         for other in ["", "-old", ".clone-", ".clone-0123abc", ".new-0123abcx", ".backup-0123abcd"] {
             assert!(!is_leftover(other), "{other}");
         }
-    }
-
-    #[test]
-    fn an_identity_is_read() {
-        assert_eq!(parse_identity("7575001234567890123|2|0/3000148|\n"), Some(Timeline(2)));
-        assert_eq!(parse_identity(""), None);
     }
 }

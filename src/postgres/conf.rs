@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
 use super::settings::{self, Access, Effective, Slots};
-use super::{ClientTls, Config, Door, Error, Machine, Premises, Shared, Upstream, lock, room};
+use super::{ClientTls, Config, Door, Error, ForeignLogin, Machine, Premises, Shared, Upstream, lock, room};
 use crate::process::{self, Mode};
 use crate::templates::{self, AgentConf, Clients, PgHba, PostgresqlConf, Template};
 
@@ -149,11 +149,12 @@ pub(super) fn postgresql_conf(
 ) -> Result<String, Error> {
     let (primary_conninfo, slot) = match (&settings.upstream, &settings.found) {
         (Some(upstream), _) => {
-            let slot = match effective.slots {
-                Slots::Used => config.name.slot_name().0,
-                Slots::Unused => String::new(),
+            let slot = match (&upstream.foreign, effective.slots) {
+                (Some(foreign), _) => foreign.slot.clone().map_or_else(String::new, |slot| slot.0),
+                (None, Slots::Used) => config.name.slot_name().0,
+                (None, Slots::Unused) => String::new(),
             };
-            (conninfo(config, upstream, config.name.as_str()), slot)
+            (conninfo(config, upstream, &shown_name(config, upstream)), slot)
         }
         (None, Some(found)) => (found.conninfo.clone(), found.slot.clone()),
         (None, None) => (String::new(), String::new()),
@@ -307,6 +308,14 @@ pub(super) fn pgpass_line(user: &str, password: &str) -> String {
     format!("*:*:*:{}:{}\n", escape(user), escape(password))
 }
 
+/// What a walreceiver calls itself. In another cluster a member's name would make it one of those that commits wait for there.
+fn shown_name(config: &Config, upstream: &Upstream) -> String {
+    match upstream.foreign {
+        Some(_) => format!("pgherd_standby_{}", config.name),
+        None => config.name.as_str().to_owned(),
+    }
+}
+
 /// The connection string to another node, without any secret. A node of ours is verified by its certificate under the
 /// name that does not change with its address; a stock node by whatever it offers.
 pub(super) fn conninfo(config: &Config, upstream: &Upstream, application_name: &str) -> String {
@@ -352,6 +361,15 @@ fn machine_conninfo(
 fn container_parts(config: &Config, upstream: &Upstream) -> Vec<(&'static str, String)> {
     let address = upstream.address.to_string();
     let file = |name: &str| config.tls_dir.join(name).into_string();
+    if upstream.foreign.is_some() && config.foreign_login == ForeignLogin::Certificate {
+        return vec![
+            ("host", address),
+            ("sslmode", "verify-ca".to_owned()),
+            ("sslrootcert", file("remote-ca.crt")),
+            ("sslcert", file("remote-replicator.crt")),
+            ("sslkey", file("remote-replicator.key")),
+        ];
+    }
     match &upstream.node_id {
         Some(id) => vec![
             ("host", format!("{id}.pgherd.internal")),

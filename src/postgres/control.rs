@@ -175,6 +175,16 @@ fn is_logical(slot: &&Utf8PathBuf) -> bool {
     state.get(SLOT_DATABASE).is_some_and(|database| database != [0; 4])
 }
 
+/// Where the last checkpoint is, on which timeline, and how long a file of the log is; as of now, whether a server runs or not.
+pub(super) async fn last_checkpoint(shared: &Shared) -> Result<(Lsn, Timeline, u64), Error> {
+    let text = output(shared, &shared.config.data_dir).await?;
+    let read = || -> Result<_, &'static str> {
+        let control = parse(&text)?;
+        Ok((control.checkpoint, control.timeline, value(&text, "Bytes per WAL segment")?))
+    };
+    read().map_err(|label| Error::Unparsable { what: "pg_controldata", text: label.to_owned() })
+}
+
 /// Runs pg_controldata on a directory.
 pub(super) async fn read(shared: &Shared, data_dir: &Utf8Path) -> Result<Control, Error> {
     let text = output(shared, data_dir).await?;

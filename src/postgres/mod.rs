@@ -22,7 +22,9 @@ mod import;
 mod launch;
 pub mod machine;
 pub mod method;
+mod pedigree;
 mod probe;
+mod recovery;
 mod room;
 pub mod salvage;
 pub mod settings;
@@ -43,13 +45,14 @@ use crate::clock;
 use crate::peer::Adopted;
 use crate::process::{Exit, RunAs};
 use crate::supervisor::{Rung, Unit, UnitState};
-use crate::types::{Host, NodeId, NodeName, SystemId, Timeline, TimelineHistory};
+use crate::types::{Host, NodeId, NodeName, SlotName, SystemId, Timeline};
 
 pub use adopt::{Memory, restore};
 pub use hba::Door;
 pub use import::Source;
 pub use launch::kin;
 pub use machine::{Local, Login, Machine, NodeSettings, Premises, Reread};
+pub use pedigree::{Containment, Pedigree};
 pub use probe::{Check, Posture, Pulse};
 pub use settings::{Part, Stored};
 pub use slots::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
@@ -108,6 +111,8 @@ pub struct Config {
     pub premises: Premises,
     /// `IMPORT_URL`: what a new cluster begins with.
     pub import: Option<Source>,
+    /// Towards the cluster that this one follows.
+    pub foreign_login: ForeignLogin,
 }
 
 /// Whether clients must use TLS.
@@ -131,6 +136,25 @@ pub struct Upstream {
     pub address: Host,
     /// The port that it advertises.
     pub port: u16,
+    /// Set: it is no member, but a server of the cluster that this one follows.
+    pub foreign: Option<Foreign>,
+}
+
+/// What is particular about a server of another cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// The slot that exists for us there.
+    pub slot: Option<SlotName>,
+}
+
+/// How this node shows itself to the cluster that it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForeignLogin {
+    /// By the replication role's password.
+    #[default]
+    Password,
+    /// Also by a certificate of that cluster, whose authority is known: `remote-ca.crt` and `remote-replicator.{crt,key}`.
+    Certificate,
 }
 
 /// How to start.
@@ -405,7 +429,7 @@ impl Postgres {
 
     /// Whether the data knows of the timeline after this one: a standby fetches its history before any of its WAL.
     pub fn has_history_after(&self, timeline: Timeline) -> bool {
-        clone::history_file(&self.shared.config.data_dir, Timeline(timeline.0.saturating_add(1))).exists()
+        pedigree::history_file(&self.shared.config.data_dir, Timeline(timeline.0.saturating_add(1))).exists()
     }
 
     /// The text of the local history file of this timeline and when it was written; empty for the first, which has none.
@@ -416,7 +440,7 @@ impl Postgres {
         if timeline <= Timeline(1) {
             return Ok((String::new(), clock::wall()));
         }
-        let path = clone::history_file(&self.shared.config.data_dir, timeline);
+        let path = pedigree::history_file(&self.shared.config.data_dir, timeline);
         let text = tokio::fs::read_to_string(&path).await.map_err(Error::file("read", &path))?;
         let written = tokio::fs::metadata(&path).await.and_then(|file| file.modified());
         let written = written.map_err(Error::file("read", &path))?;
@@ -427,8 +451,8 @@ impl Postgres {
     ///
     /// # Errors
     /// No answer within five seconds, or one that cannot be read.
-    pub async fn upstream_history(&self, upstream: &Upstream) -> Result<(Timeline, TimelineHistory), Error> {
-        clone::upstream_history(&self.shared, upstream).await
+    pub async fn upstream_history(&self, upstream: &Upstream) -> Result<Pedigree, Error> {
+        pedigree::ask(&self.shared, upstream).await
     }
 }
 

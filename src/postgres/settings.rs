@@ -19,12 +19,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::hba;
+use super::recovery::{recovery, restore_command};
 use crate::templates::CLUSTER_OWNED;
 
 /// The section `postgresql` of the dynamic configuration, as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Stored(Map<String, Value>);
+pub struct Stored(pub(super) Map<String, Value>);
 
 /// The part that a server plays: some settings are made for one of them only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -195,10 +196,16 @@ pub const ON_THE_NODE_ONLY: &[&str] = &[
 const LIBRARIES: &[&str] =
     &["local_preload_libraries", "session_preload_libraries", "shared_preload_libraries"];
 
+/// Where the dynamic configuration speaks of the cluster that this one follows.
+pub(super) const REMOTE: &str = "standby_cluster";
+
 impl Stored {
     /// The section of a dynamic configuration.
     pub fn of(config: &Value) -> Self {
-        Self(config.get("postgresql").and_then(Value::as_object).cloned().unwrap_or_default())
+        let section = |key: &str| config.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
+        let mut stored = section("postgresql").cloned().unwrap_or_default();
+        stored.extend(section(REMOTE).map(|remote| (REMOTE.to_owned(), remote.clone().into())));
+        Self(stored)
     }
 
     /// What a new cluster begins with: this node's share of what must be equal on every member.
@@ -352,6 +359,9 @@ pub fn effective(local: Local<'_>, stored: &Stored, part: Part) -> (Effective, V
     if local.owner == Owner::Administrator {
         parameters.extend(restore_command(stored));
     }
+    if part == Part::StandbyLeader {
+        parameters.extend(recovery(stored, local.owner, &mut complaints));
+    }
     let hba = access(local, stored, part, &mut complaints);
     let ident = lines(stored, "pg_ident", part, &mut complaints).unwrap_or_default();
     (Effective { shared, parameters, hba, ident, slots: stored.slots() }, complaints)
@@ -501,7 +511,7 @@ fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(inside)
 }
 
-fn is_one_line(text: &str) -> bool {
+pub(super) fn is_one_line(text: &str) -> bool {
     !text.contains(['\n', '\r', '\0'])
 }
 
@@ -514,12 +524,6 @@ pub fn as_text(value: &Value) -> Option<String> {
         Value::Bool(false) => Some("off".to_owned()),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
-}
-
-/// `recovery_conf.restore_command`, which Patroni keeps apart from the parameters.
-fn restore_command(stored: &Stored) -> Option<(String, String)> {
-    let command = stored.0.get("recovery_conf")?.get("restore_command").and_then(as_text)?;
-    is_one_line(&command).then(|| ("restore_command".to_owned(), command))
 }
 
 fn access(

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::Own;
 use crate::dcs::{Member, MemberState, Role, Snapshot};
-use crate::ha::{self, tags::is_set, view::upstream};
+use crate::ha::{self, remote::is_declared, tags::is_set, view::upstream};
 use crate::postgres;
 use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeName};
@@ -140,9 +140,12 @@ impl View {
         };
         let local = Local { status, own };
         let end = end_of_wal(snapshot);
-        let others = snapshot.members.iter().filter(|m| Some(&m.name) != snapshot.leader_name());
+        // In a cluster that follows another one nobody takes writes, and its leader serves reads.
+        let follows = snapshot.config.as_ref().is_some_and(|config| is_declared(&config.value));
+        let primary = local.primary(snapshot).filter(|_| !follows);
+        let others = snapshot.members.iter().filter(|m| follows || Some(&m.name) != snapshot.leader_name());
         let replicas = others.filter_map(|member| local.replica(member, end)).collect();
-        Self { primary: local.primary(snapshot), replicas, max_lag, told }
+        Self { primary, replicas, max_lag, told }
     }
 }
 
@@ -170,12 +173,12 @@ impl Local<'_> {
         let target = self.target(member)?;
         let (serves, leaves) = match target.knowledge {
             Knowledge::Known => {
-                let serves = self.runs() && self.status.role == Role::Replica;
+                let serves = self.runs() && reads(self.status.role);
                 (serves, self.status.phase == ha::Phase::Stopping)
             }
             Knowledge::Assumed => {
                 let leaves = member.state == MemberState::Stopping;
-                ((leaves || member.state == MemberState::Running) && member.role == Role::Replica, leaves)
+                ((leaves || member.state == MemberState::Running) && reads(member.role), leaves)
             }
         };
         let wanted = !is_set(&member.tags, "noloadbalance");
@@ -198,6 +201,14 @@ impl Local<'_> {
         let at = upstream(member)?;
         let address = SocketAddr::new(at.address.address()?, at.port);
         Some(Target { name, address, api: api_port(member)?, knowledge: Knowledge::Assumed })
+    }
+}
+
+/// Whether a member in this role serves reads and nothing else.
+fn reads(role: Role) -> bool {
+    match role {
+        Role::Replica | Role::StandbyLeader => true,
+        Role::Primary | Role::Promoted | Role::Demoted | Role::Uninitialized => false,
     }
 }
 

@@ -159,7 +159,9 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
     let script = FULL.replace("  use_unix_socket: true", "  pre_promote: /bin/fence --now");
     assert!(said(&validate(&script, &[])).contains("postgresql.pre_promote: \"/bin/fence --now\"; expected"));
     let standby = FULL.replace("    ttl: 30", "    ttl: 30\n    standby_cluster: {host: x}");
-    assert!(said(&validate(&standby, &[])).contains("bootstrap.dcs.standby_cluster: standby clusters"));
+    assert!(validate(&standby, &[]).status.success());
+    let odd = standby.replace("{host: x}", "{host: x, port: many}");
+    assert!(said(&validate(&odd, &[])).contains("standby_cluster.port is \"many\""));
 }
 
 #[test]

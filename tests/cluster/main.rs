@@ -27,4 +27,5 @@ mod operator;
 mod patronictl;
 mod proxy;
 mod restart;
+mod standby;
 mod survival;

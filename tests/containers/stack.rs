@@ -199,8 +199,7 @@ impl Stack {
         for node in 1..=3 {
             let container = self.container(node);
             if let Ok(output) = Command::new("docker").args(["logs", "--tail", "60", &container]).output() {
-                let said = [output.stdout, output.stderr].concat();
-                eprintln!("--- node{node}\n{}", String::from_utf8_lossy(&said));
+                eprintln!("--- node{node}\n{}", String::from_utf8_lossy(&output.stderr));
             }
         }
     }

@@ -50,11 +50,8 @@ fn nothing_is_done_when_neither_the_store_nor_the_part_has_changed() {
 
 #[test]
 fn a_leader_of_a_standby_cluster_has_a_part_of_its_own() {
-    let leads = Scene::new().leads().standby(0x500_0000).snapshot(|s| {
-        if let Some(config) = &mut s.config {
-            config.value = json!({"standby_cluster": {"host": "203.0.113.1"}});
-        }
-    });
+    let follows = json!({"standby_cluster": {"host": "203.0.113.1"}});
+    let leads = Scene::new().leads().standby(0x500_0000).config(follows);
     let nothing = Decision { actions: vec![], reason: Reason::Leading, wake: Wake::Loop };
     let configure = |scene: Scene| with_settings(&scene.0, nothing.clone()).actions;
     assert_eq!(configure(scene(leads, None)), [Action::Configure(Part::StandbyLeader)]);

@@ -19,6 +19,7 @@ mod leading;
 mod manual;
 mod orders;
 mod racing;
+mod remote;
 mod replication;
 mod stopping;
 mod trail;

@@ -15,8 +15,8 @@ use pgherd::ha::reason::{Action, Decision, Reason};
 use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Failover, Mode, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
-    Ancestry, Candidate, Doing, Eligibility, Holder, Job, Lease, Memory, Motion, Name, Observed, Poll,
-    PollAnswer, Store, Survey, SurveyAnswer, View, Volume,
+    Ancestry, Candidate, Containment, Doing, Eligibility, Holder, Job, Lease, Memory, Motion, Name, Observed,
+    Poll, PollAnswer, Store, Survey, SurveyAnswer, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
 use pgherd::postgres::{self, Check, Pulse, Slot, Upstream};
@@ -77,6 +77,7 @@ impl Scene {
             sync_mode: SyncMode::Off,
             strictness: Strictness::Degrade,
             mode: Mode::Node,
+            remote: None,
             sync_node_count: 1,
             maximum_lag_on_failover: 1_048_576,
             outlast: Outlast::Never,
@@ -267,8 +268,11 @@ impl Scene {
     /// The stored configuration, and what it says of replication.
     pub(crate) fn config(self, config: serde_json::Value) -> Self {
         let read = self.0.rules.with_config(&config).0;
-        self.with(|v| (v.rules.replication, v.rules.pause) = (read.replication, read.pause))
-            .snapshot(|s| s.config = Some(versioned(config)))
+        self.with(|v| {
+            (v.rules.replication, v.rules.pause, v.rules.remote) =
+                (read.replication, read.pause, read.remote);
+        })
+        .snapshot(|s| s.config = Some(versioned(config)))
     }
 
     pub(crate) fn slots(self, slots: &[Slot]) -> Self {
@@ -321,8 +325,10 @@ impl Scene {
         let ancestry = Ancestry {
             leader: NodeName::from("n1"),
             at: ago(1),
+            system_id: None,
             timeline: Timeline(2),
             history: TimelineHistory::parse(&text).unwrap(),
+            contains_ours: Containment::Unshown,
         };
         let leader = |s: &mut Snapshot| s.members.first_mut().unwrap().timeline = Some(Timeline(2));
         self.snapshot(|s| s.history = Some(versioned(History(vec![row]))))
@@ -357,7 +363,14 @@ impl Scene {
     pub(crate) fn same_timeline(self) -> Self {
         let leader = NodeName::from("n1");
         let history = TimelineHistory::default();
-        let ancestry = Ancestry { leader, at: ago(1), timeline: Timeline(1), history };
+        let ancestry = Ancestry {
+            leader,
+            at: ago(1),
+            system_id: None,
+            timeline: Timeline(1),
+            history,
+            contains_ours: Containment::Unshown,
+        };
         self.with(|v| v.memory.ancestry = Some(ancestry))
     }
 
@@ -453,6 +466,7 @@ pub(crate) fn upstream(name: &str) -> Upstream {
         node_id: Some(NodeId(format!("00000000000000a{last}"))),
         address: format!("192.0.2.{last}").as_str().into(),
         port: 5432,
+        foreign: None,
     }
 }
 

@@ -156,6 +156,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         sync_mode,
         strictness,
         mode: pgherd::ha::rules::Mode::Node,
+        remote: None,
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
         // One seed in four: it costs events, and hides what only a primary that stops shows.

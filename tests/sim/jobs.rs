@@ -245,7 +245,17 @@ impl World {
         };
         let (timeline, history) = (Timeline(self.tli(branch)), self.history(branch));
         let at = self.clock(n);
-        self.ends(n, Ok(Out::Compared(Ancestry { leader: up.name.clone(), at, timeline, history })));
+        self.ends(
+            n,
+            Ok(Out::Compared(Ancestry {
+                leader: up.name.clone(),
+                at,
+                system_id: None,
+                timeline,
+                history,
+                contains_ours: pgherd::postgres::Containment::Unshown,
+            })),
+        );
     }
 
     pub(crate) fn asked(&mut self, n: usize, inc: u64, job: u64, to: usize) {

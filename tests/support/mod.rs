@@ -71,13 +71,22 @@ pub(crate) struct Cluster {
     http: reqwest::Client,
     /// When the processes were started.
     pub(crate) started: Moment,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 impl Cluster {
     /// Starts the location API and every node at once; waits for nothing.
     pub(crate) async fn start(setup: Setup) -> Self {
         let alone = ONE_AT_A_TIME.lock().await;
+        Self::start_now(setup, Some(alone))
+    }
+
+    /// A second one of the same test, which ends no later than the first.
+    pub(crate) fn beside(_first: &Self, setup: Setup) -> Self {
+        Self::start_now(setup, None)
+    }
+
+    fn start_now(setup: Setup, alone: Option<MutexGuard<'static, ()>>) -> Self {
         pgherd::tls::install_provider();
         let dir = tempfile::Builder::new().prefix("pgherd-").tempdir().unwrap().keep();
         // PostgreSQL's account must be able to enter.

@@ -13,6 +13,7 @@ pub mod client;
 pub mod config;
 pub mod query;
 pub mod read;
+pub mod standby;
 pub mod write;
 
 use std::process::ExitCode;
@@ -56,6 +57,10 @@ pub enum Verb {
     Dsn(read::Dsn),
     /// Take back what was scheduled
     Flush(write::Flush),
+    /// Have the whole cluster follow another one: nobody takes writes here any more
+    DemoteCluster(standby::Demote),
+    /// End that: the leader of a standby cluster is promoted
+    PromoteCluster(standby::Promote),
 }
 
 /// A part that a member plays, as patronictl names them.
@@ -119,6 +124,8 @@ impl Verb {
             | Self::Pause(_)
             | Self::Resume(_)
             | Self::EditConfig(_)
+            | Self::DemoteCluster(_)
+            | Self::PromoteCluster(_)
             | Self::Flush(_) => client::Errand::Act,
         }
     }
@@ -138,6 +145,8 @@ impl Verb {
             Self::Query(args) => &args.api,
             Self::Dsn(args) => &args.api,
             Self::Flush(args) => &args.api,
+            Self::DemoteCluster(args) => &args.api,
+            Self::PromoteCluster(args) => &args.api,
         }
     }
 }
@@ -164,6 +173,8 @@ pub async fn run(verb: Verb, config: Option<&Config>) -> anyhow::Result<ExitCode
         Verb::EditConfig(args) => config::edit(&cluster, &args).await,
         Verb::Query(args) => query::run(&cluster, &args, config).await,
         Verb::Flush(args) => write::flush(&cluster, &args).await,
+        Verb::DemoteCluster(args) => standby::demote(&cluster, &args).await,
+        Verb::PromoteCluster(args) => standby::promote(&cluster, &args).await,
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ use super::{Agent, Api, ApiTls, Bootstrap, Calls, Etcd, HostPort, Postgres, Veri
 use crate::api::access::{Access, Basic, Certificate, Demands, Members, Places};
 use crate::config::Log;
 use crate::ha::callbacks::{Event, Program, Programs};
+use crate::ha::remote::Remote;
 use crate::log;
 use crate::postgres::method::{Method, OldData, ReplicaMethod, Told};
 use crate::postgres::settings::{Owner, is_fixed, is_shared};
@@ -214,11 +215,8 @@ fn etcd(r: &mut Reader) -> Option<Etcd> {
 
 fn bootstrap(r: &mut Reader) -> Bootstrap {
     let dcs = r.map("bootstrap.dcs");
-    if dcs.get("standby_cluster").is_some_and(|section| !section.is_null()) {
-        r.wrong(
-            "bootstrap.dcs.standby_cluster",
-            "standby clusters are not supported: this node would be promoted",
-        );
+    for complaint in Remote::of(&Value::Object(dcs.clone())).1 {
+        r.wrong("bootstrap.dcs", complaint);
     }
     if let Some(method) = r.text("bootstrap.method").filter(|method| method != "initdb") {
         let why = format!("{method:?} is not supported: initdb would make an empty cluster in its place");

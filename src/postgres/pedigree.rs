@@ -1,0 +1,186 @@
+//! The question whose history is which: an upstream is asked for its timelines, and the server of another cluster also whether
+//! its log holds ours.
+//!
+//! A timeline's number is no identity. Towards a member the record and the history in the store tell who began one; of another
+//! cluster nothing is known but what it says. So its log is read at our own last checkpoint: the record there carries the
+//! time, the counters and a checksum, and whoever has the same bytes at the same place has everything before them.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::{Error, Shared, Upstream, conf, control};
+use crate::process::Command;
+use crate::types::{Lsn, SystemId, Timeline, TimelineHistory};
+
+/// All questions together; an upstream that cannot answer in this time is not fit to be followed.
+const LIMIT: Duration = Duration::from_secs(5);
+/// A checkpoint's record: its header and the whole of what it says.
+const RECORD: u64 = 114;
+
+/// What an upstream says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pedigree {
+    /// Its database system.
+    pub system_id: SystemId,
+    /// The timeline it is on.
+    pub timeline: Timeline,
+    /// Its forks.
+    pub history: TimelineHistory,
+    /// Whether it has what is here; of a member nobody asks.
+    pub contains_ours: Containment,
+}
+
+/// Whether an upstream's log has been shown to hold ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Containment {
+    /// It has not: it was not asked, it cannot tell, or it differs.
+    #[default]
+    Unshown,
+    /// It has.
+    Shown,
+}
+
+/// See [`super::Postgres::upstream_history`].
+pub(super) async fn ask(shared: &Shared, upstream: &Upstream) -> Result<Pedigree, Error> {
+    conf::write_passfile(&shared.config)?;
+    let what = "ask the upstream for its history";
+    let asked = async {
+        let identity = replication_command(shared, upstream, "IDENTIFY_SYSTEM").await?;
+        let (system_id, timeline) = parse_identity(&identity)
+            .ok_or_else(|| Error::Unparsable { what: "IDENTIFY_SYSTEM", text: identity.clone() })?;
+        let history = history_of(shared, upstream, timeline).await?;
+        let contains_ours = match &upstream.foreign {
+            Some(_) => containment(shared, upstream, timeline).await,
+            None => Containment::Unshown,
+        };
+        Ok(Pedigree { system_id, timeline, history, contains_ours })
+    };
+    let too_slow = Error::TimedOut { what, after: LIMIT };
+    tokio::time::timeout(LIMIT, asked).await.unwrap_or(Err(too_slow))
+}
+
+async fn history_of(
+    shared: &Shared,
+    upstream: &Upstream,
+    timeline: Timeline,
+) -> Result<TimelineHistory, Error> {
+    if timeline == Timeline(1) {
+        return Ok(TimelineHistory::default());
+    }
+    let text = replication_command(shared, upstream, &format!("TIMELINE_HISTORY {timeline}")).await?;
+    // The row is the file's name, a bar, and the file.
+    let file = text.split_once('|').map_or("", |(_, file)| file);
+    TimelineHistory::parse(file).map_err(|e| Error::Unparsable { what: "a timeline history", text: e.text })
+}
+
+/// Whether the bytes at our last checkpoint are the same there. What cannot be read shows nothing.
+async fn containment(shared: &Shared, upstream: &Upstream, theirs: Timeline) -> Containment {
+    match same_bytes(shared, upstream, theirs).await {
+        Ok(true) => Containment::Shown,
+        Ok(false) => Containment::Unshown,
+        Err(error) => {
+            tracing::debug!(error = %crate::types::Chain(&error), "the other cluster's log was not read");
+            Containment::Unshown
+        }
+    }
+}
+
+async fn same_bytes(shared: &Shared, upstream: &Upstream, theirs: Timeline) -> Result<bool, Error> {
+    let data_dir = &shared.config.data_dir;
+    let (at, timeline, segment_size) = control::last_checkpoint(shared).await?;
+    let place = Place::of(at, segment_size);
+    let path = data_dir.join("pg_wal").join(place.file(timeline));
+    let ours = conf::off_thread(move || place.read(&path)).await?;
+    // A promotion goes on in a file of its own, which begins with what the old one held.
+    let read = |of: Timeline| {
+        format!("pg_read_binary_file('pg_wal/{}', {}, {}, true)", place.file(of), place.offset, place.length)
+    };
+    let sql = format!("SELECT encode(coalesce({}, {}), 'hex')", read(timeline), read(theirs));
+    let conninfo = conf::rewind_conninfo(&shared.config, upstream);
+    let text = psql(shared, &conninfo, &sql).await?;
+    Ok(!ours.is_empty() && text.trim() == ours)
+}
+
+/// A piece of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    segment: u64,
+    per_id: u64,
+    offset: u64,
+    length: u64,
+}
+
+impl Place {
+    fn of(at: Lsn, segment_size: u64) -> Self {
+        let size = segment_size.max(1);
+        let offset = at.0 % size;
+        Self {
+            segment: at.0 / size,
+            per_id: ((1_u64 << 32) / size).max(1),
+            offset,
+            length: RECORD.min(size - offset),
+        }
+    }
+
+    fn file(self, timeline: Timeline) -> String {
+        format!("{:08X}{:08X}{:08X}", timeline.0, self.segment / self.per_id, self.segment % self.per_id)
+    }
+
+    /// As hexadecimal digits.
+    fn read(self, path: &Utf8Path) -> Result<String, Error> {
+        use std::os::unix::fs::FileExt as _;
+        let mut bytes = vec![0; usize::try_from(self.length).unwrap_or_default()];
+        let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut bytes, self.offset));
+        read.map_err(Error::file("read", path))?;
+        Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// Where a data directory keeps the history of a timeline.
+pub(super) fn history_file(data_dir: &Utf8Path, timeline: Timeline) -> Utf8PathBuf {
+    data_dir.join(format!("pg_wal/{:08X}.history", timeline.0))
+}
+
+/// By psql, which speaks the replication protocol and reads the same certificates as the walreceiver.
+async fn replication_command(shared: &Shared, upstream: &Upstream, ask: &str) -> Result<String, Error> {
+    let conninfo = conf::conninfo(&shared.config, upstream, "pgherd_history");
+    psql(shared, &format!("{conninfo} replication=true"), ask).await
+}
+
+async fn psql(shared: &Shared, conninfo: &str, ask: &str) -> Result<String, Error> {
+    let config = &shared.config;
+    let command = Command::new("psql", config.bin_dir.join("psql"))
+        .args(["-XAtw", "-F", "|", "-d", conninfo, "-c", ask])
+        .env("LC_ALL", "C")
+        .run_as(&config.run_as)
+        .quiet();
+    control::run(&command, "psql", LIMIT).await.map(|output| output.stdout)
+}
+
+/// `systemid|timeline|xlogpos|dbname`
+fn parse_identity(row: &str) -> Option<(SystemId, Timeline)> {
+    let mut words = row.trim().split('|');
+    Some((words.next()?.parse().ok()?, Timeline(words.next()?.parse().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_read() {
+        let read = parse_identity("7575001234567890123|2|0/3000148|\n");
+        assert_eq!(read, Some((SystemId(7_575_001_234_567_890_123), Timeline(2))));
+        assert_eq!(parse_identity(""), None);
+    }
+
+    #[test]
+    fn a_piece_of_the_log_has_a_file_and_a_place_in_it() {
+        let place = Place::of(Lsn(0x2_0300_0028), 16 << 20);
+        assert_eq!(place.file(Timeline(0x1b)), "0000001B0000000200000003");
+        assert_eq!((place.offset, place.length), (0x28, RECORD));
+        let last = Place::of(Lsn(0x3ff_ffd0), 64 << 20);
+        assert_eq!((last.file(Timeline(1)).as_str(), last.length), ("000000010000000000000000", 0x30));
+    }
+}
