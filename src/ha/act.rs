@@ -24,7 +24,7 @@ use super::lineage;
 use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
 use super::rules::Mode;
-use super::view::{Doing, Instance, Job, Lease, Name, ShutdownMark, View};
+use super::view::{Doing, Instance, Job, Lease, Name, ShutdownMark, SyncWrite, View};
 
 /// After an action that failed the loop looks again after this long, not sooner.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -46,6 +46,14 @@ fn after_failure(wake: Wake) -> Wake {
     match wake {
         Wake::Loop => Wake::Soon(AFTER_FAILURE),
         Wake::Soon(soon) => Wake::Soon(soon.max(AFTER_FAILURE_SOON)),
+    }
+}
+
+/// What an answer says of a write over a revision, and of all before it.
+fn sync_write<T>(put: &Result<T, dcs::Error>) -> SyncWrite {
+    match put {
+        Ok(_) | Err(dcs::Error::Conflict { .. }) => SyncWrite::Settled,
+        Err(dcs::Error::Unreachable(_) | dcs::Error::Rejected(_)) => SyncWrite::MayArrive,
     }
 }
 
@@ -156,7 +164,10 @@ impl<D: Dcs> Agent<D> {
                 store.put(Key::Config, config, Precondition::Absent).await?;
             }
             Action::PutSync(sync, when) => {
-                store.put(Key::Sync, serde_json::to_string(&sync)?, when).await?;
+                self.memory.sync_write = SyncWrite::MayArrive;
+                let put = store.put(Key::Sync, serde_json::to_string(&sync)?, when).await;
+                self.memory.sync_write = sync_write(&put);
+                put?;
             }
             Action::DeleteSync(revision) => {
                 store.delete(Key::Sync, Precondition::Unchanged(revision)).await?

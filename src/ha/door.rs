@@ -21,7 +21,7 @@ use super::lead::PROMPTLY;
 use super::reason::{Action, Decision, Reason, Wake};
 use super::rules::Mode;
 use super::sync::{Names, closed};
-use super::view::{Instance, View};
+use super::view::{Instance, SyncWrite, View};
 
 /// Standbys reconnect within a tenth of a second, nothing tells when one has confirmed, and clients wait: looked at so often...
 const ALERT: Wake = Wake::Soon(Duration::from_millis(5));
@@ -75,7 +75,7 @@ fn must_wait(view: &View, names: &str) -> bool {
 /// Whether nobody else can be elected whatever happens.
 fn is_only_candidate(view: &View) -> bool {
     let key = view.snapshot().and_then(|snapshot| snapshot.sync.as_ref());
-    key.is_some_and(|key| key.value == closed(&view.me))
+    view.memory.sync_write == SyncWrite::Settled && key.is_some_and(|key| key.value == closed(&view.me))
 }
 
 /// Who has not confirmed what was recovered, as long as that matters.

@@ -16,7 +16,7 @@ use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::{START_TIMEOUT, Strictness};
 use super::slots;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
-use super::view::{Approval, Instance, Job, Life, PROMOTE_NEEDS, ShutdownMark, View};
+use super::view::{Approval, Instance, Job, Life, PROMOTE_NEEDS, ShutdownMark, SyncWrite, View};
 
 /// Something has just been changed: look at once.
 pub const NOW: Wake = Wake::Soon(Duration::ZERO);
@@ -96,6 +96,11 @@ fn sync_step(view: &View, snapshot: &Snapshot, answer: &Answer) -> Option<Action
         return None;
     }
     let key = snapshot.sync.as_ref();
+    let own = key.filter(|key| key.value.leader.as_ref() == Some(&view.me));
+    if let Some(own) = own.filter(|_| view.memory.sync_write == SyncWrite::MayArrive) {
+        // Written again as it is: whatever is under way finds another revision, and what was read is what counts.
+        return Some(Action::PutSync(own.value.clone(), Precondition::Unchanged(own.revision)));
+    }
     match sync::next_step(&policy(view), &view.me, key.map(|k| &k.value), &in_force, &confirmers) {
         Step::None => None,
         Step::SetNames(text) => Some(Action::SetSyncNames(text)),
@@ -175,7 +180,9 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
     let mut actions = Vec::new();
     // Also when it is this node's own, of a term before: the names of this term are other names.
     let closed = sync::closed(&view.me);
-    if view.rules.sync_mode != SyncMode::Off && snapshot.sync.as_ref().map(|s| &s.value) != Some(&closed) {
+    let stands = snapshot.sync.as_ref().map(|s| &s.value) == Some(&closed)
+        && view.memory.sync_write == SyncWrite::Settled;
+    if view.rules.sync_mode != SyncMode::Off && !stands {
         let when =
             snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
         actions.push(Action::PutSync(closed, when));

@@ -234,6 +234,8 @@ pub struct Memory {
     pub origin: Origin,
     /// Whether the store may say that everything ended with this node.
     pub shutdown_mark: ShutdownMark,
+    /// Whether the `sync` key in the store is the last that this node wrote.
+    pub sync_write: SyncWrite,
     /// Since when the lock is to be given up as soon as PostgreSQL is down.
     pub give_away: Option<Moment>,
     /// The last stop for a request, and how it ended.
@@ -279,6 +281,17 @@ pub enum ShutdownMark {
     Absent,
     /// It was sent.
     MayStand,
+}
+
+/// What is known of this node's last write of the `sync` key. One that was not answered may arrive after the key was read, and
+/// would make somebody electable whom nothing reckons with; a process that has just started may have sent one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SyncWrite {
+    /// It may arrive yet. (Each is written over a revision: one that succeeds, or finds another revision, ends all before it.)
+    #[default]
+    MayArrive,
+    /// It has arrived, or never will.
+    Settled,
 }
 
 /// Whether the upstream still has the WAL that this standby needs.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgherd::ha::door::Closed;
 use pgherd::ha::reason::{Action, Reason, Wake};
 use pgherd::ha::rules::Mode;
+use pgherd::ha::view::SyncWrite;
 use pgherd::postgres::StartAs;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::{Lsn, SyncMode};
@@ -45,6 +46,8 @@ fn a_primary_whose_commits_wait_starts_with_its_door_closed() {
     assert_eq!(shut_down.decide().actions.first(), Some(&Action::CloseDoor), "a shutdown lets commits go");
     let only_candidate = crashed().sync_key("n0", 0, &[]);
     assert_eq!(only(only_candidate.decide()), start, "nobody else can be elected");
+    let uncertain = crashed().sync_key("n0", 0, &[]).with(|v| v.memory.sync_write = SyncWrite::MayArrive);
+    assert_eq!(uncertain.decide().actions.first(), Some(&Action::CloseDoor), "another may be under way");
     let alone = crashed().with(|v| v.memory.sync_names = Some(String::new()));
     assert_eq!(only(alone.decide()), Action::Start(StartAs::Primary, String::new()));
     let agent = crashed().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new() });

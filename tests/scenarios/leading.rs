@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd::dcs::{Claim, Precondition, Sync};
 use pgherd::ha::reason::{Action, Reason, Task};
-use pgherd::ha::view::{Approval, Job, Lease, ShutdownMark};
+use pgherd::ha::view::{Approval, Job, Lease, ShutdownMark, SyncWrite};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{SlotKind, SlotPlan, StartAs};
 use pgherd::types::{Revision, SyncMode, Timeline};
@@ -224,4 +224,22 @@ mod pre_promote {
         let scene = Scene::new().standby(HERE).doing(Job::Approval);
         assert!(matches!(scene.decide().reason, Reason::Following(_)));
     }
+}
+
+/// A write that was not answered may arrive after the key was read, and name somebody whom nothing reckons with.
+#[test]
+fn a_sync_key_whose_last_write_was_not_answered_is_written_again_before_anything_relies_on_it() {
+    let unknown = |scene: Scene| scene.with(|v| v.memory.sync_write = SyncWrite::MayArrive);
+    let leads = || Scene::new().leads().primary("ANY 1 (n1)", &["n1"]).sync_mode(SyncMode::Quorum);
+    let key = Sync::new(&name("n0"), 0, &[name("n1")]);
+    let again = Action::PutSync(key, Precondition::Unchanged(Revision(3)));
+    let first = |scene: &Scene| scene.decide().actions.into_iter().next();
+    assert_eq!(first(&unknown(leads().sync_key("n0", 0, &["n1"]))), Some(again.clone()));
+    assert_ne!(first(&leads().sync_key("n0", 0, &["n1"])), Some(again));
+    let closed = Action::PutSync(Sync::new(&name("n0"), 0, &[]), Precondition::Unchanged(Revision(3)));
+    let others = unknown(leads().sync_key("n2", 0, &["n0"]));
+    assert_eq!(first(&others), Some(closed.clone()), "another's is closed in any case");
+    let standby =
+        unknown(Scene::new().leads().standby(HERE).sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]));
+    assert_eq!(first(&standby), Some(closed), "before a promotion too");
 }

@@ -16,7 +16,7 @@ use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Failover, Mode, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
     Ancestry, Candidate, Containment, Doing, Eligibility, Holder, Job, Lease, Memory, Motion, Name, Observed,
-    Poll, PollAnswer, Store, Survey, SurveyAnswer, View, Volume,
+    Poll, PollAnswer, Store, Survey, SurveyAnswer, SyncWrite, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
 use pgherd::postgres::{self, Check, Pulse, Slot, Upstream};
@@ -108,7 +108,7 @@ impl Scene {
                 taken: None,
                 adopted: None,
             },
-            memory: Memory { name: Name::Claimed, ..Memory::default() },
+            memory: Memory { name: Name::Claimed, sync_write: SyncWrite::Settled, ..Memory::default() },
         };
         Self(view)
     }

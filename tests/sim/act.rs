@@ -9,7 +9,7 @@ use pgherd::ha::lineage;
 use pgherd::ha::orders::{Accepted, Order, Orders, Settled};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Wake};
-use pgherd::ha::view::{Job, ShutdownMark, View};
+use pgherd::ha::view::{Job, ShutdownMark, SyncWrite, View};
 use pgherd::postgres::{SlotPlan, StartAs, Upstream};
 use pgherd::record::Record;
 use pgherd::types::{Lsn, Timeline};
@@ -129,6 +129,7 @@ impl World {
                 self.send_act(n, put(Document::Config(config), Precondition::Absent));
             }
             Action::PutSync(sync, when) => {
+                self.agent(n).memory.sync_write = SyncWrite::MayArrive;
                 self.log(n, || format!("writes the sync key: {:?} of {:?}", sync.quorum, sync.sync_standby));
                 self.send_act(n, put(Document::Sync(sync), when));
             }
@@ -251,6 +252,10 @@ impl World {
         };
         if !ok && matches!((&acting.current, &result), (Some(Action::Acquire(_)), Ended::Answer(_))) {
             self.sit_down(n);
+        }
+        let told = matches!(&result, Ended::Done | Ended::Answer(_));
+        if told && matches!(self.acting(n).and_then(|a| a.current.clone()), Some(Action::PutSync(..))) {
+            self.agent(n).memory.sync_write = SyncWrite::Settled;
         }
         let Some(acting) = self.acting(n) else { return };
         match (acting.current.clone(), ok) {
