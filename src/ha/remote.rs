@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::clock::Moment;
 use crate::dcs::{Claim, Initialize, Precondition, Snapshot};
 use crate::postgres::status::{Answer, Control, DataDir};
-use crate::postgres::{Foreign, StartAs, StopMode, Upstream};
+use crate::postgres::{Containment, Foreign, StartAs, StopMode, Upstream};
 use crate::types::{Host, Lsn, NodeName, SlotName, SystemId, Timeline};
 
 use super::adoption;
@@ -23,7 +23,7 @@ use super::manual::{self, Refusal, Verdict};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
 use super::slots;
-use super::view::{Ancestry, Containment, Instance, Job, PollAnswer, UpstreamWal, View};
+use super::view::{Ancestry, Instance, Job, PollAnswer, UpstreamWal, View};
 
 /// Where a server listens when nothing is said.
 const PORT: u16 = 5432;

@@ -11,9 +11,7 @@ use crate::clock::{Backoff, Moment};
 use crate::dcs::{Initialize, Leader, Member, Snapshot};
 use crate::peer::Adopted;
 use crate::postgres::status::{Answer, Control, DataDir, Kind};
-use crate::postgres::{self, Upstream};
-
-pub use crate::postgres::Containment;
+use crate::postgres::{self, Containment, Upstream};
 use crate::record::{Bootstrap, Followed};
 use crate::supervisor::UnitState;
 use crate::types::{Host, Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
@@ -596,8 +594,7 @@ pub fn upstream_at(name: &NodeName, node_id: Option<NodeId>, conn_url: &str) -> 
     let authority = rest.split('/').next()?;
     let (host, port) = authority.rsplit_once(':')?;
     let address = Some(Host::from(host)).filter(|_| !host.is_empty())?;
-    let port = port.parse().ok()?;
-    Some(Upstream { name: name.clone(), node_id, address, port, foreign: None })
+    Some(Upstream { name: name.clone(), node_id, address, port: port.parse().ok()?, foreign: None })
 }
 
 #[cfg(test)]

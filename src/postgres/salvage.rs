@@ -164,7 +164,7 @@ mod tests {
                 .unwrap();
         };
         for (name, address) in segments {
-            let mut bytes = vec![0; SEGMENT as usize];
+            let mut bytes = vec![0; usize::try_from(SEGMENT).unwrap()];
             bytes[8..16].copy_from_slice(&address.to_ne_bytes());
             write(name, &bytes);
         }

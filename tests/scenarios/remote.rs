@@ -4,9 +4,9 @@ use pgherd::dcs::{Initialize, MemberState, Role};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Decision, Reason, Task};
 use pgherd::ha::remote::Remote;
-use pgherd::ha::view::{Ancestry, Containment, Job, Lease, SurveyAnswer};
+use pgherd::ha::view::{Ancestry, Job, Lease, SurveyAnswer};
 use pgherd::postgres::status::ControlState;
-use pgherd::postgres::{StartAs, StopMode, Upstream};
+use pgherd::postgres::{Containment, StartAs, StopMode, Upstream};
 use pgherd::types::{Host, Lsn, SystemId, Timeline, TimelineHistory};
 use serde_json::json;
 
@@ -97,7 +97,7 @@ fn a_standby_leader_that_has_left_the_history_is_stopped_and_rewound() {
     let running = said(leads_unattached(), CLUSTER, 2, HERE - 0x1000);
     assert!(matches!(only(running.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
     let down = said(declared().leads().data(ControlState::ShutDown), CLUSTER, 2, HERE - 0x1000);
-    assert_eq!(only(down.clone().decide()), Action::Begin(Task::Rewind(elsewhere())));
+    assert_eq!(only(down.decide()), Action::Begin(Task::Rewind(elsewhere())));
     let tried = down.failed(Job::Rewind, 2, 60);
     assert_eq!(only(tried.decide()), Action::Begin(Task::Clone(elsewhere())));
 }
@@ -119,7 +119,7 @@ fn a_timeline_that_was_begun_here_is_joined_only_when_the_other_log_holds_ours()
     promoted.0.volume.promoted = Some(Timeline(2));
     let down = said(promoted, CLUSTER, 3, HERE - 0x1000);
     let unattached = Action::Start(StartAs::Standby(None), String::new());
-    assert_eq!(only(down.clone().decide()), unattached, "nothing is rewound or copied on suspicion");
+    assert_eq!(only(down.decide()), unattached, "nothing is rewound or copied on suspicion");
     assert_eq!(only(shown(down).decide()), Action::Begin(Task::Rewind(elsewhere())));
 }
 
@@ -207,7 +207,7 @@ fn without_the_section_the_standby_leader_is_promoted() {
 fn the_others_follow_the_standby_leader() {
     let start = Action::Start(StartAs::Standby(Some(upstream("n1"))), String::new());
     let scene = declared().same_timeline().member("n1", |m| m.role = Role::StandbyLeader);
-    assert_eq!(only(scene.clone().decide()), start);
+    assert_eq!(only(scene.decide()), start);
     let copying = scene.member("n1", |m| m.state = MemberState::CreatingReplica);
     assert_eq!(nothing_because(copying.decide()), Reason::WaitingForLeader);
 }
@@ -267,7 +267,7 @@ fn the_last_node_of_a_standby_cluster_copies_again_what_it_lost() {
     let with_others = declared().no_leader().empty();
     assert_eq!(nothing_because(with_others.decide()), Reason::WaitingForLeader);
     let leads = alone(declared().leads());
-    assert_eq!(only(leads.clone().decide()), Action::Begin(Task::Compare(elsewhere())));
+    assert_eq!(only(leads.decide()), Action::Begin(Task::Compare(elsewhere())));
     assert_eq!(only(said(leads.clone(), CLUSTER, 1, 0).decide()), Action::Begin(Task::Clone(elsewhere())));
     assert_eq!(only(said(leads, OTHER, 1, 0).decide()), Action::Release);
 }

@@ -15,11 +15,11 @@ use pgherd::ha::reason::{Action, Decision, Reason};
 use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Failover, Mode, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
-    Ancestry, Candidate, Containment, Doing, Eligibility, Holder, Job, Lease, Memory, Motion, Name, Observed,
-    Poll, PollAnswer, Store, Survey, SurveyAnswer, SyncWrite, View, Volume,
+    Ancestry, Candidate, Doing, Eligibility, Holder, Job, Lease, Memory, Motion, Name, Observed, Poll,
+    PollAnswer, Store, Survey, SurveyAnswer, SyncWrite, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
-use pgherd::postgres::{self, Check, Pulse, Slot, Upstream};
+use pgherd::postgres::{self, Check, Containment, Pulse, Slot, Upstream};
 use pgherd::record::{Bootstrap, Followed};
 use pgherd::supervisor::UnitState;
 use pgherd::types::{
