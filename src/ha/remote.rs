@@ -29,6 +29,8 @@ use super::view::{Ancestry, Instance, Job, PollAnswer, UpstreamWal, View};
 const PORT: u16 = 5432;
 /// PostgreSQL's limit for a slot's name.
 const LONGEST_NAME: usize = 63;
+/// What the other cluster said so long ago was said after what this node has streamed from it.
+const JUST_NOW: std::time::Duration = std::time::Duration::from_secs(3);
 /// A stop that turns a primary into a standby waits so long for the other cluster to have everything.
 const STEP_DOWN: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -219,6 +221,13 @@ enum Course {
     Unshown,
 }
 
+/// What the other cluster said of its history, if it may be gone by. That it is behind our timeline is old news as a rule: what it
+/// said before its promotion, which this node has streamed since.
+fn heard<'a>(view: &'a View, upstream: &Upstream, local: Timeline) -> Option<&'a Ancestry> {
+    let current = |a: &&Ancestry| a.timeline >= local || view.now.since(a.at) < JUST_NOW;
+    lineage::known_ancestry(view, upstream).filter(current)
+}
+
 fn course(view: &View, ancestry: &Ancestry, timeline: Timeline, lineage: Lineage) -> Course {
     if let Some(id) = another(view, ancestry) {
         return Course::Another(id);
@@ -256,7 +265,7 @@ fn lead(view: &View, snapshot: &Snapshot, remote: &Remote, mine: (&Answer, Lsn))
         return Decision { actions, reason, wake: Wake::Loop };
     }
     let timeline = lineage::standby_timeline(view, answer);
-    let Some(ancestry) = lineage::known_ancestry(view, &upstream) else {
+    let Some(ancestry) = heard(view, &upstream, timeline) else {
         let compared = compare(view, upstream);
         actions.extend(compared.actions);
         return Decision { actions, ..compared };
@@ -343,7 +352,7 @@ fn start(view: &View, snapshot: &Snapshot, remote: &Remote, control: &Control) -
         return act(vec![Action::Release], Reason::CrashLoop(n));
     }
     let upstream = remote.upstream();
-    let known = upstream.as_ref().and_then(|upstream| lineage::known_ancestry(view, upstream));
+    let known = upstream.as_ref().and_then(|upstream| heard(view, upstream, control.reached()));
     let judged =
         known.map(|known| course(view, known, control.reached(), lineage::of_stopped(control, known)));
     match (upstream, judged) {

@@ -102,6 +102,22 @@ fn a_standby_leader_that_has_left_the_history_is_stopped_and_rewound() {
     assert_eq!(only(tried.decide()), Action::Begin(Task::Clone(elsewhere())));
 }
 
+/// It was promoted, this node has streamed its new timeline, and now it does not answer.
+#[test]
+fn what_the_other_cluster_said_before_its_promotion_is_no_reason_to_rewind() {
+    let on_the_new_timeline = |scene: Scene, at| {
+        let mut scene = said(scene, CLUSTER, 1, 0);
+        scene.0.memory.ancestry.as_mut().unwrap().at = ago(at);
+        scene.0.local.sql.as_mut().unwrap().timeline = Timeline(2);
+        scene
+    };
+    let standing = || follows_it(declared().leads().standby(HERE)).not_streaming(6);
+    let old = on_the_new_timeline(standing(), 7);
+    assert_eq!(told(&old.decide()), Some(&Action::Begin(Task::Compare(elsewhere()))));
+    let fresh = on_the_new_timeline(standing(), 1);
+    assert!(matches!(only(fresh.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
+}
+
 /// Both clusters may have been promoted to timelines of one number.
 #[test]
 fn a_timeline_that_was_begun_here_is_joined_only_when_the_other_log_holds_ours() {
