@@ -17,15 +17,15 @@ fence|decide.rs|s/= fence\(view\)\.filter\(\|_\| !pause::is_on\(view\)\)/= fence
 fence-another-leads|decide.rs|s/if let Some\(name\) = other \{/if let Some(name) = other.filter(|_| false) {/
 fence-lease-lost|decide.rs|s/if view.lease == Lease::Lost \{/if false {/
 fence-lease-end|decide.rs|s/if view.leads\(\) \|\| reclaimable\(view\) \{/if true {/
-fence-reclaim-ready|decide.rs|s/s.leader.is_none\(\) && s.readiness == Readiness::Ready/s.leader.is_none()/
+fence-reclaim-ready|decide.rs|s/=> s.readiness == Readiness::Ready,/=> s.readiness == Readiness::Ready || true,/
 lapsed|decide.rs|s/\(harmless && held && /(false \&\& harmless \&\& held \&\& /
 stop-gives-way|decide.rs|s/\(Phase::Stopping, _\) => stopping\(view\),/(Phase::Stopping, None) => stopping(view), (Phase::Stopping, Some(job)) => idle(Reason::Busy(job), Wake::Loop),/
 compare-gives-way|decide.rs|s/if leaderless\(view\) => serving/if false => serving/
 name-unclaimed|decide.rs|s/if view.memory.name == Name::Unclaimed \{/if false {/
 wrong-data|decide.rs|s/= wrong_data\(view, snapshot\) \{/= wrong_data(view, snapshot).filter(|_| false) {/
-without-store-patience|decide.rs|s/if for_good \{/if true {/
-without-store-names|decide.rs|s/if lead::names_are_known\(view\) =>/if true =>/
-died-before-promotion|decide.rs|s/DataDir::Cluster\(control\)\) if was_standby\(control\) =>/DataDir::Cluster(control)) if false \&\& was_standby(control) =>/
+without-store-patience|silence.rs|s/if for_good \{/if true {/
+without-store-names|silence.rs|s/if lead::names_are_known\(view\) =>/if true =>/
+died-before-promotion|decide.rs|s/DataDir::Cluster\(control\)\) if lineage::was_standby\(control\) =>/DataDir::Cluster(control)) if false \&\& lineage::was_standby(control) =>/
 not-leading-any-more|decide.rs|s/if !view.leads\(\) \{\n        return idle/if false {\n        return idle/
 crash-loop|decide.rs|s/if n >= lead::FAILED_STARTS && /if false \&\& /
 publish-before-write|decide.rs|s/let publish = \(!known\)/let publish = (false \&\& !known)/
@@ -33,7 +33,7 @@ initialised-makes-no-cluster|decide.rs|s/Initialize::Done\(_\) => return act\(ve
 make-cluster-refused|decide.rs|s/if let Some\(reason\) = adoption::fresh_cluster_refused\(view\) \{/if let Some(reason) = adoption::fresh_cluster_refused(view).filter(|_| false) {/
 store-not-ready|decide.rs|s/if snapshot.readiness == Readiness::NotReady \{/if false {/
 retake-timeline|decide.rs|s/if answer.timeline < cluster \{/if false {/
-bootstrap-known-cluster|decide.rs|s/if let Some\(Initialize::Done\(_\)\) = snapshot.initialize.as_ref\(\).map\(\|i\| i.value\) \{/if false {/
+bootstrap-known-cluster|decide.rs|s/Some\(Initialize::Done\(_\)\) => return idle\(Reason::WaitingForLeader, Wake::Loop\),/Some(Initialize::Done(_)) => {}/
 bootstrap-nofailover|decide.rs|s/if view.rules.tags.failover == super::rules::Failover::Never \{/if false {/
 survey-record|decide.rs|s/(if let Some\(id\) = view.volume.system_id) \{/$1.filter(|_| false) {/g
 survey-data|adoption.rs|s/if let Some\(\(address, _\)\) = with_data \{/if let Some((address, _)) = with_data.filter(|_| false) {/
@@ -44,10 +44,10 @@ follow-checkpoint|decide.rs|s/m.checkpoint_after_promote == Some\(false\)/false 
 follow-foreign|decide.rs|s/if Some\(control.system_id\) != view.cluster_system_id\(\) =>/if false \&\& Some(control.system_id) != view.cluster_system_id() =>/
 follow-wal-removed|decide.rs|s/DataDir::Cluster\(_\)\) if view.memory.upstream_wal == UpstreamWal::Removed =>/DataDir::Cluster(_)) if false =>/
 ancestry-current|decide.rs|s/known_ancestry\(view, &source\).filter\(current\)/known_ancestry(view, \&source).filter(|a| current(a) || true)/
-ancestry-age|decide.rs|s/view.now.since\(a.at\) < ANCESTRY_AGE/true/
-private-timeline-down|decide.rs|s/if is_private\(view, control.reached\(\), ancestry\) \{/if false \&\& is_private(view, control.reached(), ancestry) {/
-private-timeline-reached|decide.rs|s/if is_private\(view, control.reached\(\), ancestry\) \{/if is_private(view, control.timeline, ancestry) {/
-private-timeline-running|decide.rs|s/Some\(ancestry\) if is_private\(/Some(ancestry) if false \&\& is_private(/
+ancestry-age|lineage.rs|s/view.now.since\(a.at\) < ANCESTRY_AGE/true/
+kin-down|decide.rs|s/match lineage::kin\(view, snapshot, control.reached\(\), &source.name\) \{/match Kin::Same {/
+kin-reached|decide.rs|s/match lineage::kin\(view, snapshot, control.reached\(\), &source.name\) \{/match lineage::kin(view, snapshot, control.timeline, \&source.name) {/
+kin-running|decide.rs|s/match lineage::kin\(view, snapshot, lineage::standby_timeline\(view, answer\), &source.name\) \{/match Kin::Same {/
 lineage|decide.rs|s/match lineage::of_stopped\(control, ancestry\) \{/let _ = control; match Lineage::Part {/
 rewind-limit|decide.rs|s/view.n_failures\(Job::Rewind\) >= REWINDS/false/
 stalled|decide.rs|s/if !stalled \{/if true {/
@@ -55,7 +55,7 @@ starved|decide.rs|s/&& starved\(view\) \{/\&\& (true || starved(view)) {/
 names-in-force-at-start|lead.rs|s/if let Some\(names\) = &view.memory.sync_names \{/if let Some(names) = view.memory.sync_names.as_ref().filter(|_| false) {/
 names-implied-at-start|lead.rs|s/if electors.voters.is_empty\(\) \{/if true {/
 promotion-needs-time|lead.rs|s/if left < PROMOTE_NEEDS \{/if false {/
-close-sync-key|lead.rs|s/if view.rules.sync_mode != SyncMode::Off && snapshot/if false \&\& snapshot/
+close-sync-key|lead.rs|s/if view.rules.sync_mode != SyncMode::Off && !stands \{/if false \&\& !stands {/
 names-at-promotion|lead.rs|s/&candidates::expected\(view, snapshot\),/\&[],/
 starved-patience|lead.rs|s/if confirmers.is_empty\(\) && waits_for_somebody\(view\) \{/if false {/
 confirmer-progress|lead.rs|s/let progress = if caught_up \{/let progress = if caught_up || true {/
@@ -81,7 +81,7 @@ inherits-any-set|race.rs|s/(    if manual::inherits\(view, snapshot, claim, mine
 yields-to-electable|manual.rs|s/\(elected\(name\) &&/((true || elected(name)) \&\&/
 yields-patience|manual.rs|s/view.now.since\(since\) >= patience/view.now.since(since) >= patience * 1000/
 takeover-ttl|view.rs|s/stood >= self.takeover_after\(\)/stood >= self.takeover_after() \/ 2/
-takeover-ours-only|view.rs|s/&& holder_is_ours && /\&\& (holder_is_ours || true) \&\& /
+takeover-ours-only|view.rs|s/seen.holder == Holder::Ours\)/seen.holder == Holder::Ours || true)/
 takeover-longer-ttl|view.rs|s/=> ttl.max\(before\)/=> { let _ = before; ttl }/
 start-backoff|view.rs|s/Job::Start => 2,/Job::Start => 2000,/
 unfit-hands-over|decide.rs|s/= fitness::unfit\(view, snapshot\) \{/= fitness::unfit(view, snapshot).filter(|_| false) {/
@@ -90,6 +90,15 @@ unfit-heir-timeline|fitness.rs|s/ && current\(m\)//
 unfit-stands-back|decide.rs|s/if fitness::stands_back\(view\) =>/if false =>/
 unfit-roomier|race.rs|s/= fitness::roomier\(view, snapshot, poll, mine\) \{/= fitness::roomier(view, snapshot, poll, mine).filter(|_| false) {/
 unfit-stop-hangs|decide.rs|s/\.or_else\(\|\| fitness::stop_hangs\(view\)\)//
+kin-remembered|lineage.rs|s/record.followed = source\(view\);/record.followed = None;/
+race-other-timeline|race.rs|s/    lineage::foreign\(view, snapshot, timeline\)\n/    lineage::foreign(view, snapshot, timeline).filter(|_| false)\n/
+close-sync-key-again|lead.rs|s/        && view.memory.sync_write == SyncWrite::Settled;\n    if/;\n    if/
+pause-candidate|pause.rs|s/view.leads\(\) \|\| manual::is_forced\(view, snapshot\) \|\| manual::has_left\(view, snapshot\)/true/
+door-closed|door.rs|s/StartAs::Primary if must_wait\(view, names\) =>/StartAs::Primary if false \&\& must_wait(view, names) =>/
+door-all-have-it|door.rs|s/        Instance::Primary\(answer, _\) => match missing\(view, answer, closed\) \{/        Instance::Primary(answer, _) => match missing(view, answer, closed).filter(|_| false) {/
+retake-other-leader|decide.rs|s/match since.filter\(\|name\| \*name != view.me\) \{/match since.filter(|name| *name != view.me \&\& false) {/
+promise-ends-with-key|promises.rs|s/snapshot.leader.is_none\(\) && snapshot.taken/snapshot.taken/
+promise-ends-after|promises.rs|s/ && snapshot.taken > self.given//
 TABLE
 }
 
