@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::to_bytes;
 use axum::extract::{Extension, Request, State as Shared};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
@@ -16,7 +15,7 @@ use tokio::time::timeout;
 
 use super::access::Denied;
 use super::listener::Caller;
-use super::routes::{error_page, json, text};
+use super::routes::{bytes, error_page, json, text};
 use super::{State, status};
 use crate::clock::{self, Moment};
 use crate::dcs::{Failover, Role, Snapshot};
@@ -30,8 +29,6 @@ use crate::types::{NodeName, SyncMode};
 
 /// A dynamic configuration with hundreds of parameters is a tenth of this.
 const MAX_BODY: usize = 256 * 1024;
-/// What a caller may take to send it.
-const BODY_PATIENCE: Duration = Duration::from_secs(5);
 /// What a write to the store, or an order's acceptance, may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
 /// A switchover that is not over by then is waited for no longer: twice ten tries a second apart, as Patroni does, or
@@ -168,9 +165,7 @@ async fn optional(request: Request) -> Answered<Map<String, Value>> {
 }
 
 async fn read(request: Request) -> Answered<Value> {
-    let body = timeout(BODY_PATIENCE, to_bytes(request.into_body(), MAX_BODY)).await;
-    let body = body.map_err(|_elapsed| deny_page(StatusCode::REQUEST_TIMEOUT))?;
-    let bytes = body.map_err(|_too_long| deny_page(StatusCode::PAYLOAD_TOO_LARGE))?;
+    let bytes = bytes(request, MAX_BODY).await.map_err(deny_page)?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }

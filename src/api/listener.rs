@@ -211,6 +211,7 @@ async fn ask(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(work.clone());
     let _until_answered = work.begin();
     // A router is always ready (axum), so it may be called without waiting for it first.
     router.call(request).await

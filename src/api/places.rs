@@ -23,6 +23,12 @@ impl Work {
         AtWork(Self(Arc::clone(&self.0)))
     }
 
+    /// The client has the word: until what is returned is dropped, its connection counts as one that asks nothing.
+    pub(super) fn wait_for_client(&self) -> ClientsTurn {
+        self.0.store(false, Ordering::Relaxed);
+        ClientsTurn(self.clone())
+    }
+
     fn is_under_way(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -35,6 +41,16 @@ pub(super) struct AtWork(Work);
 impl Drop for AtWork {
     fn drop(&mut self) {
         self.0.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// An answer is being made, and waits for the rest of the question.
+#[derive(Debug)]
+pub(super) struct ClientsTurn(Work);
+
+impl Drop for ClientsTurn {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
     }
 }
 

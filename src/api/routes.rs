@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Extension, Query, Request, State as Shared};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::health::{self, Check, Filters};
 use super::listener::{Caller, Trust};
+use super::places::Work;
 use super::{State, actions, cluster, failsafe, metrics, openapi, status, why};
 use crate::clock::{self, Moment};
 use crate::peer::{NodeStatus, PromiseRequest};
@@ -25,7 +26,7 @@ use crate::{ha, log};
 
 /// A promise request is a few hundred bytes; an electorate of hundreds of nodes still fits.
 const MAX_BODY: usize = 64 * 1024;
-/// What a peer may take to send those.
+/// What a caller may take to send a body.
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
 /// What the etcd room may take to write a promise to disk: as long as the caller waits for it.
 const PROMISE_PATIENCE: Duration = Duration::from_secs(5);
@@ -204,8 +205,14 @@ async fn promise(
 
 /// A body of JSON; `None` when it is too long, too slow or something else.
 pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Option<T> {
-    let body = timeout(BODY_PATIENCE, to_bytes(request.into_body(), MAX_BODY)).await.ok()?.ok()?;
-    serde_json::from_slice(&body).ok()
+    serde_json::from_slice(&bytes(request, MAX_BODY).await.ok()?).ok()
+}
+
+/// A body of at most `limit` bytes; one that is too long or too slow has its status.
+pub(super) async fn bytes(request: Request, limit: usize) -> Result<Bytes, StatusCode> {
+    let _until_it_is_whole = request.extensions().get::<Work>().map(Work::wait_for_client);
+    let body = timeout(BODY_PATIENCE, to_bytes(request.into_body(), limit)).await;
+    body.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)?.map_err(|_too_long| StatusCode::PAYLOAD_TOO_LARGE)
 }
 
 fn stranger() -> Response {

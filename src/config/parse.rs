@@ -341,7 +341,8 @@ pub(super) fn arguments(text: &str) -> Parsed<Vec<String>> {
     Ok(words)
 }
 
-fn words(text: &str) -> Parsed<Vec<String>> {
+/// Words with the shell's quotes: a command and its arguments.
+pub(super) fn words(text: &str) -> Parsed<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote: Option<char> = None;

@@ -72,6 +72,7 @@ pub fn run(file: Option<Utf8PathBuf>, config: Agent, warnings: Vec<Warning>) -> 
     let source = Source { file, vars: process::take_environment() };
     let form = log::Config { format: config.log.format, level: config.log.level.to_string() };
     let _log = log::install(&form).context("could not start the log")?;
+    process::Surroundings::look().tell();
     for Warning(warning) in warnings {
         warn!("{warning}");
     }

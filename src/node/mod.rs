@@ -66,6 +66,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     // The configuration has been read; the log's thread comes after.
     drop(process::take_environment());
     let _log = log::install(&log_config(&config)).context("could not start the log")?;
+    Surroundings::look().tell();
     // One thread: children are bound to the thread that forked them, and a node has little to compute.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = runtime.context("could not start the runtime")?.block_on(live(config));
@@ -76,7 +77,6 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 async fn live(config: Config) -> anyhow::Result<ExitCode> {
-    Surroundings::look().tell();
     let init = InitLink::inherit();
     let mut background = JoinSet::new();
     background.spawn(beat(init.clone()));

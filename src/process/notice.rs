@@ -1,11 +1,11 @@
 //! Readiness as a service tells it itself: a line on a descriptor that it was given (the way of s6 and its kin).
 //!
-//! Invariant: each generation of a service writes into the same pipe, and somebody reads it for as long as the service may
-//! write: it is never hurt by telling twice.
+//! Invariant: each generation of a service writes into the same pipe, which keeps its other end for as long as the service may
+//! write: nobody is hurt by telling twice, or when nobody listens any more.
 
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -18,8 +18,15 @@ pub const NOTICE_FDS: RangeInclusive<RawFd> = 3..=9;
 /// The service's end, under the number that it expects. Clones share the one pipe.
 #[derive(Debug, Clone)]
 pub struct Notice {
-    pipe: Arc<OwnedFd>,
+    pipe: Arc<Pipe>,
     number: RawFd,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    write: OwnedFd,
+    /// Nobody reads from it; without it a write would be a SIGPIPE once we have stopped listening.
+    _read: OwnedFd,
 }
 
 /// The end on which a service is heard.
@@ -35,13 +42,14 @@ impl Notice {
     /// There is no pipe to be had.
     pub fn open(number: RawFd) -> io::Result<(Self, Notices)> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let pipe = Pipe { write, _read: read.try_clone()? };
         let notices = Notices { pipe: pipe::Receiver::from_owned_fd(read)? };
-        Ok((Self { pipe: Arc::new(write), number }, notices))
+        Ok((Self { pipe: Arc::new(pipe), number }, notices))
     }
 
     /// Our descriptor, and its number in the child.
     pub(super) fn handed_down(&self) -> (RawFd, RawFd) {
-        (self.pipe.as_raw_fd(), self.number)
+        (self.pipe.write.as_raw_fd(), self.number)
     }
 }
 
@@ -74,6 +82,10 @@ pub fn reserve_notice_fds() -> io::Result<()> {
         // The lowest that is free and not below: this very number, or another once in use already.
         let taken = fcntl(&nothing, FcntlArg::F_DUPFD_CLOEXEC(number))?;
         debug_assert_eq!(taken, number, "the number was free a moment ago");
+    }
+    if NOTICE_FDS.contains(&nothing.as_raw_fd()) {
+        // It holds one of the numbers itself.
+        let _kept_open = nothing.into_raw_fd();
     }
     Ok(())
 }

@@ -17,14 +17,14 @@ fn more_descriptors() {
 }
 
 /// Opens a connection, says the beginning of something a byte at a time, and does it again when it is sent away.
-async fn slow_client(address: SocketAddr, says: &'static [u8]) {
+async fn slow_client(address: SocketAddr, (says, pace): (&'static [u8], Duration)) {
     loop {
         let Ok(mut stream) = TcpStream::connect(address).await else { continue };
         for byte in says {
             if stream.write_all(&[*byte]).await.is_err() {
                 break;
             }
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(pace).await;
         }
         // Until the other side has had enough.
         let mut rest = [0; 512];
@@ -44,19 +44,27 @@ async fn check(api: &Api, url: &str) -> (u16, Duration) {
     (answer.status().as_u16(), clock::now().since(asked))
 }
 
+/// A question that is never finished.
+const HALF_A_BODY: &[u8] = b"POST /restart HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_slow_clients_cost_a_health_check_nothing() {
+    let beginnings: [&[u8]; 4] =
+        [b"GET /primary HTTP/1.1\r\nHost: x\r\nX: ", b"", b"\x16\x03\x01\x02\x00", HALF_A_BODY];
+    a_crowd_costs_nothing("127.0.17.41", &beginnings.map(|says| (says, Duration::from_secs(2)))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_questions_without_an_end_cost_a_health_check_nothing() {
+    a_crowd_costs_nothing("127.0.17.45", &[(HALF_A_BODY, Duration::ZERO)]).await;
+}
+
+async fn a_crowd_costs_nothing(address: &str, beginnings: &[(&'static [u8], Duration)]) {
     more_descriptors();
-    let api = start("127.0.17.41", Plain::Accepted).await;
+    let api = start(address, Plain::Accepted).await;
     let mut crowd = JoinSet::new();
-    let beginnings: [&[u8]; 4] = [
-        b"GET /primary HTTP/1.1\r\nHost: x\r\nX: ",
-        b"",
-        b"\x16\x03\x01\x02\x00",
-        b"POST /restart HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{",
-    ];
     for beginning in beginnings.iter().cycle().take(CROWD) {
-        crowd.spawn(slow_client(api.address, beginning));
+        crowd.spawn(slow_client(api.address, *beginning));
     }
     let mut times = Vec::new();
     for scheme in ["http", "https"].into_iter().cycle().take(60) {

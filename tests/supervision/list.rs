@@ -318,6 +318,24 @@ fn readiness() {
     let start = clock::now();
     assert_eq!(list.start().code(), Some(9), "{}", list.log());
     assert!(clock::now().since(start) < Duration::from_secs(20));
+    // What made it ready was the last thing that it did: whoever needs it goes on all the same.
+    for (name, ready) in [("file", json!({"file": "DIR/done"})), ("fd", json!({"fd": 3}))] {
+        let once = json!({"ready": ready, "restart": "never"});
+        let list = List::new(json!([
+            with(sh("once", "sleep 0.1; echo a > DIR/done; echo >&3 2>&-"), once),
+            with(sh("b", "echo > DIR/b"), json!({"after": ["once"], "restart": "never"}))
+        ]));
+        assert_eq!(list.start().code(), Some(0), "{name}: {}", list.log());
+        assert!(list.file("b").exists(), "{name}: {}", list.log());
+    }
+    // Ended for good and never ready: whoever needs it would wait for ever, so everything stops.
+    let list = List::new(json!([
+        with(sh("a", "exit 9"), json!({"ready": {"file": "/nonexistent"}, "restart": "never"})),
+        with(sh("b", "echo > DIR/b"), json!({"after": ["a"]})),
+        sh("bystander", "exec sleep 1000")
+    ]));
+    assert_eq!(list.start().code(), Some(1), "{}", list.log());
+    assert!(list.log().contains("was never ready") && !list.file("b").exists(), "{}", list.log());
     // In vain.
     let never = json!({"ready": {"file": "/nonexistent"}, "ready_within": 0.3});
     let list = List::new(json!([
@@ -356,6 +374,15 @@ fn told_ready() {
     wait_until("a second life", || read(&list.file("lives-3")).lines().count() == 2);
     let second: i32 = read(&list.file("lives-3")).lines().last().unwrap().parse().unwrap();
     assert!(is_alive(second), "telling a second time hurts nobody");
+    // Nor does telling while it is being stopped.
+    let script =
+        "trap 'echo >&3; echo told > DIR/late; exit 0' TERM; echo $$ > DIR/up; while :; do sleep 0.02; done";
+    let late = List::new(json!([with(sh("late", script), json!({"ready": {"fd": 3}}))]));
+    let mut stopped = late.start();
+    pid_in(&late.file("up"));
+    stopped.signal(Signal::SIGTERM);
+    assert_eq!(stopped.code(), Some(0), "{}", late.log());
+    assert_eq!(read(&late.file("late")), "told\n");
     init.signal(Signal::SIGTERM);
     assert_eq!(init.code(), Some(0), "{}", list.log());
 }

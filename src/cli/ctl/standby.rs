@@ -4,10 +4,10 @@ use anyhow::{Context as _, bail};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::Force;
 use super::ask::{LONGEST, confirm, until};
 use super::client::Cluster;
-use crate::cli::{Api, Printed, print};
+use super::{Force, Json, say};
+use crate::cli::{Api, Printed};
 
 /// Options of `demote-cluster`.
 #[derive(Debug, Clone, clap::Args)]
@@ -30,6 +30,9 @@ pub struct Demote {
     /// Whether to ask.
     #[command(flatten)]
     pub force: Force,
+    /// How the outcome is told.
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// Options of `promote-cluster`.
@@ -41,6 +44,9 @@ pub struct Promote {
     /// Whether to ask.
     #[command(flatten)]
     pub force: Force,
+    /// How the outcome is told.
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// See [`super::Verb::DemoteCluster`].
@@ -49,12 +55,12 @@ pub struct Promote {
 /// See [`super::run`].
 pub async fn demote(cluster: &Cluster, args: &Demote) -> anyhow::Result<Printed> {
     let section = section(args);
-    if args.host.is_none() && args.port.is_none() && args.restore_command.is_none() {
-        bail!("At least --host, --port or --restore-command should be specified");
+    if args.host.is_none() && args.restore_command.is_none() {
+        bail!("--host or --restore-command is needed: without one nobody is followed");
     }
     let whom = args.host.as_deref().unwrap_or("an archive");
-    change(cluster, args.force, (section, "standby_leader", &format!("follows {whom}, and takes no writes")))
-        .await
+    let what = format!("follows {whom}, and takes no writes");
+    change(cluster, (args.force, args.json), (section, "standby_leader", &what)).await
 }
 
 /// See [`super::Verb::PromoteCluster`].
@@ -63,7 +69,7 @@ pub async fn demote(cluster: &Cluster, args: &Demote) -> anyhow::Result<Printed>
 /// See [`super::run`].
 pub async fn promote(cluster: &Cluster, args: &Promote) -> anyhow::Result<Printed> {
     let what = "follows no other cluster any more, and takes writes of its own";
-    change(cluster, args.force, (Value::Null, "primary", what)).await
+    change(cluster, (args.force, args.json), (Value::Null, "primary", what)).await
 }
 
 /// All of it: what an earlier section said is not to be mixed with this one.
@@ -73,12 +79,15 @@ fn section(args: &Demote) -> Value {
         "port": args.port,
         "primary_slot_name": args.primary_slot_name,
         "restore_command": args.restore_command,
+        "archive_cleanup_command": null,
+        "create_replica_methods": null,
+        "recovery_min_apply_delay": null,
     })
 }
 
 async fn change(
     cluster: &Cluster,
-    force: Force,
+    (force, json): (Force, Json),
     (section, role, what): (Value, &str, &str),
 ) -> anyhow::Result<Printed> {
     let picture = cluster.picture().await?;
@@ -93,7 +102,8 @@ async fn change(
         bail!("{}", answer.text);
     }
     until(LONGEST, || waits_for(cluster, role)).await?;
-    print(&format!("{} {what}\n", picture.scope()))
+    let told = json!({ "scope": picture.scope(), "role": role, "standby_cluster": section });
+    say(json, &format!("{} {what}\n", picture.scope()), &told)
 }
 
 /// Role and state of a member's own page.
@@ -133,9 +143,12 @@ mod tests {
             restore_command: None,
             primary_slot_name: Some("dr".into()),
             force: Force { force: true },
+            json: Json { json: false },
         };
-        let expected =
-            json!({"host": "203.0.113.1", "port": null, "primary_slot_name": "dr", "restore_command": null});
+        let expected = json!({
+            "host": "203.0.113.1", "port": null, "primary_slot_name": "dr", "restore_command": null,
+            "archive_cleanup_command": null, "create_replica_methods": null, "recovery_min_apply_delay": null,
+        });
         assert_eq!(section(&args), expected);
     }
 }

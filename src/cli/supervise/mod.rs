@@ -80,6 +80,7 @@ pub fn units(args: &Args) -> anyhow::Result<ExitCode> {
     drop(process::take_environment());
     let config = log::Config { format: args.log_format, level: "info".to_owned() };
     let _log = log::install(&config).context("could not start the log")?;
+    process::Surroundings::look().tell();
     // One thread: children are bound to the thread that forked them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime

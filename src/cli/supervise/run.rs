@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::spec::{self, OnEnd, Probe, Service};
-use crate::process::{self, Command, Exit, InitLink, Notice, Notices, Surroundings};
+use crate::process::{self, Command, Exit, InitLink, Notice, Notices};
 use crate::supervisor::{Reports, Rung, Unit, UnitSpec, UnitState};
 use crate::types::Chain;
 
@@ -41,7 +41,6 @@ const KILLED: u8 = 137;
 
 /// Runs the services of this file until they end or a signal asks for it; returns the exit code.
 pub(super) async fn run(file: &Utf8Path, services: Vec<Service>) -> anyhow::Result<u8> {
-    Surroundings::look().tell();
     let init = InitLink::inherit();
     let mut ears = Ears::listen()?;
     let reports = Reports::listen().context("could not listen for signals")?;
@@ -376,20 +375,41 @@ async fn live(member: &Member, needed: Vec<watch::Receiver<bool>>) -> Ended {
     if let Some(exit) = start(member, &command).await {
         return Ended::Exited(exit);
     }
-    let ready = timeout(member.service.ready_within, until_ready(&member.service, told.as_mut()));
-    // One that has ended for good before it was ready has ended all the same.
-    tokio::select! {
-        ready = ready => if ready.is_err() {
-            let within = member.service.ready_within;
-            tracing::error!(unit = member.service.name, ?within, "did not become ready");
-            return Ended::NotReady;
+    let service = &member.service;
+    let early = tokio::select! {
+        biased;
+        ready = timeout(service.ready_within, until_ready(service, told.as_mut())) => match ready {
+            Ok(()) => None,
+            Err(_elapsed) => {
+                tracing::error!(unit = service.name, within = ?service.ready_within, "did not become ready");
+                return Ended::NotReady;
+            }
         },
-        exit = down(&member.unit) => return Ended::Exited(exit),
+        exit = down(&member.unit) => Some(exit),
+    };
+    if let Some(exit) = early
+        && !has_become_ready(service, told.as_mut()).await
+    {
+        tracing::error!(unit = service.name, ?exit, "has ended for good and was never ready");
+        return match service.on_end {
+            OnEnd::ExitContainer => Ended::Exited(exit),
+            // Who needs it would wait for ever.
+            OnEnd::Stay => Ended::NotReady,
+        };
     }
     member.ready.send_replace(true);
     tokio::select! {
         exit = down(&member.unit) => Ended::Exited(exit),
         never = hear_out(told) => match never {},
+    }
+}
+
+/// A last look at one that has ended: what made it ready may be the last thing that it did.
+async fn has_become_ready(service: &Service, told: Option<&mut Notices>) -> bool {
+    match (&service.ready, told) {
+        (None, _) => true,
+        (Some(_), Some(told)) => timeout(Duration::ZERO, told.line()).await.is_ok(),
+        (Some(probe), None) => is_ready(service, probe).await,
     }
 }
 

@@ -36,8 +36,14 @@ const LINK_OPTIONS: &[&str] = &[
 /// Options that initdb gets from elsewhere, and that Patroni refuses too.
 const INITDB_OWNED: &[&str] = &["pgdata", "D", "pwfile", "pwprompt", "W", "username", "U", "version", "V"];
 
-/// Options that pg_basebackup gets from elsewhere, and that Patroni refuses too.
+/// Options that pg_basebackup gets from elsewhere, or that do not go with a copy that is to be a data directory.
 const BASEBACKUP_OWNED: &[&str] = &[
+    "compress",
+    "Z",
+    "gzip",
+    "z",
+    "target",
+    "t",
     "pgdata",
     "D",
     "format",
@@ -224,7 +230,7 @@ fn bootstrap(r: &mut Reader) -> Bootstrap {
     }
     let script = ["bootstrap.post_bootstrap", "bootstrap.post_init"]
         .into_iter()
-        .find_map(|path| r.parsed(path, crate::config::parse::arguments))
+        .find_map(|path| r.parsed(path, crate::config::parse::words))
         .unwrap_or_default();
     Bootstrap {
         dcs,
@@ -359,7 +365,7 @@ fn replica_method(r: &mut Reader, name: String) -> Option<Method> {
     let keeps = r.flag(&at("keep_data")).unwrap_or(false);
     let silent = r.flag(&at("no_params")).unwrap_or(false);
     r.required(&at("command"))?;
-    let mut words = r.parsed(&at("command"), crate::config::parse::arguments)?.into_iter();
+    let mut words = r.parsed(&at("command"), crate::config::parse::words)?.into_iter();
     let program = words.next()?;
     let own = ["command", "no_leader", "keep_data", "no_params"];
     let keys =
@@ -378,7 +384,7 @@ fn replica_method(r: &mut Reader, name: String) -> Option<Method> {
 fn callbacks(r: &mut Reader) -> Programs {
     let named = |(event, _): (Event, _)| {
         let path = format!("postgresql.callbacks.{}", event.word());
-        let mut words = r.parsed(&path, crate::config::parse::arguments)?.into_iter();
+        let mut words = r.parsed(&path, crate::config::parse::words)?.into_iter();
         Some((event, Program { path: words.next()?.into(), args: words.collect() }))
     };
     Event::ALL.into_iter().filter_map(named).collect()
@@ -386,7 +392,7 @@ fn callbacks(r: &mut Reader) -> Programs {
 
 /// It can forbid a promotion: what cannot be run as it stands must not be left out.
 fn pre_promote(r: &mut Reader) -> Option<Utf8PathBuf> {
-    r.parsed("postgresql.pre_promote", |text| match crate::config::parse::arguments(text)?.as_slice() {
+    r.parsed("postgresql.pre_promote", |text| match crate::config::parse::words(text)?.as_slice() {
         [program] if program.starts_with('/') => Ok(program.into()),
         _ => Err("the path of a program from the root, without arguments".to_owned()),
     })

@@ -45,9 +45,11 @@ impl Reader {
 
     /// Whether this is the section of a method that `create_replica_methods` names.
     fn names_method(&self, path: &str) -> bool {
-        let named = self.value("postgresql.create_replica_methods").and_then(Value::as_array);
         let section = path.strip_prefix("postgresql.");
-        named.is_some_and(|names| names.iter().any(|name| name.as_str() == section))
+        match self.value("postgresql.create_replica_methods") {
+            Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == section),
+            one => one.and_then(Value::as_str) == section && section.is_some(),
+        }
     }
 
     pub(super) fn finish<T>(self, read: Option<T>) -> Result<(T, Vec<Warning>), Errors> {

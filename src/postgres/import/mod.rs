@@ -152,7 +152,8 @@ impl Desk<'_> {
             Side::Here => with_client_environment(self.config, command, &self.passfile.0)
                 // No standby is there yet whose confirmation could be waited for; what a database sets for its sessions
                 // (also that they only read) is not for us.
-                .env("PGOPTIONS", "-c synchronous_commit=local -c default_transaction_read_only=off"),
+                .env("PGOPTIONS", "-c synchronous_commit=local -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0 \
+                     -c idle_in_transaction_session_timeout=0"),
             Side::Source => command
                 .env("PGSERVICEFILE", self.service.0.as_str())
                 .env("PGSERVICE", SERVICE)
@@ -168,10 +169,13 @@ impl Desk<'_> {
 
     /// What a query prints, line by line.
     async fn ask(&self, place: (Side, &str), sql: &str) -> Result<Vec<String>, Error> {
-        let script = SecretFile::write(self.config, "import.sql", sql)?;
+        // What the role or the database sets for its sessions is not for a count of everything.
+        let script = format!("SET statement_timeout = 0; {sql}");
+        let script = SecretFile::write(self.config, "import.sql", &script)?;
         let answer = SecretFile::write(self.config, "import.answer", "")?;
         let command = self
             .program("psql", place)
+            .env("PGCLIENTENCODING", "UTF8")
             .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
             .args(["-f", script.0.as_str(), "-o", answer.0.as_str()]);
         control::run(&command, "psql", COPY_LIMIT).await?;
@@ -226,7 +230,7 @@ impl Desk<'_> {
         let dump = SecretFile::write(self.config, "import.roles", "")?;
         let command = || {
             let dumpall = self.program("pg_dumpall", (Side::Source, "postgres"));
-            dumpall.args(["--roles-only", "--file", dump.0.as_str()])
+            dumpall.args(["--roles-only", "--encoding=UTF8", "--file", dump.0.as_str()])
         };
         if let Err(error) = control::run(&command(), "pg_dumpall", COPY_LIMIT).await {
             warn!(%error, "the passwords of the roles cannot be read: the roles come without");
