@@ -49,6 +49,9 @@ pub struct Record {
     /// timelines the same number; this tells a private one from the cluster's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<Timeline>,
+    /// The name that this node had then: the history of the cluster goes by names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_as: Option<NodeName>,
     /// The same for timelines that others began: whose WAL the local data has taken in, until the store knows of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub followed: Option<Followed>,
@@ -251,6 +254,7 @@ impl Record {
             bootstrap: Bootstrap::Settled,
             adopted: None,
             promoted: None,
+            promoted_as: None,
             followed: None,
             timeline: None,
             epoch: Epoch::default(),

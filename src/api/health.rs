@@ -181,7 +181,7 @@ fn leads(as_what: Lead, status: &ha::Status, now: Moment) -> bool {
         && is_born(status)
         && match as_what {
             Lead::Either => true,
-            Lead::Primary => !follows,
+            Lead::Primary => !follows || role == Role::Primary,
             Lead::Standby => follows && matches!(role, Role::Replica | Role::StandbyLeader),
         }
 }

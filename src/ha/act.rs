@@ -349,7 +349,9 @@ impl<D: Dcs> Agent<D> {
             // A crash right after initdb must not leave a cluster without its roles.
             Job::Initdb => record.update(|record| record.bootstrap = Bootstrap::Pending)?,
             // A crash right after a promotion must not leave a private timeline that looks like the cluster's.
-            Job::Promote => record.update(|record| record.promoted = publish::next_timeline(view))?,
+            Job::Promote => record.update(|record| {
+                (record.promoted, record.promoted_as) = (publish::next_timeline(view), Some(view.me.clone()));
+            })?,
             Job::Clone | Job::Rewind => {
                 self.memory.source = lineage::source(view);
                 return Ok(());

@@ -334,6 +334,7 @@ impl<D: Dcs> Agent<D> {
                 system_id: record.system_id,
                 bootstrap: record.bootstrap,
                 promoted: record.promoted,
+                promoted_as: record.promoted_as,
                 taken: record.followed.clone().filter(|f| self.deps.postgres.has_history_after(f.known)),
                 followed: record.followed,
                 adopted: record.adopted,

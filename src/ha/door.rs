@@ -18,7 +18,7 @@ use crate::record::Bootstrap;
 use crate::types::{Lsn, NodeName};
 
 use super::lead::PROMPTLY;
-use super::reason::{Action, Decision, Reason, Wake};
+use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Mode;
 use super::sync::{Names, closed};
 use super::view::{Instance, SyncWrite, View};
@@ -46,6 +46,10 @@ pub(super) fn also_mind(view: &View, mut decision: Decision) -> Decision {
         return decision;
     }
     let Some(closed) = view.memory.closed else { return decision };
+    // Nobody is let in just before a stop, and no stop waits for a disk.
+    if decision.actions.iter().any(stops) {
+        return decision;
+    }
     match view.instance() {
         Instance::Standby(..) => decision.actions.insert(0, Action::OpenDoor),
         Instance::Primary(answer, _) => match missing(view, answer, closed) {
@@ -55,6 +59,10 @@ pub(super) fn also_mind(view: &View, mut decision: Decision) -> Decision {
         Instance::Down | Instance::Silent | Instance::Ending => {}
     }
     decision
+}
+
+fn stops(action: &Action) -> bool {
+    matches!(action, Action::Begin(Task::Stop(_) | Task::StopAfterCheckpoint(_) | Task::HandOver { .. }))
 }
 
 fn before_start(view: &View, start: &Action) -> Option<Action> {

@@ -77,9 +77,9 @@ pub enum Kin {
 
 /// What the local data holds that the store did not know of when it came: from this timeline on, begun by this node in its
 /// promotion or by the leader that it followed then.
-fn taken(view: &View, local: Timeline) -> Option<(&NodeName, Timeline)> {
+pub(super) fn taken(view: &View, local: Timeline) -> Option<(&NodeName, Timeline)> {
     if view.volume.promoted == Some(local) {
-        return Some((&view.me, local));
+        return Some((view.volume.promoted_as.as_ref().unwrap_or(&view.me), local));
     }
     view.volume.taken.as_ref().map(|f| (&f.leader, Timeline(f.known.0.saturating_add(1))))
 }
@@ -113,7 +113,7 @@ pub fn kin(view: &View, snapshot: &Snapshot, local: Timeline, leader: &NodeName)
         (Some(began), _) if began == *author => Kin::Same,
         (Some(_), _) => Kin::Other,
         (None, None) => Kin::Open,
-        (None, Some(_)) if *author == view.me => Kin::Other,
+        (None, Some(_)) if view.volume.promoted == Some(local) => Kin::Other,
         (None, Some(theirs)) if theirs > timeline && theirs > known(snapshot) => Kin::Open,
         // Rows of long ago, or without a name.
         (None, Some(_)) => Kin::Same,
@@ -153,9 +153,16 @@ pub fn source(view: &View) -> Option<Followed> {
 
 /// The same, where this is about to take WAL in.
 pub fn remember(view: &View, action: &Action, record: &mut Record) {
-    let takes_in = matches!(action, Action::Follow(Some(_)) | Action::Start(StartAs::Standby(Some(_)), _));
-    if takes_in && view.snapshot().is_some() {
-        record.followed = source(view);
+    let (Action::Follow(Some(upstream)) | Action::Start(StartAs::Standby(Some(upstream)), _)) = action else {
+        return;
+    };
+    match (view.snapshot(), view.control()) {
+        (Some(_), _) => record.followed = source(view),
+        // The store is silent and says nothing of this leader: what it begins from here on is its own.
+        (None, Some(control)) if record.followed.is_none() => {
+            record.followed = Some(Followed { leader: upstream.name.clone(), known: control.reached() });
+        }
+        (None, Some(_) | None) => {}
     }
 }
 

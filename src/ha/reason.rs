@@ -382,6 +382,10 @@ pub enum Reason {
     RemoteIsAnother(SystemId),
     /// This cluster has begun its timeline, and the one that is to be followed is not shown to have it.
     RemoteUnshown(Timeline),
+    /// The server of the other cluster that answers is on a timeline before ours.
+    RemoteBehind(Timeline),
+    /// The cluster that is to be followed is named in no way that can be used.
+    RemoteUnusable,
     /// Data from before pgherd, in a cluster that is to follow another one.
     AdoptedInStandby,
     /// Stopping, in order.
@@ -538,6 +542,11 @@ impl fmt::Display for Reason {
                 "timeline {timeline} was begun by this cluster, and the one that is to be followed is not shown to have it: \
                  not followed"
             ),
+            Self::RemoteBehind(theirs) => write!(
+                f,
+                "the server that answers for the other cluster is left behind on timeline {theirs}: waiting for a newer one"
+            ),
+            Self::RemoteUnusable => f.write_str("standby_cluster names no host that can be used: going on"),
             Self::AdoptedInStandby => f.write_str(
                 "there is data from before pgherd here, and this cluster is to follow another one: a person must decide",
             ),

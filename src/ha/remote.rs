@@ -21,7 +21,7 @@ use super::lead::{self, PROMPTLY};
 use super::lineage::{self, Lineage};
 use super::manual::{self, Refusal, Verdict};
 use super::reason::{Action, Decision, Reason, Task, Wake};
-use super::rules::Failover;
+use super::rules::{Failover, Mode};
 use super::slots;
 use super::view::{Ancestry, Instance, Job, PollAnswer, UpstreamWal, View};
 
@@ -180,12 +180,13 @@ fn step_down(view: &View, snapshot: &Snapshot, remote: &Remote, (answer, lsn): (
         .failures
         .get(&Job::Compare)
         .is_none_or(|f| view.now.since(f.last) > lineage::ANCESTRY_AGE);
+    let go_on = |reason| Decision { reason, ..lead::duties(view, snapshot, answer, lsn) };
     match (upstream, said) {
         (Some(_), Some(ancestry)) if another(view, ancestry).is_some() => {
-            let duties = lead::duties(view, snapshot, answer, lsn);
-            let reason = another(view, ancestry).map_or(Reason::Leading, Reason::RemoteIsAnother);
-            Decision { reason, ..duties }
+            go_on(another(view, ancestry).map_or(Reason::Leading, Reason::RemoteIsAnother))
         }
+        // Only on a machine an archive alone can be followed: its settings are the administrator's.
+        (None, _) if view.rules.mode == Mode::Node => go_on(Reason::RemoteUnusable),
         (Some(upstream), None) if unasked => compare(view, upstream),
         (Some(_) | None, Some(_) | None) => {
             let stop = Task::StopAfterCheckpoint(StopMode::Fast { patience: STEP_DOWN });
@@ -219,6 +220,8 @@ enum Course {
     Another(SystemId),
     /// Both are on a timeline of this number, and nothing shows that it is the same one.
     Unshown,
+    /// It is on a timeline before ours, which came from there: a server that has been left behind answers.
+    Behind,
 }
 
 /// What the other cluster said of its history, if it may be gone by. That it is behind our timeline is old news as a rule: what it
@@ -232,8 +235,11 @@ fn course(view: &View, ancestry: &Ancestry, timeline: Timeline, lineage: Lineage
     if let Some(id) = another(view, ancestry) {
         return Course::Another(id);
     }
-    if began_here(view, timeline) && ancestry.contains_ours != Containment::Shown {
+    if began_here(view, timeline) && !shows(view, ancestry, timeline) {
         return Course::Unshown;
+    }
+    if ancestry.timeline < timeline {
+        return Course::Behind;
     }
     match lineage {
         Lineage::Part => Course::Joins,
@@ -241,10 +247,16 @@ fn course(view: &View, ancestry: &Ancestry, timeline: Timeline, lineage: Lineage
     }
 }
 
-/// Whether this cluster has begun the timeline by itself, as far as is known. (The first one comes from initdb.)
+/// Whether the other log was shown to hold ours up to this timeline: what was compared is our last checkpoint.
+fn shows(view: &View, ancestry: &Ancestry, timeline: Timeline) -> bool {
+    let compared = view.control().is_some_and(|control| control.timeline == timeline);
+    compared && ancestry.contains_ours == Containment::Shown
+}
+
+/// Whether somebody in this cluster has begun the timeline, as far as is known. (The first one comes from initdb.)
 fn began_here(view: &View, timeline: Timeline) -> bool {
     let written = view.snapshot().and_then(|s| s.history.as_ref()).map(|h| h.value.cluster_timeline());
-    timeline > Timeline(1) && (view.volume.promoted == Some(timeline) || written == Some(timeline))
+    timeline > Timeline(1) && (lineage::taken(view, timeline).is_some() || written == Some(timeline))
 }
 
 /// A standby with the lock: the standby leader.
@@ -280,6 +292,10 @@ fn lead(view: &View, snapshot: &Snapshot, remote: &Remote, mine: (&Answer, Lsn))
     match course(view, ancestry, timeline, part) {
         Course::Another(id) => apart(actions, Reason::RemoteIsAnother(id)),
         Course::Unshown => apart(actions, Reason::RemoteUnshown(timeline)),
+        // Its walreceiver finds the newer one again when that is back.
+        Course::Behind => {
+            Decision { actions, reason: Reason::RemoteBehind(ancestry.timeline), wake: Wake::Soon(STALLED) }
+        }
         Course::Left => stop(Reason::Diverged(upstream.name)),
         Course::Joins if follows && view.memory.upstream_wal == UpstreamWal::Removed && starved(view) => {
             stop(Reason::WalRemoved(upstream.name))

@@ -158,6 +158,8 @@ pub struct Volume {
     pub bootstrap: Bootstrap,
     /// The timeline that this node was last promoted to.
     pub promoted: Option<Timeline>,
+    /// The name it had then.
+    pub promoted_as: Option<NodeName>,
     /// The leader that was followed before the store knew what it writes.
     pub followed: Option<Followed>,
     /// The same, if a timeline that this leader began is in the local data.
@@ -281,8 +283,7 @@ pub enum ShutdownMark {
     MayStand,
 }
 
-/// What is known of this node's last write of the `sync` key. One that was not answered may arrive after the key was read, and
-/// would make somebody electable whom nothing reckons with; a process that has just started may have sent one before.
+/// What is known of this node's last write of the `sync` key: one that was not answered may arrive after the key was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SyncWrite {
     /// It may arrive yet. (Each is written over a revision: one that succeeds, or finds another revision, ends all before it.)

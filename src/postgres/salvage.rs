@@ -51,6 +51,11 @@ pub(super) async fn put_aside(shared: &Shared, control: &Control, from: Option<L
         move || copy(&pg_wal, &files, &target).map(|kept| (kept, files.len()))
     })
     .await?;
+    if kept == 0 {
+        warn!(total, "there is no room to put aside the WAL that only this node has");
+        // An empty one would take the place of one that is not.
+        return remove_tree(&target).await;
+    }
     info!(path = %target, files = kept, "put WAL aside that only this node has");
     if kept < total {
         warn!(left_out = total - kept, "there is too little room for all of it");

@@ -141,7 +141,10 @@ impl View {
         let local = Local { status, own };
         let end = end_of_wal(snapshot);
         // In a cluster that follows another one nobody takes writes, and its leader serves reads.
-        let follows = snapshot.config.as_ref().is_some_and(|config| is_declared(&config.value));
+        // Until it does: one that has been told to, and goes on as a primary, is one.
+        let declared = snapshot.config.as_ref().is_some_and(|config| is_declared(&config.value));
+        let leader = snapshot.leader_name().and_then(|name| snapshot.member(name));
+        let follows = declared && !leader.is_some_and(|leader| leader.role == Role::Primary);
         let primary = local.primary(snapshot).filter(|_| !follows);
         let others = snapshot.members.iter().filter(|m| follows || Some(&m.name) != snapshot.leader_name());
         let replicas = others.filter_map(|member| local.replica(member, end)).collect();

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use pgherd::ha::door::Closed;
-use pgherd::ha::reason::{Action, Reason, Wake};
+use pgherd::ha::reason::{Action, Reason, Task, Wake};
 use pgherd::ha::rules::Mode;
-use pgherd::ha::view::SyncWrite;
+use pgherd::ha::view::{Lease, SyncWrite};
 use pgherd::postgres::StartAs;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::{Lsn, SyncMode};
@@ -52,6 +52,15 @@ fn a_primary_whose_commits_wait_starts_with_its_door_closed() {
     assert_eq!(only(alone.decide()), Action::Start(StartAs::Primary, String::new()));
     let agent = crashed().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new() });
     assert_eq!(only(agent.decide()), start, "whose rules are not ours");
+}
+
+#[test]
+fn nobody_is_let_in_just_before_a_stop() {
+    let open = recovered(&[("n1", HERE)]);
+    assert!(opens(&open));
+    let lost = open.with(|v| v.lease = Lease::Lost);
+    let actions = lost.decide().actions;
+    assert!(matches!(actions.as_slice(), [Action::Begin(Task::Stop(_))]), "{actions:?}");
 }
 
 #[test]

@@ -81,6 +81,17 @@ fn a_node_behind_the_clusters_timeline_or_too_far_behind_is_no_candidate() {
     assert_eq!(nothing_because(lagging), Reason::LagTooLarge(1_048_577));
 }
 
+/// The history goes by names.
+#[test]
+fn a_node_that_was_renamed_may_lead_the_timeline_that_it_began() {
+    let mut began = race(HERE, &[]).reached(Timeline(2)).begun_by(&["n7"]);
+    began.0.volume.promoted = Some(Timeline(2));
+    let reason = Reason::AnotherTimeline { timeline: Timeline(2), began: name("n7") };
+    assert_eq!(began.decide().reason, reason);
+    began.0.volume.promoted_as = Some(name("n7"));
+    assert_ne!(began.decide().reason, reason);
+}
+
 #[test]
 fn a_node_on_another_timeline_of_the_clusters_number_is_no_candidate() {
     let own = race(HERE, &[]).reached(Timeline(2)).followed("n2").begun_by(&["n1"]);

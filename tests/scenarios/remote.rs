@@ -114,8 +114,10 @@ fn what_the_other_cluster_said_before_its_promotion_is_no_reason_to_rewind() {
     let standing = || follows_it(declared().leads().standby(HERE)).not_streaming(6);
     let old = on_the_new_timeline(standing(), 7);
     assert_eq!(told(&old.decide()), Some(&Action::Begin(Task::Compare(elsewhere()))));
+    // A server that was left behind has come back and answers in the place of the new one.
     let fresh = on_the_new_timeline(standing(), 1);
-    assert!(matches!(only(fresh.decide()), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
+    assert_eq!(told(&fresh.decide()), None, "its walreceiver goes on trying");
+    assert_eq!(fresh.decide().reason, Reason::RemoteBehind(Timeline(1)));
 }
 
 /// Both clusters may have been promoted to timelines of one number.
@@ -130,13 +132,23 @@ fn a_timeline_that_was_begun_here_is_joined_only_when_the_other_log_holds_ours()
     let scene = said(began(leads_unattached()), CLUSTER, 2, HERE - 0x1000);
     assert_eq!(scene.decide().reason, Reason::RemoteUnshown(Timeline(2)));
     assert_eq!(told(&scene.decide()), None);
-    assert_eq!(told(&shown(scene).decide()), Some(&Action::Follow(Some(elsewhere()))));
+    let shown_before_it = shown(scene.clone());
+    assert_eq!(
+        shown_before_it.decide().reason,
+        Reason::RemoteUnshown(Timeline(2)),
+        "both logs go on from there"
+    );
+    let shown_on_it = shown(scene).checkpoint_on(Timeline(2));
+    assert_eq!(told(&shown_on_it.decide()), Some(&Action::Follow(Some(elsewhere()))));
     let mut promoted = declared().leads().data(ControlState::ShutDown).reached(Timeline(2));
     promoted.0.volume.promoted = Some(Timeline(2));
     let down = said(promoted, CLUSTER, 3, HERE - 0x1000);
     let unattached = Action::Start(StartAs::Standby(None), String::new());
     assert_eq!(only(down.decide()), unattached, "nothing is rewound or copied on suspicion");
-    assert_eq!(only(shown(down).decide()), Action::Begin(Task::Rewind(elsewhere())));
+    assert_eq!(
+        only(shown(down).checkpoint_on(Timeline(2)).decide()),
+        Action::Begin(Task::Rewind(elsewhere()))
+    );
 }
 
 #[test]
@@ -147,6 +159,9 @@ fn a_primary_becomes_a_standby_when_the_cluster_is_to_follow_another_one() {
     assert!(matches!(only(answered.decide()), Action::Begin(Task::StopAfterCheckpoint(_))));
     let silent = primary().failed(Job::Compare, 1, 1);
     assert!(matches!(only(silent.decide()), Action::Begin(Task::StopAfterCheckpoint(_))));
+    let nowhere =
+        declared().config(json!({"standby_cluster": {"host": "no/host"}})).leads().primary("", &["n1"]);
+    assert_eq!(nowhere.decide().reason, Reason::RemoteUnusable, "no reason to stop a primary");
     let mistyped = said(primary(), OTHER, 1, 0);
     assert_eq!(mistyped.decide().reason, Reason::RemoteIsAnother(OTHER), "no reason to stop a primary");
     assert_eq!(told(&mistyped.decide()), None);

@@ -104,6 +104,7 @@ impl Scene {
                 system_id: Some(CLUSTER),
                 bootstrap: Bootstrap::Settled,
                 promoted: None,
+                promoted_as: None,
                 followed: None,
                 taken: None,
                 adopted: None,
@@ -189,6 +190,15 @@ impl Scene {
 
     pub(crate) fn data(self, state: ControlState) -> Self {
         self.with(|v| v.local.data = cluster_data(state))
+    }
+
+    /// The last checkpoint lies on this timeline.
+    pub(crate) fn checkpoint_on(self, timeline: Timeline) -> Self {
+        self.with(|v| {
+            if let DataDir::Cluster(control) = &mut v.local.data {
+                control.timeline = timeline;
+            }
+        })
     }
 
     pub(crate) fn data_of(self, system_id: SystemId) -> Self {

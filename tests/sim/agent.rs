@@ -529,6 +529,7 @@ impl World {
             system_id: disk.system_id,
             bootstrap: disk.bootstrap,
             promoted: disk.promoted,
+            promoted_as: None,
             taken: disk.followed.clone().filter(|f| taken > f.known),
             followed: disk.followed.clone(),
             adopted: None,
