@@ -319,14 +319,14 @@ fn readiness() {
     assert_eq!(list.start().code(), Some(9), "{}", list.log());
     assert!(clock::now().since(start) < Duration::from_secs(20));
     // What made it ready was the last thing that it did: whoever needs it goes on all the same.
-    for (name, ready) in [("file", json!({"file": "DIR/done"})), ("fd", json!({"fd": 3}))] {
+    for (tell, ready) in [("touch DIR/done", json!({"file": "DIR/done"})), ("echo >&3", json!({"fd": 3}))] {
         let once = json!({"ready": ready, "restart": "never"});
         let list = List::new(json!([
-            with(sh("once", "sleep 0.1; echo a > DIR/done; echo >&3 2>&-"), once),
+            with(sh("once", &format!("sleep 0.1; {tell}")), once),
             with(sh("b", "echo > DIR/b"), json!({"after": ["once"], "restart": "never"}))
         ]));
-        assert_eq!(list.start().code(), Some(0), "{name}: {}", list.log());
-        assert!(list.file("b").exists(), "{name}: {}", list.log());
+        assert_eq!(list.start().code(), Some(0), "{tell}: {}", list.log());
+        assert!(list.file("b").exists(), "{tell}: {}", list.log());
     }
     // Ended for good and never ready: whoever needs it would wait for ever, so everything stops.
     let list = List::new(json!([
