@@ -77,7 +77,8 @@ async fn a_crowd_costs_nothing(address: &str, beginnings: &[(&'static [u8], Dura
     }
     // All are answered; what a single one takes is a busy machine's affair too, and the crowd runs on the same one.
     times.sort_unstable();
-    assert!(times[times.len() * 9 / 10] < PROMPT, "health checks take {times:?}");
+    let most = times.get(times.len() * 9 / 10);
+    assert!(most.is_some_and(|took| *took < PROMPT), "health checks take {times:?}");
     crowd.shutdown().await;
     api.end().await;
 }
