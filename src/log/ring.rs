@@ -18,11 +18,6 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// A chunk of this size is written as it is; smaller ones are gathered.
 const WRITTEN_ALONE: usize = 16 * 1024;
 
-/// So many buffers of big chunks are kept for the next ones: new memory costs more than the lines in it.
-const SPARE_BUFFERS: usize = 4;
-/// For as long as nothing else has come.
-const SPARE_FOR: Duration = Duration::from_secs(1);
-
 /// What is kept free for our own lines: thousands of decisions.
 const RESERVE: usize = 256 * 1024;
 
@@ -56,8 +51,6 @@ pub(super) struct Ring {
 struct Queue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
-    /// Buffers of chunks that have been written.
-    spare: Vec<Vec<u8>>,
     dropped: Dropped,
     /// Lines that were dropped since the start.
     n_dropped: u64,
@@ -83,13 +76,6 @@ impl Queue {
         self.bytes += chunk.bytes.len();
         self.chunks.push_back(chunk);
     }
-
-    fn keep_spare(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() >= WRITTEN_ALONE && self.spare.len() < SPARE_BUFFERS {
-            buffer.clear();
-            self.spare.push(buffer);
-        }
-    }
 }
 
 impl Ring {
@@ -101,14 +87,6 @@ impl Ring {
     /// A panic while the lock was held cannot leave the queue half-changed: every change is a push or a pop.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// An empty buffer for a chunk of about this size.
-    pub(super) fn buffer(&self, size: usize) -> Vec<u8> {
-        let mut buffer =
-            if size >= WRITTEN_ALONE { self.lock().spare.pop().unwrap_or_default() } else { Vec::new() };
-        buffer.reserve(size);
-        buffer
     }
 
     /// Once lines have been dropped, more are dropped until half of the ring is free: one long gap says more than many
@@ -158,8 +136,10 @@ impl Ring {
             if !queue.chunks.is_empty() {
                 break;
             }
+            // What a burst has needed is given back.
+            queue.chunks.shrink_to(64);
             self.emptied.notify_all();
-            queue = self.wait_for_more(queue);
+            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         queue.writing = true;
         while batch.len() < BATCH_BYTES
@@ -167,27 +147,11 @@ impl Ring {
         {
             queue.bytes -= chunk.bytes.len();
             if batch.is_empty() && chunk.bytes.len() >= WRITTEN_ALONE {
-                let written = std::mem::replace(batch, chunk.bytes);
-                queue.keep_spare(written);
+                *batch = chunk.bytes;
                 return;
             }
             batch.extend_from_slice(&chunk.bytes);
-            queue.keep_spare(chunk.bytes);
         }
-    }
-
-    /// What a burst has needed is given back when nothing follows it.
-    fn wait_for_more<'a>(&self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-        queue.chunks.shrink_to(64);
-        if queue.spare.is_empty() {
-            return self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-        let (mut queue, waited) =
-            self.filled.wait_timeout(queue, SPARE_FOR).unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() {
-            queue.spare = Vec::new();
-        }
-        queue
     }
 
     fn lost(&self, bytes: &[u8]) {
