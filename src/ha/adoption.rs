@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::reason::Reason;
+use super::reason::{Action, Reason};
 use super::rules::Mode;
 use super::view::{SurveyAnswer, View};
+use crate::dcs::{Initialize, Precondition, Snapshot};
 use crate::peer::Adopted;
 use crate::record::Bootstrap;
 
@@ -60,4 +61,29 @@ fn refused(mine: Option<Adopted>, answers: &BTreeMap<IpAddr, SurveyAnswer>) -> O
 pub(super) fn founded_elsewhere(view: &View) -> bool {
     let patronis = view.rules.mode != Mode::Node;
     patronis && view.volume.bootstrap == Bootstrap::Settled
+}
+
+/// Whether this node may make the cluster, with the lock in hand.
+pub(super) enum Founding {
+    /// It may, when this is written.
+    Open(Option<Action>),
+    /// Another node makes it.
+    Elsewhere,
+    /// It exists.
+    Done,
+}
+
+/// What the `initialize` key says of it.
+pub(super) fn founding(view: &View, snapshot: &Snapshot) -> Founding {
+    let Some(key) = &snapshot.initialize else {
+        return Founding::Open(Some(Action::ClaimInitialize(Precondition::Absent)));
+    };
+    match key.value {
+        Initialize::InProgress if founded_elsewhere(view) => Founding::Elsewhere,
+        Initialize::InProgress => Founding::Open(None),
+        Initialize::Invalid => {
+            Founding::Open(Some(Action::ClaimInitialize(Precondition::Unchanged(key.revision))))
+        }
+        Initialize::Done(_) => Founding::Done,
+    }
 }

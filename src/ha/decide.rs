@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::dcs::{Claim, Initialize, Leader, MemberState, Precondition, Readiness, Role, Snapshot};
+use crate::dcs::{Claim, Initialize, Leader, MemberState, Readiness, Role, Snapshot};
 use crate::postgres::settings::Divergence;
 use crate::postgres::status::{Answer, Control, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
@@ -14,7 +14,7 @@ use crate::record::Bootstrap;
 use crate::types::{Lsn, Timeline};
 
 use super::Phase;
-use super::adoption;
+use super::adoption::{self, Founding};
 use super::door;
 use super::failsafe;
 use super::fitness;
@@ -271,16 +271,10 @@ fn start_to_lead(view: &View, snapshot: &Snapshot, control: &Control) -> Decisio
 
 /// No data, with the lock: only as the maker of a new cluster.
 fn make_cluster(view: &View, snapshot: &Snapshot) -> Decision {
-    let claim = match &snapshot.initialize {
-        None => Some(Action::ClaimInitialize(Precondition::Absent)),
-        Some(key) => match key.value {
-            Initialize::InProgress if adoption::founded_elsewhere(view) => {
-                return act(vec![Action::Release], Reason::WaitingForLeader);
-            }
-            Initialize::InProgress => None,
-            Initialize::Invalid => Some(Action::ClaimInitialize(Precondition::Unchanged(key.revision))),
-            Initialize::Done(_) => return act(vec![Action::Release], Reason::NothingToLead),
-        },
+    let claim = match adoption::founding(view, snapshot) {
+        Founding::Open(claim) => claim,
+        Founding::Elsewhere => return act(vec![Action::Release], Reason::WaitingForLeader),
+        Founding::Done => return act(vec![Action::Release], Reason::NothingToLead),
     };
     if let Some(reason) = adoption::fresh_cluster_refused(view) {
         return act(vec![Action::Release], reason);

@@ -9,12 +9,12 @@
 use serde_json::{Value, json};
 
 use crate::clock::Moment;
-use crate::dcs::{Claim, Initialize, Precondition, Snapshot};
+use crate::dcs::{Claim, Initialize, Snapshot};
 use crate::postgres::status::{Answer, Control, DataDir};
 use crate::postgres::{Containment, Foreign, StartAs, StopMode, Upstream};
 use crate::types::{Host, Lsn, NodeName, SlotName, SystemId, Timeline};
 
-use super::adoption;
+use super::adoption::{self, Founding};
 use super::decide::{REWINDS, STALLED, copies, retry_later, starved};
 use super::failsafe;
 use super::lead::{self, PROMPTLY};
@@ -414,16 +414,10 @@ fn found(view: &View, snapshot: &Snapshot, remote: &Remote) -> Decision {
     let Some(upstream) = remote.upstream() else {
         return act(vec![Action::Release], Reason::NothingToLead);
     };
-    let claim = match &snapshot.initialize {
-        None => Some(Action::ClaimInitialize(Precondition::Absent)),
-        Some(key) => match key.value {
-            Initialize::InProgress if adoption::founded_elsewhere(view) => {
-                return act(vec![Action::Release], Reason::WaitingForLeader);
-            }
-            Initialize::InProgress => None,
-            Initialize::Invalid => Some(Action::ClaimInitialize(Precondition::Unchanged(key.revision))),
-            Initialize::Done(_) => return copy_again(view, snapshot, upstream),
-        },
+    let claim = match adoption::founding(view, snapshot) {
+        Founding::Open(claim) => claim,
+        Founding::Elsewhere => return act(vec![Action::Release], Reason::WaitingForLeader),
+        Founding::Done => return copy_again(view, snapshot, upstream),
     };
     if let Some(reason) = refused(view) {
         return act(vec![Action::Release], reason);

@@ -17,9 +17,17 @@ fn more_descriptors() {
 }
 
 /// Opens a connection, says the beginning of something a byte at a time, and does it again when it is sent away.
-async fn slow_client(address: SocketAddr, (says, pace): (&'static [u8], Duration)) {
+async fn slow_client(
+    address: SocketAddr,
+    (says, pace): (&'static [u8], Duration),
+    here: watch::Sender<usize>,
+) {
+    let mut arrives = true;
     loop {
         let Ok(mut stream) = TcpStream::connect(address).await else { continue };
+        if std::mem::take(&mut arrives) {
+            here.send_modify(|count| *count += 1);
+        }
         for byte in says {
             if stream.write_all(&[*byte]).await.is_err() {
                 break;
@@ -29,6 +37,7 @@ async fn slow_client(address: SocketAddr, (says, pace): (&'static [u8], Duration
         // Until the other side has had enough.
         let mut rest = [0; 512];
         while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {}
+        // Its own pace, not a wait for anything.
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
 }
@@ -63,11 +72,12 @@ async fn a_crowd_costs_nothing(address: &str, beginnings: &[(&'static [u8], Dura
     more_descriptors();
     let api = start(address, Plain::Accepted).await;
     let mut crowd = JoinSet::new();
+    let here = watch::Sender::new(0);
     for beginning in beginnings.iter().cycle().take(CROWD) {
-        crowd.spawn(slow_client(api.address, *beginning));
+        crowd.spawn(slow_client(api.address, *beginning, here.clone()));
     }
     // A thousand that come within one moment are another matter: how often somebody connects is not limited.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    here.subscribe().wait_for(|count| *count == CROWD).await.unwrap();
     let mut times = Vec::new();
     for scheme in ["http", "https"].into_iter().cycle().take(60) {
         let (code, took) = check(&api, &format!("{scheme}://{}/primary", api.address)).await;

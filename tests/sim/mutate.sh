@@ -29,7 +29,7 @@ died-before-promotion|decide.rs|s/DataDir::Cluster\(control\)\) if lineage::was_
 not-leading-any-more|decide.rs|s/if !view.leads\(\) \{\n        return idle/if false {\n        return idle/
 crash-loop|decide.rs|s/if n >= lead::FAILED_STARTS && /if false \&\& /
 publish-before-write|decide.rs|s/let publish = \(!known\)/let publish = (false \&\& !known)/
-initialised-makes-no-cluster|decide.rs|s/Initialize::Done\(_\) => return act\(vec!\[Action::Release\], Reason::NothingToLead\),/Initialize::Done(_) => None,/
+initialised-makes-no-cluster|decide.rs|s/Founding::Done => return act\(vec!\[Action::Release\], Reason::NothingToLead\),/Founding::Done => None,/
 make-cluster-refused|decide.rs|s/if let Some\(reason\) = adoption::fresh_cluster_refused\(view\) \{/if let Some(reason) = adoption::fresh_cluster_refused(view).filter(|_| false) {/
 store-not-ready|decide.rs|s/if snapshot.readiness == Readiness::NotReady \{/if false {/
 retake-timeline|decide.rs|s/if answer.timeline < cluster \{/if false {/
@@ -90,7 +90,7 @@ unfit-heir-timeline|fitness.rs|s/ && current\(m\)//
 unfit-stands-back|decide.rs|s/if fitness::stands_back\(view\) =>/if false =>/
 unfit-roomier|race.rs|s/= fitness::roomier\(view, snapshot, poll, mine\) \{/= fitness::roomier(view, snapshot, poll, mine).filter(|_| false) {/
 unfit-stop-hangs|decide.rs|s/\.or_else\(\|\| fitness::stop_hangs\(view\)\)//
-kin-remembered|lineage.rs|s/record.followed = source\(view\);/record.followed = None;/
+kin-remembered|lineage.rs|s/record.followed = source\(view\),/record.followed = None,/
 race-other-timeline|race.rs|s/    lineage::foreign\(view, snapshot, timeline\)\n/    lineage::foreign(view, snapshot, timeline).filter(|_| false)\n/
 close-sync-key-again|lead.rs|s/        && view.memory.sync_write == SyncWrite::Settled;\n    if/;\n    if/
 pause-candidate|pause.rs|s/view.leads\(\) \|\| manual::is_forced\(view, snapshot\) \|\| manual::has_left\(view, snapshot\)/true/
