@@ -72,6 +72,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             let config = configuration_if_needed(verb.api())?;
             Ok(block_on(cli::ctl::run(verb, config.as_ref()))?)
         }
+        Command::Remove(args) => remove(&args),
         Command::Why(args) => {
             install_tls();
             let url = api_url(&args.api)?;
@@ -122,6 +123,19 @@ fn in_node<T>(
     install_tls();
     let (config, odd) = Config::from_env().map_err(Failure::Configuration)?;
     Ok(block_on(command(config, odd))?)
+}
+
+/// In the store of an agent's file, or of the node's environment.
+fn remove(args: &cli::remove::Args) -> Result<ExitCode, Failure> {
+    install_tls();
+    let place = match &args.file {
+        Some(file) => {
+            let read = config::patroni::Agent::from_file(Some(file)).map_err(Failure::Configuration)?;
+            cli::remove::Place::of_agent(&read.0)?
+        }
+        None => cli::remove::Place::of_node(&quiet_configuration()?)?,
+    };
+    done(block_on(cli::remove::run(args, place)))
 }
 
 /// A Patroni process's place.

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod drill;
 pub mod foreign;
 pub mod list;
+pub mod remove;
 pub mod report;
 pub mod supervise;
 pub mod table;
@@ -57,6 +58,8 @@ pub enum Command {
     /// The verbs of patronictl.
     #[command(flatten)]
     Ctl(ctl::Verb),
+    /// Remove what a cluster has left in the store; data directories stay
+    Remove(remove::Args),
     /// Tell what a node decided and on what, and who would take over if the primary died now
     Why(why::Args),
     /// Look at everything that a person would when something is odd, and say what to do about it

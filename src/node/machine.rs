@@ -355,7 +355,11 @@ fn peer_client(config: &Agent) -> anyhow::Result<PeerClient> {
     })
 }
 
-fn store_config(config: &Agent) -> anyhow::Result<EtcdConfig> {
+/// How to reach the store that the file names.
+///
+/// # Errors
+/// A certificate or a key cannot be read.
+pub fn store_config(config: &Agent) -> anyhow::Result<EtcdConfig> {
     let etcd = &config.etcd;
     let tls = match &etcd.ca {
         None => None,

@@ -56,10 +56,32 @@ async fn a_switchover_moves_the_lead_and_loses_nothing_and_the_old_leader_follow
     let again = sends(&cluster, target, reqwest::Method::DELETE, "/switchover", &json!({})).await;
     assert_eq!(again, (404, "no switchover is scheduled".to_owned()));
 
+    what_another_cluster_left_is_removed(&cluster, leader).await;
     let mut cluster = cluster;
     the_doctor_is_content(&cluster, leader).await;
     a_report_keeps_secrets(&cluster, leader);
     the_doctor_notices_a_death(&mut cluster, leader).await;
+}
+
+/// Only with every question answered, and never what lives.
+async fn what_another_cluster_left_is_removed(cluster: &Cluster, node: u8) {
+    for key in ["config", "initialize", "pgherd/names/x"] {
+        cluster.store_put(&format!("/service/other/{key}"), "{}").await;
+    }
+    cluster.store_put("/service/other/leader", "x").await;
+    for unsure in ["", "other\nyes\n", "other\nYes I am aware\ny\n"] {
+        let kept = cluster.exec_typing(node, &["remove", "other"], unsure);
+        assert!(!kept.status.success() && cluster.store_count("/service/other/").await == 4, "{kept:?}");
+    }
+    let gone =
+        cluster.exec_typing(node, &["remove", "other", "--json"], "other\nYes I am aware\nx\n");
+    let told: Value = serde_json::from_slice(&gone.stdout).unwrap();
+    assert_eq!(told, json!({ "removed": "other", "keys": 4 }));
+    let again = cluster.exec_typing(node, &["remove", "other"], "other\nYes I am aware\n");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("nothing of a cluster other"), "{again:?}");
+    let own = cluster.exec_typing(node, &["remove"], "test\nYes I am aware\n");
+    assert!(String::from_utf8_lossy(&own.stderr).contains("n1, n2, n3: alive"), "{own:?}");
+    assert!(cluster.store_count("/service/test/").await > 5);
 }
 
 /// A healthy cluster has nothing wrong, and what is odd is the machine's, not the cluster's.

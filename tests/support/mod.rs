@@ -205,9 +205,17 @@ impl Cluster {
 
     /// A command of `pgherd` in a node's environment, as `docker exec` runs it.
     pub(crate) fn exec(&self, node: u8, args: &[&str]) -> std::process::Output {
+        self.exec_typing(node, args, "")
+    }
+
+    /// The same with `typed` at the questions.
+    pub(crate) fn exec_typing(&self, node: u8, args: &[&str], typed: &str) -> std::process::Output {
         let env = self.environment(node, &self.dir.join(format!("n{node}")));
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
-        command.args(args).env_clear().envs(env).stdin(Stdio::null()).output().unwrap()
+        let input = self.dir.join(format!("typed-{node}"));
+        std::fs::write(&input, typed).unwrap();
+        let input = std::fs::File::open(input).unwrap();
+        command.args(args).env_clear().envs(env).stdin(input).output().unwrap()
     }
 
     /// A node, to be killed, frozen or looked into.

@@ -24,10 +24,16 @@ pub fn confirm(force: Force, what: &str, word: &str) -> anyhow::Result<()> {
     if !io::stdin().is_terminal() {
         bail!("{what}: nobody is there to confirm it; say --force if you mean it");
     }
+    typed(&format!("{what}\nType {word} to go on: "), word)
+}
+
+/// Asks, and takes no other answer than this one, whoever types it.
+///
+/// # Errors
+/// Another word was typed.
+pub fn typed(question: &str, word: &str) -> anyhow::Result<()> {
     let mut terminal = io::stderr();
-    write!(terminal, "{what}\nType {word} to go on: ")
-        .and_then(|()| terminal.flush())
-        .context("could not ask")?;
+    write!(terminal, "{question}").and_then(|()| terminal.flush()).context("could not ask")?;
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).context("could not read the answer")?;
     if line.trim() == word { Ok(()) } else { bail!("not confirmed: nothing was done") }

@@ -103,7 +103,10 @@ pub struct Wait {
 }
 
 /// Words for a person, or a value for a program.
-fn say(json: Json, words: &str, value: &Value) -> anyhow::Result<Printed> {
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn say(json: Json, words: &str, value: &Value) -> anyhow::Result<Printed> {
     if json.json { print(&format!("{value:#}\n")) } else { print(&format!("{words}\n")) }
 }
 

@@ -15,6 +15,7 @@
 
 mod lease;
 mod link;
+mod removal;
 mod watcher;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
