@@ -105,7 +105,11 @@ pub async fn run(args: &Args, place: Place) -> anyhow::Result<Printed> {
     }
     let n = store.remove_scope(&seen).await.context("nothing was removed")?;
     stop.cancel();
-    say(args.json, &format!("{scope} is gone from the store: {n} keys"), &json!({ "removed": scope, "keys": n }))
+    say(
+        args.json,
+        &format!("{scope} is gone from the store: {n} keys"),
+        &json!({ "removed": scope, "keys": n }),
+    )
 }
 
 /// Why the cluster that this environment is of must stay.

@@ -87,12 +87,19 @@ impl Remote {
                 None
             }
         });
-        if let Some(methods) = at("create_replica_methods")
-            && !methods.as_array().is_some_and(|list| list.iter().any(|method| method == "basebackup"))
-        {
-            complain("create_replica_methods", methods, "a list with basebackup, the only one that there is");
-        }
         (Some(Self { host, port, slot }), complaints)
+    }
+
+    /// What is wrong with `create_replica_methods` where no administrator's commands are.
+    pub fn unusable_methods(config: &Value) -> Option<String> {
+        let methods = config.pointer("/standby_cluster/create_replica_methods").filter(|v| !v.is_null())?;
+        let usable = methods.as_array().is_some_and(|list| list.iter().any(|method| method == "basebackup"));
+        (!usable).then(|| {
+            format!(
+                "standby_cluster.create_replica_methods is {methods}, expected a list with basebackup, the only one \
+                 that there is: it is not used"
+            )
+        })
     }
 
     /// As it stands in the dynamic configuration.

@@ -178,6 +178,9 @@ impl Rules {
         if nowhere && self.mode == Mode::Node && unused.is_empty() {
             complaints.push("standby_cluster has no host: nobody is followed".to_owned());
         }
+        if self.mode == Mode::Node {
+            complaints.extend(Remote::unusable_methods(config));
+        }
         rules.remote = remote;
         complaints.extend(unused);
         let (replication, unused) = Replication::of(config);

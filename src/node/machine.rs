@@ -438,6 +438,7 @@ fn postgres_config(config: &Agent, source: Source, place: &Place) -> anyhow::Res
         rewind: server.rewind.clone(),
         bootstrap_hba: config.bootstrap.hba.clone(),
         replica_methods: server.replica_methods.clone(),
+        methods: server.methods.clone(),
         basebackup: server.basebackup.clone(),
         bootstrap_script: config.bootstrap.script.clone(),
     };

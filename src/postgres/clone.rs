@@ -35,7 +35,10 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
     set_marker(shared, control::CLONE_MARKER)?;
     match &shared.config.premises {
         Premises::Container => by_base_backup(shared, upstream).await?,
-        Premises::Machine(machine) => method::copy(shared, upstream, &machine.replica_methods).await?,
+        Premises::Machine(machine) => {
+            let methods = method::chosen(shared, machine, upstream);
+            method::copy(shared, upstream, &methods).await?;
+        }
     }
     clear_marker(shared, control::REWIND_MARKER)?;
     clear_marker(shared, control::CLONE_MARKER)?;

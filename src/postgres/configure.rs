@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::conf::{self, Settings};
+use super::recovery::remote_methods;
 use super::settings::{self, Access, Effective, Local, Part, Stored};
 use super::{Config, Door, Error, NodeSettings, Premises, Shared, control, lock, sql};
 use crate::process::{self, Command};
@@ -78,6 +79,11 @@ impl Refusal {
 impl Configuration {
     pub(super) fn intend(&mut self, stored: Stored) {
         self.stored = Some(stored);
+    }
+
+    /// The names in `standby_cluster.create_replica_methods`.
+    pub(super) fn remote_methods(&self) -> Vec<String> {
+        self.stored.as_ref().map_or_else(Vec::new, remote_methods)
     }
 
     /// What this node asks for by itself.

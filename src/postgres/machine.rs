@@ -11,7 +11,7 @@ use std::sync::Arc;
 use camino::Utf8PathBuf;
 use secrecy::SecretString;
 
-use super::method::ReplicaMethod;
+use super::method::{Method, ReplicaMethod};
 use super::{Config, settings};
 
 /// Whose the server is.
@@ -48,6 +48,8 @@ pub struct Machine {
     pub bootstrap_hba: Vec<String>,
     /// How replicas get their data, in the order in which it is tried; none: by pg_basebackup.
     pub replica_methods: Vec<ReplicaMethod>,
+    /// Every command that a list of methods may name.
+    pub methods: Vec<Method>,
     /// Options of pg_basebackup.
     pub basebackup: Vec<String>,
     /// Run once after the birth of a cluster, with the connection URL as its last argument.

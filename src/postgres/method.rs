@@ -7,7 +7,7 @@
 use tracing::warn;
 
 use super::clone::{COPY_LIMIT, by_base_backup, make_dir, put_aside, put_wal_aside, remove_tree};
-use super::{Config, Error, Premises, Shared, Upstream, conf, control};
+use super::{Config, Error, Machine, Premises, Shared, Upstream, conf, control, lock};
 use crate::process::Command;
 use crate::types::Chain;
 
@@ -54,6 +54,28 @@ pub enum OldData {
     PutAside,
     /// The command begins with it (`keep_data`).
     Kept,
+}
+
+/// The ways to copy from there, in the order in which they are tried. Of another cluster's data `standby_cluster` says how.
+pub(super) fn chosen(shared: &Shared, machine: &Machine, upstream: &Upstream) -> Vec<ReplicaMethod> {
+    if upstream.foreign.is_none() {
+        return machine.replica_methods.clone();
+    }
+    let names = lock(&shared.configuration).remote_methods();
+    let known = |name: &String| match name.as_str() {
+        "basebackup" => Some(ReplicaMethod::Basebackup),
+        _ => {
+            let method = machine.methods.iter().find(|method| method.name == *name).cloned();
+            if method.is_none() {
+                warn!(
+                    name,
+                    "standby_cluster.create_replica_methods names a method that the file does not have"
+                );
+            }
+            method.map(ReplicaMethod::Custom)
+        }
+    };
+    names.iter().filter_map(known).collect()
 }
 
 /// Tries each method in turn until one works. The caller has set the marker.

@@ -13,6 +13,13 @@ pub(super) fn restore_command(stored: &Stored) -> Option<(String, String)> {
     is_one_line(&command).then(|| ("restore_command".to_owned(), command))
 }
 
+/// How the data of the followed cluster is copied: names of methods; none: by pg_basebackup.
+pub(super) fn remote_methods(stored: &Stored) -> Vec<String> {
+    let listed = stored.0.get(REMOTE).and_then(|section| section.get("create_replica_methods"));
+    let names = listed.and_then(serde_json::Value::as_array).into_iter().flatten();
+    names.filter_map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
 /// What the leader of a standby cluster recovers with. Commands are an administrator's to trust the store with.
 pub(super) fn recovery(
     stored: &Stored,

@@ -138,7 +138,7 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
         "retry_timeout: neither Patroni nor pgherd knows this key",
         "thread_pool_size: not used yet",
         "postgresql.before_stop: not used yet",
-        "postgresql.wal_e: not used yet; create_replica_methods does not name it",
+        "postgresql.wal_e: not used yet; create_replica_methods does not name it, and only",
         "postgresql.use_pg_rewnd: neither Patroni nor pgherd knows this key; did you mean postgresql.use_pg_rewind?",
         "PATRONI_RESTAPY_X: not a variable",
     ] {

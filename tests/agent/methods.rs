@@ -2,7 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::stand::{By, Stand};
+use crate::stand::{By, SOON, Stand};
+use crate::wait::eventually;
 
 /// Notes what it is told, and does what it is there for.
 const SCRIPT: &str = r#"#!/bin/sh
@@ -43,5 +44,26 @@ async fn a_replica_is_copied_by_the_first_command_that_works() {
     assert_eq!(told[5..], ["--depth=7"], "{told:?}");
     assert_eq!(std::fs::read_to_string(script.with_extension("sh.found")).unwrap(), "", "an empty directory");
     assert!(stand.whole_log(2).contains("trying the next"), "{}", stand.log(2));
+
+    // Another cluster that follows this one is copied by what its own section names.
+    std::fs::remove_file(script.with_extension("sh.told")).unwrap();
+    let section =
+        format!("\n  dcs:\n    standby_cluster: {{host: {}, create_replica_methods: [own]}}\n", stand.ip(1));
+    for change in [
+        ("scope: demo", "scope: other"),
+        ("\npostgresql:\n", methods.as_str()),
+        ("[broken, own, basebackup]", "[broken]"),
+        ("\n  dcs:\n", section.as_str()),
+    ] {
+        stand.amend(3, change);
+    }
+    stand.start(3, By::Pgherd);
+    let follows = eventually(SOON, async || {
+        let (code, page) = stand.page(3, "standby-leader").await?;
+        (code == 200 && page["replication_state"] == "streaming").then_some(())
+    });
+    assert!(follows.await.is_some(), "{}", stand.log(3));
+    let told = std::fs::read_to_string(script.with_extension("sh.told")).unwrap();
+    assert!(told.contains("--scope=other") && told.contains(&stand.ip(1)), "{told}");
     stand.end().await;
 }

@@ -40,7 +40,7 @@ pub(crate) struct Stand {
     members: BTreeMap<u8, Child>,
     patroni: Option<Patroni>,
     /// What stands in a member's file in the place of something else.
-    amended: BTreeMap<u8, (String, String)>,
+    amended: BTreeMap<u8, Vec<(String, String)>>,
     /// `synchronous_mode`, as the file has it.
     sync: &'static str,
     pub(crate) http: reqwest::Client,
@@ -75,14 +75,15 @@ impl Stand {
     pub(crate) fn file(&self, member: u8) -> PathBuf {
         let path = self.dir.join(format!("n{member}.yml"));
         let text = config(&self.ip(member), member, &self.home(member), (&self.etcd_at(), self.sync));
-        let amended = self.amended.get(&member).map(|(from, to)| text.replacen(from, to, 1));
-        std::fs::write(&path, amended.unwrap_or(text)).unwrap();
+        let amended = self.amended.get(&member).into_iter().flatten();
+        let text = amended.fold(text, |text, (from, to)| text.replacen(from, to, 1));
+        std::fs::write(&path, text).unwrap();
         path
     }
 
     /// From the next start on something else stands in the file of a member.
     pub(crate) fn amend(&mut self, member: u8, (from, to): (&str, &str)) {
-        self.amended.insert(member, (from.to_owned(), to.to_owned()));
+        self.amended.entry(member).or_default().push((from.to_owned(), to.to_owned()));
     }
 
     /// The process of a member.

@@ -73,8 +73,7 @@ async fn what_another_cluster_left_is_removed(cluster: &Cluster, node: u8) {
         let kept = cluster.exec_typing(node, &["remove", "other"], unsure);
         assert!(!kept.status.success() && cluster.store_count("/service/other/").await == 4, "{kept:?}");
     }
-    let gone =
-        cluster.exec_typing(node, &["remove", "other", "--json"], "other\nYes I am aware\nx\n");
+    let gone = cluster.exec_typing(node, &["remove", "other", "--json"], "other\nYes I am aware\nx\n");
     let told: Value = serde_json::from_slice(&gone.stdout).unwrap();
     assert_eq!(told, json!({ "removed": "other", "keys": 4 }));
     let again = cluster.exec_typing(node, &["remove", "other"], "other\nYes I am aware\n");

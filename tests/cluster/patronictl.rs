@@ -10,22 +10,22 @@ use crate::patroni::{Patroni, all_cases};
 use crate::support::{Cluster, FORMED, Setup, client, eventually};
 
 /// patronictl behind the file that a node has written for it.
-struct Tool {
+pub(crate) struct Tool {
     program: PathBuf,
     dir: tempfile::TempDir,
     file: &'static str,
 }
 
 impl Tool {
-    fn new(cluster: &Cluster, program: PathBuf) -> Self {
+    pub(crate) fn new((cluster, node): (&Cluster, u8), program: PathBuf) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let written = cluster.exec(1, &["patronictl-config", dir.path().to_str().unwrap()]);
+        let written = cluster.exec(node, &["patronictl-config", dir.path().to_str().unwrap()]);
         assert!(written.status.success(), "{written:?}");
         Self { program, dir, file: "patronictl.yaml" }
     }
 
     /// Exit code and everything said, with `typed` at the questions.
-    fn asked(&self, args: &[&str], typed: &str) -> (Option<i32>, String) {
+    pub(crate) fn asked(&self, args: &[&str], typed: &str) -> (Option<i32>, String) {
         let input = self.dir.path().join("typed");
         std::fs::write(&input, typed).unwrap();
         let mut command = Command::new(&self.program);
@@ -37,7 +37,7 @@ impl Tool {
     }
 
     /// What it says, which must contain these words.
-    fn says(&self, args: &[&str], words: &[&str]) -> String {
+    pub(crate) fn says(&self, args: &[&str], words: &[&str]) -> String {
         let (code, said) = self.asked(args, "");
         assert_eq!(code, Some(0), "{args:?}: {said}");
         for word in words {
@@ -72,7 +72,7 @@ async fn cluster_and_tool() -> Option<(Cluster, Tool)> {
     let setup = Setup::three().env("SSL_ENABLED", "true").env("SSL_PASSPHRASE", "p8fK-2mZq-7TxV-w3Lr-9cHd");
     let cluster = Cluster::formed(setup).await;
     cluster.can_fail_over(FORMED).await;
-    let tool = Tool::new(&cluster, program);
+    let tool = Tool::new((&cluster, 1), program);
     Some((cluster, tool))
 }
 

@@ -1,7 +1,10 @@
 //! Two clusters, one of which follows the other: on real processes, from the copy to the day on which they change parts.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::patroni::Patroni;
+use crate::patronictl::Tool;
 use crate::support::{Cluster, FORMED, Setup, eventually};
 
 /// For what takes moments.
@@ -12,21 +15,13 @@ const APP: &str = "test";
 
 fn of(nodes: u8, followed: Option<String>) -> Setup {
     let setup = Setup { nodes, ..Setup::three() }.env("STANDBY_APP_NAME", APP);
+    let setup = setup.env("SSL_ENABLED", "true").env("SSL_PASSPHRASE", "p8fK-2mZq-7TxV-w3Lr-9cHd");
     followed.into_iter().fold(setup, |setup, host| setup.env("STANDBY_HOST", &host))
 }
 
 /// The part that a node's own page says it plays.
 async fn part(cluster: &Cluster, node: u8) -> Option<String> {
-    let url = format!("http://{}:8008/patroni", cluster.address(node));
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().unwrap();
-    let page: serde_json::Value = client.get(url).send().await.ok()?.json().await.ok()?;
-    Some(page["role"].as_str()?.to_owned())
-}
-
-async fn answers(cluster: &Cluster, node: u8, path: &str) -> u16 {
-    let url = format!("http://{}:8008{path}", cluster.address(node));
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().unwrap();
-    client.get(url).send().await.map_or(0, |answer| answer.status().as_u16())
+    Some(cluster.page(node, "patroni").await?.1["role"].as_str()?.to_owned())
 }
 
 /// Waits until a node of the cluster leads it as a standby and every other one streams from it.
@@ -83,14 +78,10 @@ async fn a_cluster_follows_another_one_takes_over_and_is_followed_in_turn() {
             "a standby cluster takes no writes"
         );
     }
-    for (path, expected) in [
-        ("/standby-leader", 200),
-        ("/leader", 200),
-        ("/read-only", 200),
-        ("/primary", 503),
-        ("/replica", 503),
-    ] {
-        assert_eq!(answers(&second, leader, path).await, expected, "{path}");
+    for (path, expected) in
+        [("standby-leader", 200), ("leader", 200), ("read-only", 200), ("primary", 503), ("replica", 503)]
+    {
+        assert_eq!(second.page(leader, path).await.unwrap().0, expected, "{path}");
     }
     // What confirms commits there is not what is called the same here.
     let named = "SELECT string_agg(application_name, ',') FROM pg_stat_replication";
@@ -113,20 +104,42 @@ async fn a_cluster_follows_another_one_takes_over_and_is_followed_in_turn() {
     assert_eq!(follows(&second).await, other);
     assert_ne!(second.node(other).postmaster(), Some(postmaster));
 
-    they_change_parts((&first, 1), (&second, other), 4).await;
+    they_change_parts((&first, 1), (&second, other), (By::Pgherd, 4)).await;
     // And back: now it is a timeline of the second one's own that must be shown to be in the first one's log.
-    they_change_parts((&second, other), (&first, 1), 5).await;
+    let by = Patroni::installed().and_then(|patroni| patroni.program("patronictl", None));
+    let by = by.map_or(By::Pgherd, By::Patronictl);
+    they_change_parts((&second, other), (&first, 1), (by, 5)).await;
     shows(&second, leader, "SELECT string_agg(x::text, ',' ORDER BY x) FROM t", "1,2,3,4,5").await;
 }
 
+/// Who is told to.
+enum By {
+    Pgherd,
+    Patronictl(PathBuf),
+}
+
 /// The one stops taking writes, the other begins to, and the one follows it: nothing is lost, and nothing is copied.
-async fn they_change_parts((from, old): (&Cluster, u8), (to, new): (&Cluster, u8), row: u32) {
+async fn they_change_parts((from, old): (&Cluster, u8), (to, new): (&Cluster, u8), (by, row): (By, u32)) {
     let host = to.address(new);
     let insert = format!("INSERT INTO t VALUES ({row}); SELECT 1");
     let demote = ["demote-cluster", "--host", &host, "--force"];
-    succeeds(&from.exec(old, &demote));
+    match &by {
+        By::Pgherd => succeeds(&from.exec(old, &demote)),
+        By::Patronictl(program) => {
+            drop(Tool::new((from, old), program.clone()).says(&demote, &["cluster is successfully demoted"]))
+        }
+    }
     assert!(from.sql(old, &insert).await.is_err());
-    succeeds(&to.exec(new, &["promote-cluster", "--force"]));
+    match &by {
+        By::Pgherd => succeeds(&to.exec(new, &["promote-cluster", "--force"])),
+        By::Patronictl(program) => {
+            let promote = ["promote-cluster", "--force"];
+            let tool = Tool::new((to, new), program.clone());
+            tool.says(&promote, &["cluster is successfully promoted"]);
+            let (code, again) = tool.asked(&promote, "");
+            assert!(code == Some(1) && again.contains("already in the required state"), "{again}");
+        }
+    }
     assert!(to.is_writable(new).await);
     to.sql(new, &insert).await.unwrap();
     shows(from, old, "SELECT max(x)::text FROM t", &row.to_string()).await;

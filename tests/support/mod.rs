@@ -242,10 +242,14 @@ impl Cluster {
 
     /// How many members the `failsafe` key names, as this node shows it.
     pub(crate) async fn failsafe_members(&self, node: u8) -> usize {
-        let scheme = if self.is_ssl() { "https" } else { "http" };
-        let url = format!("{scheme}://{}:8008/failsafe", self.address(node));
-        let Ok(answer) = self.http.get(url).send().await else { return 0 };
-        answer.json::<Value>().await.ok().and_then(|map| Some(map.as_object()?.len())).unwrap_or(0)
+        let map = self.page(node, "failsafe").await;
+        map.and_then(|(_, map)| Some(map.as_object()?.len())).unwrap_or(0)
+    }
+
+    /// A page of a node's API: status and JSON.
+    pub(crate) async fn page(&self, node: u8, page: &str) -> Option<(u16, Value)> {
+        let answer = self.http.get(self.url(node, page)).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.json().await.ok()?))
     }
 
     fn is_ssl(&self) -> bool {

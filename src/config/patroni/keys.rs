@@ -145,7 +145,10 @@ const KEYS: &[(&str, Standing)] = &[
     ("postgresql.recovery_conf.**", Passed("of these only restore_command is used")),
     ("postgresql.basebackup.**", Used),
     // Sections of custom methods for replicas.
-    ("postgresql.{}", Passed("create_replica_methods does not name it")),
+    (
+        "postgresql.{}",
+        Passed("create_replica_methods does not name it, and only a standby_cluster in the store can"),
+    ),
     ("watchdog.mode", Used),
     ("watchdog.device", Passed("the watchdog is not used")),
     ("watchdog.safety_margin", Passed("the watchdog is not used")),

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use super::{Errors, Warning};
 use crate::api::access::Access;
 use crate::ha::callbacks::Programs;
-use crate::postgres::method::ReplicaMethod;
+use crate::postgres::method::{Method, ReplicaMethod};
 use crate::postgres::{Local, Login};
 use crate::types::NodeName;
 
@@ -185,6 +185,8 @@ pub struct Postgres {
     pub callbacks: Programs,
     /// `create_replica_methods`, and the sections that they name.
     pub replica_methods: Vec<ReplicaMethod>,
+    /// Every section that names a command: `standby_cluster` in the store may name it.
+    pub methods: Vec<Method>,
     /// `basebackup`, as arguments.
     pub basebackup: Vec<String>,
     /// `pre_promote`.

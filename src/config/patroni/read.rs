@@ -295,6 +295,7 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
     let listen = listen?;
     let local = local(r, &listen, &parameters);
     let data_dir = data_dir?;
+    let methods = methods(r);
     Some(Postgres {
         local,
         listen: listen.host,
@@ -314,7 +315,8 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
         rules: rules(r),
         callbacks: callbacks(r),
         pre_promote: pre_promote(r),
-        replica_methods: replica_methods(r),
+        replica_methods: replica_methods(r, &methods),
+        methods,
         basebackup: options(r, "postgresql.basebackup", BASEBACKUP_OWNED),
         parameters,
     })
@@ -348,13 +350,24 @@ fn parameters(r: &mut Reader) -> BTreeMap<String, String> {
 }
 
 /// The sections that `create_replica_methods` names.
-fn replica_methods(r: &mut Reader) -> Vec<ReplicaMethod> {
+fn replica_methods(r: &mut Reader, methods: &[Method]) -> Vec<ReplicaMethod> {
     let names = r.list("postgresql.create_replica_methods");
-    let read = |name: String| match name.as_str() {
-        "basebackup" => Some(ReplicaMethod::Basebackup),
-        _ => Some(ReplicaMethod::Custom(replica_method(r, name)?)),
+    let read = |name: String| match methods.iter().find(|method| method.name == name) {
+        _ if name == "basebackup" => Some(ReplicaMethod::Basebackup),
+        Some(method) => Some(ReplicaMethod::Custom(method.clone())),
+        None => {
+            // One that is there and was refused has been named.
+            r.required(&format!("postgresql.{name}.command"));
+            None
+        }
     };
     names.into_iter().filter_map(read).collect()
+}
+
+/// Every section that has a command.
+fn methods(r: &mut Reader) -> Vec<Method> {
+    let sections = r.map("postgresql").into_iter().filter(|(_, section)| section.get("command").is_some());
+    sections.filter_map(|(name, _)| replica_method(r, name)).collect()
 }
 
 fn replica_method(r: &mut Reader, name: String) -> Option<Method> {
