@@ -687,6 +687,9 @@ async fn the_commands_ask_the_api() {
 mod actions {
     use super::*;
 
+    const NO_TIME: &str =
+        "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601";
+
     async fn sends(api: &Api, method: Method, path: &str, body: &str) -> (u16, String) {
         let url = format!("http://{}{path}", api.address);
         let answer = api.client.request(method, url).body(body.to_owned()).send().await.unwrap();
@@ -734,6 +737,7 @@ mod actions {
                 400,
                 "Switchover target and source are the same",
             ),
+            ("/switchover", "{\"leader\":\"n0\",\"scheduled_at\":5}", 422, NO_TIME),
             ("/switchover", "{\"leader\":\"n1\"}", 412, "leader name does not match"),
             (
                 "/switchover",
@@ -760,6 +764,7 @@ mod actions {
                 400,
                 "PostgreSQL role should be either primary, standby_leader, or replica",
             ),
+            ("{\"schedule\":null}", 422, NO_TIME),
             ("{\"timeout\":-1}", 400, "Timeout should be a positive number of seconds"),
             ("{\"color\":1}", 400, "Unknown filter for the scheduled restart: color"),
             (
@@ -783,9 +788,20 @@ mod actions {
         {
             assert_eq!(sends(&api, method.clone(), path, "{").await.0, 400, "{path}");
             assert_eq!(sends(&api, method.clone(), path, "[]").await.0, 400, "{path}");
+            assert_eq!(sends(&api, method.clone(), path, "null").await.0, 400, "{path}");
             let url = format!("http://{}{path}", api.address);
             let huge = api.client.request(method, url).body(vec![b' '; 1 << 20]).send().await;
             assert!(huge.is_err() || huge.is_ok_and(|answer| answer.status() == 413));
+        }
+        // A name that is none is not left out: the call would mean another one.
+        for body in ["{\"leader\":\"n0\",\"candidate\":5}", "{\"leader\":[\"n0\"]}"] {
+            assert_eq!(sends(&api, Method::POST, "/switchover", body).await.0, 400, "{body}");
+        }
+        for path in ["/restart", "/reinitialize"] {
+            for body in ["null", "[]", "5", "{"] {
+                let (code, page) = sends(&api, Method::POST, path, body).await;
+                assert!(code == 400 && page.contains("400 - Bad Request"), "{path} {body}: {code} {page}");
+            }
         }
         assert_eq!(sends(&api, Method::DELETE, "/reinitialize", "").await.0, 501);
         let mut stream = TcpStream::connect(api.address).await.unwrap();

@@ -142,34 +142,23 @@ pub(super) async fn required(request: Request) -> Answered<Value> {
     if !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(deny_page(StatusCode::LENGTH_REQUIRED));
     }
-    match read(request).await? {
-        Value::Object(body) if !body.is_empty() => Ok(Value::Object(body)),
-        Value::Null
-        | Value::Bool(_)
-        | Value::Number(_)
-        | Value::String(_)
-        | Value::Array(_)
-        | Value::Object(_) => Err(deny_page(StatusCode::BAD_REQUEST)),
-    }
+    let body = read(request).await?.filter(|body| !body.is_empty());
+    body.map(Value::Object).ok_or_else(|| deny_page(StatusCode::BAD_REQUEST))
 }
 
 /// A body that may be missing.
 async fn optional(request: Request) -> Answered<Map<String, Value>> {
-    match read(request).await? {
-        Value::Object(body) => Ok(body),
-        Value::Null => Ok(Map::new()),
-        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-            Err(deny_page(StatusCode::BAD_REQUEST))
-        }
-    }
+    Ok(read(request).await?.unwrap_or_default())
 }
 
-async fn read(request: Request) -> Answered<Value> {
+/// An object; `None` where there is no body.
+async fn read(request: Request) -> Answered<Option<Map<String, Value>>> {
     let bytes = bytes(request, MAX_BODY).await.map_err(deny_page)?;
     if bytes.is_empty() {
-        return Ok(Value::Null);
+        return Ok(None);
     }
-    serde_json::from_slice(&bytes).map_err(|_no_json| deny_page(StatusCode::BAD_REQUEST))
+    let read = serde_json::from_slice(&bytes);
+    read.map(Some).map_err(|_no_json_or_no_object| deny_page(StatusCode::BAD_REQUEST))
 }
 
 fn unavailable(reply: &Reply) -> Response {
@@ -256,12 +245,14 @@ impl Action {
 }
 
 async fn another_leader(state: &State, asked: Action, body: &Value) -> Answered<Response> {
-    let name =
-        |key: &str| body.get(key).and_then(Value::as_str).filter(|n| !n.is_empty()).map(NodeName::from);
-    let (leader, member) = (name("leader"), name("candidate").or_else(|| name("member")));
+    let name = |key: &str| words(body, key).map(|name| name.map(NodeName::from));
+    let wrong = |()| deny_page(StatusCode::BAD_REQUEST);
+    let (leader, candidate) = (name("leader").map_err(wrong)?, name("candidate").map_err(wrong)?);
+    let member = candidate.or(name("member").map_err(wrong)?);
     // A failover away from a leader is a switchover.
     let action = if leader.is_some() { Action::Switchover } else { asked };
-    let scheduled = body.get("scheduled_at").and_then(Value::as_str).filter(|at| !at.is_empty());
+    // What is no time must not be taken for "now".
+    let scheduled = words(body, "scheduled_at").map_err(|()| no_time())?;
     let known = state.ha.borrow().clone();
     let request = Failover { leader, member, scheduled_at: scheduled.map(str::to_owned) };
     check(action, &request, known.as_ref())?;
@@ -287,6 +278,15 @@ async fn another_leader(state: &State, asked: Action, body: &Value) -> Answered<
         | Reply::Unavailable => {
             Err(deny(StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS"))
         }
+    }
+}
+
+/// A text in a body; empty is as good as absent, and so is null.
+fn words<'a>(body: &'a Value, key: &str) -> Result<Option<&'a str>, ()> {
+    match body.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => Err(()),
     }
 }
 
@@ -326,11 +326,14 @@ fn schedule(at: &str, what: &str) -> Answered<()> {
             let sentence = format!("Timezone information is mandatory for the scheduled {what}");
             Err(deny(StatusCode::BAD_REQUEST, sentence))
         }
-        Err(_) => Err(deny(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601",
-        )),
+        Err(_) => Err(no_time()),
     }
+}
+
+fn no_time() -> Box<Response> {
+    let sentence =
+        "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601";
+    deny(StatusCode::UNPROCESSABLE_ENTITY, sentence)
 }
 
 /// Why it cannot be done now, as far as is known here; the leader looks again before it stops anything.
@@ -511,7 +514,7 @@ fn restart_request(body: &Map<String, Value>) -> Answered<RestartRequest> {
     let mut asked = RestartRequest::default();
     for (key, value) in body {
         match key.as_str() {
-            "schedule" => asked.schedule = value.as_str().map(str::to_owned),
+            "schedule" => asked.schedule = Some(value.as_str().ok_or_else(no_time)?.to_owned()),
             "role" => {
                 let role = value.as_str().and_then(role);
                 let sentence = "PostgreSQL role should be either primary, standby_leader, or replica";

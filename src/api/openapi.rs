@@ -64,7 +64,7 @@ fn paths() -> Map<String, Value> {
         ("/switchover", switchover()),
         (
             "/failover",
-            json!({ "post": action("Make a member the primary although there is none", "Failover", &[200, 400, 412, 503]) }),
+            json!({ "post": action("Make a member the primary although there is none", "Failover", &[200, 202, 400, 412, 422, 503]) }),
         ),
         ("/restart", restart()),
         ("/reload", json!({ "post": bodiless("Read the configuration again", &[202, 503]) })),
@@ -283,8 +283,13 @@ fn schemas() -> Value {
                 } }
             }
         },
-        "Switchover": closed(json!({ "leader": name, "candidate": name, "scheduled_at": time }), &["leader"]),
-        "Failover": closed(json!({ "candidate": name, "leader": name }), &["candidate"]),
+        "Switchover": closed(json!({ "leader": name, "candidate": name, "member": name, "scheduled_at": time }), &["leader"]),
+        // With a leader it is a switchover.
+        "Failover": { "type": "object", "additionalProperties": false,
+            "properties": { "candidate": name, "member": name, "leader": name, "scheduled_at": time },
+            "anyOf": [
+                { "required": ["candidate"] }, { "required": ["member"] }, { "required": ["leader"] }
+            ] },
         "Failsafe": { "type": "object", "required": ["name"], "properties": {
             "name": name, "conn_url": { "type": "string" }, "api_url": { "type": "string" },
             "slots": { "type": "object" }, "pgherd_ttl": { "type": "integer", "minimum": 0, "maximum": 300 },

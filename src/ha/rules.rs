@@ -173,14 +173,7 @@ impl Rules {
             Some(false) => Strictness::Degrade,
             None => self.strictness,
         };
-        let (remote, unused) = Remote::of(config);
-        let nowhere = remote.as_ref().is_some_and(|remote| remote.host.is_none());
-        if nowhere && self.mode == Mode::Node && unused.is_empty() {
-            complaints.push("standby_cluster has no host: nobody is followed".to_owned());
-        }
-        if self.mode == Mode::Node {
-            complaints.extend(Remote::unusable_methods(config));
-        }
+        let (remote, unused) = self.remote(config);
         rules.remote = remote;
         complaints.extend(unused);
         let (replication, unused) = Replication::of(config);
@@ -192,6 +185,20 @@ impl Rules {
             None => self.outlast,
         };
         (rules, complaints)
+    }
+
+    /// Whom the store says that this cluster follows, and what of that cannot be used. In a container there is only
+    /// pg_basebackup and no archive.
+    fn remote(&self, config: &Value) -> (Option<Remote>, Vec<String>) {
+        let (remote, mut unused) = Remote::of(config);
+        let nowhere = remote.as_ref().is_some_and(|remote| remote.host.is_none());
+        if nowhere && self.mode == Mode::Node && unused.is_empty() {
+            unused.push("standby_cluster has no host: nobody is followed".to_owned());
+        }
+        if self.mode == Mode::Node {
+            unused.extend(Remote::unusable_methods(config));
+        }
+        (remote, unused)
     }
 
     /// The durations that are used when these are asked for, and what is to be said of that.
