@@ -4,6 +4,7 @@ use pgherd::dcs::{Initialize, MemberState, Role};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Decision, Reason, Task};
 use pgherd::ha::remote::Remote;
+use pgherd::ha::rules::{Mode, Rules};
 use pgherd::ha::view::{Ancestry, Job, Lease, SurveyAnswer};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{Containment, StartAs, StopMode, Upstream};
@@ -321,10 +322,15 @@ fn a_section_is_read_with_patronis_rule_and_what_is_odd_is_said() {
     let remote = remote.unwrap();
     assert_eq!((remote.port, remote.slot.as_ref().unwrap().0.as_str()), (5433, "dr"));
     assert_eq!(Remote::of(&json!({ "standby_cluster": remote.to_json() })).0, Some(remote));
-    let (remote, complaints) =
-        read(json!({"host": "a b' x", "port": 0, "create_replica_methods": ["wal_g"]}));
+    let (remote, complaints) = read(json!({"host": "a b' x", "port": 0}));
     assert!(remote.unwrap().host.is_none(), "it still is a standby cluster");
-    assert_eq!(complaints.len(), 3, "{complaints:?}");
+    assert_eq!(complaints.len(), 2, "{complaints:?}");
+    // Commands of an administrator's are on machines only.
+    let own = json!({ "standby_cluster": {"host": "a", "create_replica_methods": ["wal_g"]} });
+    let node = Scene::new().0.rules;
+    assert_eq!(node.with_config(&own).1.len(), 1);
+    let agent = Rules { mode: Mode::Agent { local: serde_json::Map::new() }, ..node };
+    assert_eq!(agent.with_config(&own).1, [""; 0]);
     let (remote, complaints) = read(json!({"restore_command": "cp x y"}));
     assert!(remote.is_some() && complaints.is_empty());
 }
