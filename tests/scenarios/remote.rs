@@ -330,7 +330,7 @@ fn a_section_is_read_with_patronis_rule_and_what_is_odd_is_said() {
     let node = Scene::new().0.rules;
     assert_eq!(node.with_config(&own).1.len(), 1);
     let agent = Rules { mode: Mode::Agent { local: serde_json::Map::new() }, ..node };
-    assert_eq!(agent.with_config(&own).1, [""; 0]);
+    assert!(!agent.with_config(&own).1.iter().any(|said| said.contains("create_replica_methods")));
     let (remote, complaints) = read(json!({"restore_command": "cp x y"}));
     assert!(remote.is_some() && complaints.is_empty());
 }
