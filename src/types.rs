@@ -347,4 +347,26 @@ impl Room {
         let rank = |room: &Self| (room.access == Access::Writable, room.free);
         if rank(&other) < rank(&self) { other } else { self }
     }
+
+    /// For others to read: no more than there is, and by at most a thirty-second part less. To the byte it would be another
+    /// value, and news for every member, at each look.
+    #[must_use]
+    pub fn in_round_numbers(self) -> Self {
+        let fraction = self.free.checked_ilog2().map_or(0, |top| top.saturating_sub(5));
+        Self { free: self.free >> fraction << fraction, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_in_round_numbers_is_no_more_and_hardly_less() {
+        let told = |free| Room { free, total: u64::MAX, access: Access::Writable }.in_round_numbers().free;
+        for free in [0, 1, 63, 64, 65, 4_095, 80_123_456_789, u64::MAX] {
+            assert!(told(free) <= free && free - told(free) <= free / 32, "{free}");
+        }
+        assert_eq!(told(80 << 30), told((80 << 30) + (1 << 20)), "a log file less is no news");
+    }
 }

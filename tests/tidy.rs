@@ -49,6 +49,7 @@ const PURE: &[&str] = &[
     "ha/orders.rs",
     "ha/pause.rs",
     "ha/settings.rs",
+    "ha/pace.rs",
     "ha/silence.rs",
     "api/access.rs",
     "ha/memory.rs",

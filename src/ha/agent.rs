@@ -2,6 +2,7 @@
 //!
 //! There is no rule in this file. An arm of [`Agent::perform`] that needs an `if` belongs in `decide`.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::{Check, Door, Postgres, Pulse};
-use crate::process::{InitLink, Lines};
+use crate::process::{InitLink, Timer};
 use crate::record::{self, Bootstrap};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
@@ -28,15 +29,17 @@ use super::failsafe;
 use super::fitness;
 use super::forecast::forecast;
 use super::jobs::{self, Done, Outcome};
+use super::journal;
 use super::lease;
 use super::lineage;
 use super::memory;
 use super::orders::{Order, Scheduled};
+use super::pace;
 use super::promises::Promises;
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
 use super::rules::{Pause, Rules};
-use super::trail::{self, Step, Trail};
+use super::trail::{Step, Trail};
 use super::view::{
     Approval, Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume,
 };
@@ -51,8 +54,6 @@ const STORE_AT_LEAST: Duration = Duration::from_millis(100);
 /// The checkpoint after a promotion writes every dirty page.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
 
-/// The file with the trail of decisions, beside the record.
-const TRAIL: &str = "decisions.jsonl";
 /// So many steps may wait for the disk; more are kept in memory only.
 const UNWRITTEN: usize = 64;
 
@@ -106,13 +107,16 @@ pub struct Outlets {
 }
 
 /// Starts the agent. When `stop` is cancelled it stops PostgreSQL, gives the leader key back and ends.
+///
+/// # Errors
+/// The process has no descriptors left.
 pub fn spawn<D: Dcs>(
     config: Config,
     deps: Deps<D>,
     outlets: Outlets,
     tasks: &mut JoinSet<()>,
     stop: CancellationToken,
-) {
+) -> io::Result<()> {
     let (timing, timing_seen) = watch::channel(config.rules.timing);
     let (pause, pause_seen) = watch::channel(Pause::Off);
     let mut lease_tasks = JoinSet::new();
@@ -126,11 +130,12 @@ pub fn spawn<D: Dcs>(
             pause: pause_seen,
         },
         &mut lease_tasks,
-    );
-    let (trail, lines) = resume_trail(&deps.record);
+    )?;
+    let timer = Timer::new()?;
+    let (trail, lines) = journal::resume(&deps.record);
     let (new_steps, steps) = mpsc::channel(UNWRITTEN);
     if let Some(lines) = lines {
-        tasks.spawn(write_trail(lines, steps));
+        tasks.spawn(journal::write(lines, steps));
     }
     let agent = Agent {
         trail,
@@ -162,7 +167,8 @@ pub fn spawn<D: Dcs>(
         config,
         deps,
     };
-    tasks.spawn(agent.run(stop));
+    tasks.spawn(agent.run(timer, stop));
+    Ok(())
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -216,33 +222,6 @@ pub(super) struct Agent<D> {
     pub(super) timing: watch::Sender<Timing>,
 }
 
-/// What was decided in the lives before this one. A trail that cannot be read is no reason not to run.
-fn resume_trail(record: &record::Keeper) -> (Trail, Option<Lines>) {
-    match record.lines(TRAIL, trail::KEPT) {
-        Ok((lines, last)) => (Trail::resumed(&last), Some(lines)),
-        Err(error) => {
-            warn!(error = %Chain(&error), "the trail of decisions is not kept");
-            (Trail::default(), None)
-        }
-    }
-}
-
-/// Writes steps down until the agent has ended. Beside the loop, which must not wait for a disk.
-async fn write_trail(lines: Lines, mut steps: mpsc::Receiver<Arc<Step>>) {
-    let written = tokio::task::spawn_blocking(move || {
-        let mut lines = lines;
-        while let Some(step) = steps.blocking_recv() {
-            let text = serde_json::to_string(step.as_ref()).unwrap_or_default();
-            if let Err(error) = lines.append(&text) {
-                debug!(error = %Chain(&error), "a step of the trail was not written");
-            }
-        }
-    });
-    if let Err(error) = written.await {
-        warn!(%error, "the trail of decisions is no longer written");
-    }
-}
-
 /// Whether a start is still on probation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Youth {
@@ -259,19 +238,21 @@ pub(super) enum Next {
 }
 
 impl<D: Dcs> Agent<D> {
-    async fn run(mut self, stop: CancellationToken) {
+    async fn run(mut self, mut timer: Timer, stop: CancellationToken) {
         let mut phase = Phase::Serving;
         let mut process = self.deps.postgres.process();
         let mut changes = self.deps.store.changes();
+        let mut renewals = self.deps.store.renewals();
         loop {
             process.borrow_and_update();
             changes.borrow_and_update();
+            renewals.borrow_and_update();
             let view = self.observe(phase).await;
             let decision = with_settings(&view, decide(&view));
             self.tell(&view, &decision);
             self.ask_for_signs(&view);
             let Next::Wait(wake) = self.act(&view, decision).await else { return };
-            let pause = self.pause(&view, wake);
+            let next = self.next_look(&view, wake);
             tokio::select! {
                 () = stop.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
                 () = self.renamed.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
@@ -283,17 +264,21 @@ impl<D: Dcs> Agent<D> {
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
-                () = tokio::time::sleep(pause) => {}
+                Ok(()) = renewals.changed(), if self.lease.state() == Lease::None => {}
+                () = timer.at(next) => {}
             }
         }
     }
 
-    fn pause(&self, view: &View, wake: Wake) -> Duration {
+    /// When to look again if nothing wakes the loop before.
+    fn next_look(&self, view: &View, wake: Wake) -> Moment {
+        let now = clock::now();
+        let heard = self.deps.store.renewals().borrow().map(|renewal| renewal.heard);
         let wanted = match wake {
-            Wake::Loop => self.rules.timing.loop_wait,
-            Wake::Soon(soon) => soon,
+            Wake::Loop => pace::next_look(self.rules.timing.loop_wait, self.lease.state(), heard, now),
+            Wake::Soon(soon) => now + soon,
         };
-        view.next_deadline().map_or(wanted, |at| wanted.min(clock::now().until(at)))
+        view.next_deadline().map_or(wanted, |at| wanted.min(at))
     }
 
     /// Looks at the store and at the instance, both at once, and makes the view of this moment.
@@ -467,7 +452,7 @@ impl<D: Dcs> Agent<D> {
         }
         let status = Status {
             doing: view.doing,
-            looks_again: view.now + self.pause(view, decision.wake),
+            looks_again: self.next_look(view, decision.wake),
             trail: self.trail.clone(),
             forecast: forecast(view),
             scope: self.config.scope.clone(),

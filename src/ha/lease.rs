@@ -3,6 +3,7 @@
 //! Invariant: the deadman is told a deadline only after a renewal that succeeded, and that deadline counts from before the
 //! renewal was sent. The task never gives the lease up by itself: it reports, and `decide` draws the consequence.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tracing::{debug, warn};
 
 use crate::clock::{self, Moment};
 use crate::dcs::{Dcs, Error, Held};
-use crate::process::InitLink;
+use crate::process::{InitLink, Timer};
 use crate::supervisor::UnitState;
 use crate::types::{NodeName, Timing};
 
@@ -93,14 +94,22 @@ pub(super) struct Deps<D> {
 }
 
 /// Starts the task. It ends when the agent's end is dropped.
-pub(super) fn spawn<D: Dcs>(deps: Deps<D>, tasks: &mut JoinSet<()>) -> Keeper {
+///
+/// # Errors
+/// The process has no descriptors left.
+pub(super) fn spawn<D: Dcs>(deps: Deps<D>, tasks: &mut JoinSet<()>) -> io::Result<Keeper> {
     let (orders, inbox) = mpsc::channel(ORDERS);
     let (publish, state) = watch::channel(Lease::None);
-    tasks.spawn(run(deps, inbox, publish));
-    Keeper { orders, state }
+    tasks.spawn(run(deps, Timer::new()?, inbox, publish));
+    Ok(Keeper { orders, state })
 }
 
-async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publish: watch::Sender<Lease>) {
+async fn run<D: Dcs>(
+    mut deps: Deps<D>,
+    mut timer: Timer,
+    mut inbox: mpsc::Receiver<Order>,
+    publish: watch::Sender<Lease>,
+) {
     // When the next renewal is due; none while the lease is not ours.
     let mut due: Option<Moment> = None;
     // The question that all members have last answered with their promise.
@@ -122,7 +131,7 @@ async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publis
                 }
                 None => return,
             },
-            () = until(due), if renewal.is_empty() => {
+            () = until(due, &mut timer), if renewal.is_empty() => {
                 deps.shorten(&publish);
                 deps.begin_renewal(&mut renewal);
             }
@@ -153,9 +162,9 @@ fn promises_hold(promised: Option<Moment>, lease: Lease) -> bool {
     }
 }
 
-async fn until(due: Option<Moment>) {
+async fn until(due: Option<Moment>, timer: &mut Timer) {
     match due {
-        Some(at) => tokio::time::sleep(clock::now().until(at)).await,
+        Some(at) => timer.at(at).await,
         None => std::future::pending().await,
     }
 }

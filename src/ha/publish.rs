@@ -9,7 +9,7 @@ use crate::peer::{Adopted, DataFacts};
 use crate::postgres;
 use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, SystemId, Timeline};
+use crate::types::{Lsn, Room, SystemId, Timeline};
 
 use super::Phase;
 use super::failsafe::Ping;
@@ -119,7 +119,7 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
         replication_state: None,
         timeline: None,
         pause: (view.rules.pause == Pause::On).then_some(true),
-        room: view.memory.vitals.room,
+        room: view.memory.vitals.room.map(Room::in_round_numbers),
     };
     if let Some(answer) = &view.local.sql {
         positions(&mut member, answer);

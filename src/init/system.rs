@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
@@ -122,16 +123,11 @@ fn hear_of_children() -> io::Result<()> {
 }
 
 /// Makes us the adoptive parent of every orphan below us. PID 1 is that already.
-#[expect(unsafe_code, reason = "prctl has no safe wrapper in nix's enabled features")]
 pub(super) fn adopt_orphans() -> io::Result<()> {
     if is_first() {
         return Ok(());
     }
-    // SAFETY: a plain system call on integers.
-    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(prctl::set_child_subreaper(true)?)
 }
 
 /// Whether the whole PID namespace is ours.

@@ -63,6 +63,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Something that only a person can mend: a program is missing, a directory or a port cannot be used.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     process::hide_memory();
+    process::take_name();
     // The configuration has been read; the log's thread comes after.
     drop(process::take_environment());
     let _log = log::install(&log_config(&config)).context("could not start the log")?;
@@ -223,7 +224,7 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let programs = ground.config.ha.callbacks.clone();
     let called = callbacks::run(programs, ground.place.run_as.clone(), channels.status.subscribe());
     let outlets = agent::Outlets { status: channels.status, data: channels.data };
-    agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone());
+    agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone())?;
     background.spawn(called);
     let budget = ground.config.stop_budget;
     background.spawn(ground.certificates.renew(unit.clone()));

@@ -7,19 +7,47 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::time::TimeSpec;
-use nix::sys::timer::TimerSetTimeFlags;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_gettime,
+    timerfd_settime,
+};
 
 use crate::clock::{self, Moment};
 
 /// The shortest period: one of zero would say that there is none.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// What says that a timer is not set, and that it does not repeat.
+const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
 /// An alarm of this machine, on `CLOCK_BOOTTIME`.
 #[derive(Debug)]
 pub struct Alarm {
-    timer: TimerFd,
+    timer: OwnedFd,
+}
+
+/// A timer that is not set, on `CLOCK_BOOTTIME`, which also counts while the machine is suspended.
+///
+/// # Errors
+/// The process has no descriptors left.
+pub(super) fn timer() -> io::Result<OwnedFd> {
+    Ok(timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?)
+}
+
+/// Sets a timer to a moment and, if there is a period, to that much later again and again.
+pub(super) fn set(timer: impl AsFd, at: Moment, period: Option<Duration>) -> io::Result<()> {
+    // Zero would unset it.
+    let it_value = timespec(Duration::from_nanos(at.0.max(1)));
+    let times = Itimerspec { it_value, it_interval: period.map_or(NEVER, timespec) };
+    timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &times)?;
+    Ok(())
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
 }
 
 /// What an alarm is (or was) set to. Read back, both moments are right to a few microseconds.
@@ -37,20 +65,15 @@ impl Alarm {
     /// # Errors
     /// The process has no descriptors left.
     pub fn new() -> io::Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        Ok(Self { timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)? })
+        Ok(Self { timer: timer()? })
     }
 
     /// The alarm that somebody else has made.
     ///
     /// # Errors
     /// The descriptor is no timer.
-    #[expect(unsafe_code, reason = "the safe wrapper takes its own timers only")]
-    pub(super) fn of(fd: OwnedFd) -> io::Result<Self> {
-        use std::os::fd::{FromRawFd as _, IntoRawFd as _};
-        // SAFETY: the descriptor is open and ours alone; every call on it is one that fails on what is no timer.
-        let timer = unsafe { TimerFd::from_raw_fd(fd.into_raw_fd()) };
-        timer.get()?;
+    pub(super) fn of(timer: OwnedFd) -> io::Result<Self> {
+        timerfd_gettime(&timer)?;
         Ok(Self { timer })
     }
 
@@ -59,11 +82,7 @@ impl Alarm {
     /// # Errors
     /// None that is known: the kernel refuses only impossible numbers.
     pub fn set(&self, to: Setting) -> io::Result<()> {
-        // Zero would unset it.
-        let at = TimeSpec::from(Duration::from_nanos(to.at.0.max(1)));
-        let period = TimeSpec::from(to.made.until(to.at).max(SHORTEST));
-        let expiration = Expiration::IntervalDelayed(at, period);
-        Ok(self.timer.set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?)
+        set(&self.timer, to.at, Some(to.made.until(to.at).max(SHORTEST)))
     }
 
     /// Unsets it.
@@ -71,7 +90,9 @@ impl Alarm {
     /// # Errors
     /// None that is known.
     pub fn unset(&self) -> io::Result<()> {
-        Ok(self.timer.unset()?)
+        let times = Itimerspec { it_value: NEVER, it_interval: NEVER };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &times)?;
+        Ok(())
     }
 
     /// What it is set to, while it has not come.
@@ -94,11 +115,8 @@ impl Alarm {
 
     /// How long until it comes next, and its period.
     fn state(&self) -> Option<(Duration, Duration)> {
-        match self.timer.get().ok().flatten()? {
-            Expiration::IntervalDelayed(left, period) => Some((left.into(), period.into())),
-            Expiration::Interval(both) => Some((both.into(), both.into())),
-            Expiration::OneShot(left) => Some((left.into(), Duration::ZERO)),
-        }
+        let times = timerfd_gettime(&self.timer).ok().filter(|times| times.it_value != NEVER)?;
+        Some((times.it_value.try_into().ok()?, times.it_interval.try_into().ok()?))
     }
 }
 

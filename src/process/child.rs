@@ -276,7 +276,7 @@ fn open_pidfd(pid: u32, flags: PidfdFlags) -> io::Result<OwnedFd> {
 }
 
 #[expect(unsafe_code, reason = "the safe constructors of AsyncFd are deprecated")]
-fn watchable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watchable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd names one open descriptor for as long as it lives, and the AsyncFd owns it.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }

@@ -23,6 +23,7 @@ mod plan;
 mod reader;
 mod run;
 mod surroundings;
+mod timer;
 
 use std::io;
 use std::time::Duration;
@@ -40,10 +41,11 @@ pub use lines::Lines;
 pub use link::{InitEnd, InitLink, LINK_FDS, MESSAGE_BYTES, Message};
 pub use lock::VolumeLock;
 pub use notice::{NOTICE_FDS, Notice, Notices, reserve_notice_fds};
-pub use plan::{Plan, Terminal, hide_memory, signal_number};
+pub use plan::{Plan, Terminal, hide_memory, signal_number, take_name};
 pub use reader::{Look, read_aside};
 pub use run::{Output, run, with_terminal};
 pub use surroundings::Surroundings;
+pub use timer::Timer;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

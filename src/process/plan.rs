@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt as _;
 
 use nix::libc;
+use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 use super::account::RunAs;
@@ -184,10 +185,15 @@ pub fn signal_number(signal: Signal) -> i32 {
 
 /// Keeps this process out of core dumps and out of reach of other processes' `/proc` and ptrace. Its environment holds
 /// secrets. Not inherited over exec: `init` and `node` both call it.
-#[expect(unsafe_code, reason = "prctl has no safe wrapper in nix's enabled features")]
 pub fn hide_memory() {
-    // SAFETY: a plain system call on integers. It cannot fail with these.
-    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    // It cannot fail with this.
+    prctl::set_dumpable(false).ok();
+}
+
+/// Gives this process the program's name in `ps`, `top` and `pgrep`. One that was started by way of `/proc/self/exe` is `exe`.
+pub fn take_name() {
+    // It cannot fail with this.
+    prctl::set_name(c"pgherd").ok();
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
