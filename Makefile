@@ -8,7 +8,7 @@ DEMO_DIR ?= demo-data
 FRESH ?=
 
 # How many random runs of the simulated cluster `make test` makes.
-SEEDS ?= 3000
+SEEDS ?= 10000
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
 

@@ -50,8 +50,7 @@ pub fn duties(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> De
     actions.extend(keys(view, snapshot, answer.timeline).into_iter().flatten());
     actions.extend(failsafe::key(view, snapshot));
     actions.push(Action::PutStatus(lsn));
-    actions.extend(slots::of_leader(view, snapshot, answer, lsn).map(Action::ChangeSlots));
-    actions.extend(slots::logical(view, snapshot, answer, lsn).map(Action::ChangeSlots));
+    actions.extend(slots::of_leader(view, snapshot, answer, lsn).into_iter().map(Action::ChangeSlots));
     Decision { actions, reason: reason(view, answer), wake }
 }
 

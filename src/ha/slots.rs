@@ -38,11 +38,16 @@ enum Side {
     Follower,
 }
 
-/// What a primary changes about its physical slots, if anything.
-pub fn of_leader(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Option<SlotPlan> {
+/// What a primary changes about its slots: the logical ones that it lacks come last and apart, since a plugin or a
+/// database that is missing must not cost anybody else's slot.
+pub fn of_leader(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Vec<SlotPlan> {
     let mut plan = plan(view, snapshot, answer, (Side::Leader, lsn));
-    plan.create.retain(|_, kind| *kind == SlotKind::Physical);
-    (!plan.is_empty()).then_some(plan)
+    let (create, logical) =
+        std::mem::take(&mut plan.create).into_iter().partition(|(_, kind)| *kind == SlotKind::Physical);
+    plan.create = create;
+    let mut plans = vec![plan, SlotPlan { create: logical, ..SlotPlan::default() }];
+    plans.retain(|plan| !plan.is_empty());
+    plans
 }
 
 /// What a standby leader changes: its replicas stream from it, and it can have no logical slot.
@@ -55,14 +60,6 @@ pub fn of_standby_leader(
     let mut plan = plan(view, snapshot, answer, (Side::StandbyLeader, position));
     plan.create.retain(|_, kind| *kind == SlotKind::Physical);
     (!plan.is_empty()).then_some(plan)
-}
-
-/// The logical slots that a primary lacks: apart from the others, since a plugin or a database that is missing must not
-/// cost anybody else's slot.
-pub fn logical(view: &View, snapshot: &Snapshot, answer: &Answer, lsn: Lsn) -> Option<SlotPlan> {
-    let mut create = plan(view, snapshot, answer, (Side::Leader, lsn)).create;
-    create.retain(|_, kind| *kind != SlotKind::Physical);
-    (!create.is_empty()).then(|| SlotPlan { create, ..SlotPlan::default() })
 }
 
 /// What a standby changes about its slots, if anything.

@@ -539,7 +539,7 @@ impl World {
         let agent = &mut self.nodes[n].agent;
         let mut view = View {
             now,
-            wall: jiff::Timestamp::UNIX_EPOCH + now.since(Moment(0)),
+            wall: jiff::Timestamp::from_second((now.0 / 1_000_000_000) as i64).expect("not far from now"),
             me: name(n),
             node_id,
             phase: agent.phase,

@@ -89,6 +89,8 @@ pub(crate) const MOST_NODES: usize = 7;
 const LONGEST: u64 = 3_600_000;
 /// The calm comes so long after the last event, unless a schedule says when, and never before a minute.
 const AFTER_THE_LAST: u64 = 10_000;
+/// By then a cluster exists.
+const FOUNDED: u64 = 12_000;
 
 impl Mode {
     fn word(self) -> &'static str {
@@ -242,29 +244,53 @@ impl Schedule {
             calm,
             ..Self::plain(seed)
         };
-        let first = if rng.chance(250) { 500 } else { 12_000 };
+        let first = if rng.chance(250) { 500 } else { FOUNDED };
         let storm = rng.chance(300);
         let count = if storm { rng.range(8, 26) } else { rng.range(1, 9) };
+        let mut spans = Vec::new();
         for _ in 0..count {
             let at = rng.range(first, calm - 1000);
             let lasts = if rng.chance(500) { rng.range(50, 3000) } else { rng.range(1000, 25_000) };
-            schedule.one(&mut rng, at, (at + lasts).min(calm));
+            let end = (at + lasts).min(calm);
+            let before = schedule.faults.len();
+            schedule.one(&mut rng, at, end);
+            let last = schedule.faults[before..].iter().map(|(at, _)| *at).max();
+            spans.push((at, last.unwrap_or(at)));
         }
         if rng.chance(500) {
             schedule.voters = Voters::Nodes;
         }
         for _ in 0..if rng.chance(300) { rng.range(1, 4) } else { 0 } {
-            let at = rng.range(12_000, calm - 1000);
+            let at = rng.range(FOUNDED, calm - 1000);
             schedule.faults.push((at, schedule.request(&mut rng)));
+            spans.push((at, at));
         }
         // One seed in six has a time of maintenance.
         if seed % 6 == 4 {
-            let at = rng.range(12_000, calm - 10_000);
+            let at = rng.range(FOUNDED, calm - 10_000);
             let end = rng.range(at + 2000, calm);
+            spans.push((at, end));
             schedule.faults.extend([(at, pause(true)), (end, pause(false))]);
         }
         schedule.faults.sort_by_key(|(at, _)| *at);
+        schedule.shorten_quiet(spans);
         schedule
+    }
+
+    /// Times in which nothing is broken and nothing happens are cut short: they cost as much as any other time.
+    fn shorten_quiet(&mut self, mut spans: Vec<(u64, u64)>) {
+        spans.sort_unstable();
+        let quiet = 6000;
+        let (mut until, mut cut) = (FOUNDED, 0);
+        let mut cuts = Vec::new();
+        for (begins, ends) in spans.into_iter().chain([(self.calm, self.calm)]) {
+            cut += begins.saturating_sub(until + quiet);
+            cuts.push((begins, cut));
+            until = until.max(ends);
+        }
+        let cut_before = |at| cuts.iter().rev().find(|(from, _)| *from <= at).map_or(0, |(_, cut)| *cut);
+        self.faults.iter_mut().for_each(|(at, _)| *at -= cut_before(*at));
+        self.calm -= cut;
     }
 
     /// What a person asks for.

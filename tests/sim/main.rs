@@ -27,8 +27,9 @@ mod rng;
 mod store;
 mod world;
 
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use faults::Schedule;
 use world::{Outcome, run};
@@ -101,24 +102,38 @@ fn kept() -> Result<(), String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
     let mut paths: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     paths.sort();
-    for path in &paths {
-        let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let written = Schedule::parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
-        for more in 0..LATENCIES {
-            let schedule = Schedule { seed: written.seed + more * 1_000_000, ..written.clone() };
-            if let Some(v) = run(&schedule, false).violation {
-                let seed = schedule.seed;
-                return Err(format!(
-                    "{} with seed {seed}: VIOLATED {}: {}",
-                    path.display(),
-                    v.invariant,
-                    v.what
-                ));
-            }
+    let next = AtomicUsize::new(0);
+    in_threads(|| {
+        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            holds(path).map_err(|why| format!("{}{why}", path.display()))?;
         }
-    }
+        Ok(())
+    })
+    .into_iter()
+    .collect::<Result<(), String>>()?;
     println!("{} kept schedules hold, each with {LATENCIES} seeds", paths.len());
     Ok(())
+}
+
+/// A kept schedule, with its seed and others.
+fn holds(path: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!(": {e}"))?;
+    let written = Schedule::parse(&text).map_err(|e| format!(": {e}"))?;
+    for more in 0..LATENCIES {
+        let seed = written.seed + more * 1_000_000;
+        if let Some(v) = run(&Schedule { seed, ..written.clone() }, false).violation {
+            return Err(format!(" with seed {seed}: VIOLATED {}: {}", v.invariant, v.what));
+        }
+    }
+    Ok(())
+}
+
+/// The same work in as many threads as there are cores to count on.
+fn in_threads<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(&work)).collect();
+        workers.into_iter().map(|w| w.join().unwrap()).collect()
+    })
 }
 
 fn one(schedule: &Schedule) -> ExitCode {
@@ -162,10 +177,7 @@ fn many(first: u64, count: u64, until: Until) -> ExitCode {
             }
         }
     };
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().map(|w| w.join().unwrap()).collect()
-    });
+    let results = in_threads(worker);
     let sum = |i: usize| results.iter().map(|(_, sums)| sums[i]).sum::<u64>();
     println!(
         "{count} seeds: {} events, {} commits acknowledged, {} starts of a primary",
