@@ -346,9 +346,6 @@ fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
         Some(Initialize::InProgress | Initialize::Invalid) | None => {}
     }
     let surveyed = view.memory.survey.as_ref().is_some_and(|s| view.now.since(s.at) < SURVEY_AGE);
-    if let Some(id) = view.volume.system_id {
-        return idle(Reason::DataLost(id), Wake::Loop);
-    }
     if view.rules.tags.failover == super::rules::Failover::Never {
         return idle(Reason::NoFailover, Wake::Loop);
     }

@@ -48,6 +48,22 @@ fn a_volume_that_remembers_a_cluster_makes_no_second_one() {
     assert_eq!(nothing_because(scene.decide()), Reason::DataLost(CLUSTER));
 }
 
+/// Also with the lock: it may have been taken by a life of this process that had asked.
+#[test]
+fn with_the_lock_too_no_cluster_is_made_that_nobody_was_asked_about() {
+    let unasked = first_start().leads();
+    assert_eq!(only(unasked.decide()), Action::Release);
+    let mut remembers = first_start().surveyed(&NO_DATA).leads();
+    remembers.0.volume.system_id = Some(CLUSTER);
+    assert_eq!(only(remembers.decide()), Action::Release);
+}
+
+#[test]
+fn a_node_that_must_not_lead_makes_no_cluster() {
+    let decision = first_start().surveyed(&NO_DATA).nofailover().decide();
+    assert_eq!(nothing_because(decision), Reason::NoFailover);
+}
+
 #[test]
 fn a_known_cluster_is_waited_for_not_made_again() {
     let decision = first_start().initialize(Some(Initialize::Done(CLUSTER))).surveyed(&NO_DATA).decide();

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pgherd::clock::Moment;
-use pgherd::dcs::{Claim, Failover, Precondition, Snapshot};
+use pgherd::dcs::{Claim, Failover, Precondition, Shutdown, Snapshot, Status};
 use pgherd::ha::promises::Promise;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::{Outlast, Pause};
 use pgherd::ha::view::Job;
 use pgherd::postgres::StartAs;
 use pgherd::postgres::status::ControlState;
-use pgherd::types::{NodeName, Revision};
+use pgherd::types::{Lsn, NodeName, Revision, Timeline};
 
 use crate::scene::{
     HERE, NOW, POSITION, Scene, ago, name, nothing_because, only, still, upstream, versioned,
@@ -203,4 +203,20 @@ fn a_standby_that_follows_nobody_follows_the_leader_that_it_has_promised() {
     assert!(follows.decide().actions.is_empty(), "what is in force goes on");
     let ended = running.store_silent().with(|v| v.memory.promised = Some(promise(NOW)));
     assert!(ended.decide().actions.is_empty());
+}
+
+/// Who has stopped and said so in the store, after it asked, holds nobody any more; the store must be without a leader then.
+#[test]
+fn a_promise_ends_early_only_by_what_its_leader_wrote_after_it() {
+    let given = promise(NOW);
+    let end = Shutdown { leader: name("n1"), timeline: Timeline(1), end: Lsn(POSITION.0 + 1) };
+    let status = Status { shutdown: Some(end), ..Status::default() };
+    let scene = Scene::new().no_leader().snapshot(|s| s.status = Some(versioned(status)));
+    let over = |scene: &Scene, taken: Moment| {
+        let snapshot = scene.0.snapshot().unwrap().clone();
+        given.is_over(&Snapshot { taken, ..snapshot })
+    };
+    assert!(over(&scene, NOW));
+    assert!(!over(&scene, given.given), "it was read before it asked");
+    assert!(!over(&scene.leader("n2"), NOW), "somebody leads");
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgherd::dcs::{Claim, Readiness};
 use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::rules::Pause;
 use pgherd::ha::view::Job;
 use pgherd::postgres::StopMode;
 use pgherd::types::SyncMode;
@@ -87,4 +88,16 @@ fn a_primary_that_was_found_running_does_not_lead_again_after_another() {
     let led = found.sync_key("n1", 0, &[]);
     assert_eq!(only(led.decide()), Action::Begin(Task::Stop(StopMode::Immediate)));
     assert_eq!(led.decide().reason, Reason::NotSynchronous(vec![name("n1")]));
+}
+
+/// It is not stopped, but what a leader writes is for a leader to write.
+#[test]
+fn a_paused_primary_whose_lease_is_over_has_no_duties_of_a_leader() {
+    let paused = |seconds| {
+        let mut scene = Scene::new().leader("n0").primary("", &[]).lease(seconds);
+        scene.0.rules.pause = Pause::On;
+        scene.decide().actions
+    };
+    assert!(paused(8).is_empty());
+    assert!(!paused(1).is_empty());
 }

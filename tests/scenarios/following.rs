@@ -31,6 +31,17 @@ fn what_the_leader_said_before_its_promotion_is_not_its_history() {
 }
 
 #[test]
+fn what_the_leader_said_half_a_minute_ago_is_asked_again() {
+    let said = |seconds| {
+        let mut scene = Scene::new().same_timeline();
+        scene.0.memory.ancestry.as_mut().unwrap().at = ago(seconds);
+        only(scene.decide())
+    };
+    assert_eq!(said(29), Action::Start(StartAs::Standby(Some(upstream("n1"))), String::new()));
+    assert_eq!(said(30), Action::Begin(Task::Compare(upstream("n1"))));
+}
+
+#[test]
 fn a_new_leader_is_followed_when_it_serves_and_has_made_its_checkpoint() {
     let promoting =
         Scene::new().same_timeline().snapshot(|s| s.members[0].role = pgherd::dcs::Role::Promoted);
@@ -44,6 +55,8 @@ fn a_standby_whose_wal_is_gone_upstream_is_copied_anew() {
     let mut scene = Scene::new().standby(HERE).same_timeline().not_streaming(60);
     scene.0.memory.upstream_wal = pgherd::ha::view::UpstreamWal::Removed;
     assert_eq!(scene.decide().reason, Reason::WalRemoved(name("n1")));
+    let soon = scene.not_streaming(59).decide();
+    assert!(soon.actions.is_empty(), "it may have been a moment's answer: {soon:?}");
     let mut down = Scene::new().same_timeline();
     down.0.memory.upstream_wal = pgherd::ha::view::UpstreamWal::Removed;
     assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
@@ -209,4 +222,14 @@ fn a_node_that_starts_gives_the_store_a_moment_to_say_that_the_lock_is_its_own()
 fn whole_data_is_readable_while_the_store_is_silent() {
     let decision = Scene::new().store_silent().decide();
     assert_eq!(only(decision), Action::Start(StartAs::Standby(None), String::new()));
+}
+
+#[test]
+fn a_server_that_fails_at_each_start_is_not_started_without_a_pause() {
+    let start = Action::Start(StartAs::Standby(Some(upstream("n1"))), String::new());
+    let after = |n, seconds| Scene::new().same_timeline().failed(Job::Start, n, seconds).decide();
+    assert_eq!(only(after(1, 0)), start, "a first crash");
+    assert!(matches!(nothing_because(after(2, 0)), Reason::RetryLater(Job::Start, _)));
+    assert!(matches!(nothing_because(after(4, 1)), Reason::RetryLater(Job::Start, _)), "each time longer");
+    assert_eq!(only(after(2, 60)), start);
 }

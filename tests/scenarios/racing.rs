@@ -27,6 +27,17 @@ fn the_position_is_held_then_the_others_are_asked_then_the_lock_is_taken() {
 }
 
 #[test]
+fn answers_from_before_the_position_was_held_or_from_long_ago_count_for_nothing() {
+    let mut scene = race(HERE, &[("n2", still(HERE))]);
+    scene.0.memory.frozen = Some(NOW + Duration::from_nanos(1));
+    assert_eq!(only(scene.decide()), Action::Begin(Task::Poll));
+    let mut scene = race(HERE, &[("n2", still(HERE))]);
+    scene.0.memory.frozen = Some(ago(60));
+    scene.0.memory.poll.as_mut().unwrap().at = ago(30);
+    assert_eq!(only(scene.decide()), Action::Begin(Task::Poll));
+}
+
+#[test]
 fn a_stopped_node_starts_to_vote() {
     let decision = Scene::new().no_leader().decide();
     assert_eq!(only(decision), Action::Start(StartAs::Standby(None), String::new()));

@@ -7,6 +7,7 @@ use serde_json::json;
 use pgherd::dcs::{Claim, Member, MemberState, Role};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, PollAnswer};
+use pgherd::postgres::status::Kind;
 use pgherd::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal, StartAs, StopMode};
 use pgherd::types::{Lsn, SyncMode, Timeline};
 
@@ -348,6 +349,33 @@ mod synchronous_set {
             Some("n1"),
             "by the first one"
         );
+    }
+
+    #[test]
+    fn only_members_that_stream_confirm() {
+        let quorum = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
+        let strange = quorum.clone().primary("", &["n1", "stranger"]);
+        assert_eq!(names_set(&strange).as_deref(), Some("ANY 1 (n1)"));
+        let mut catching_up = quorum.primary("", &["n1", "n2"]);
+        if let Some(Kind::Primary { standbys, .. }) =
+            catching_up.0.local.sql.as_mut().map(|sql| &mut sql.kind)
+        {
+            standbys[1].state = "catchup".into();
+        }
+        assert_eq!(names_set(&catching_up).as_deref(), Some("ANY 1 (n1)"));
+    }
+
+    #[test]
+    fn a_standby_that_lacks_what_was_before_its_name_is_nobody_to_elect_yet() {
+        let voters = |at| {
+            let scene = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
+            let scene = scene.primary("ANY 1 (n1,n2)", &["n1", "n2"]).flushed("n1", at).flushed("n2", at);
+            let put = |action| if let Action::PutSync(sync, _) = action { sync.sync_standby } else { None };
+            scene.decide().actions.into_iter().find_map(put)
+        };
+        let barrier = Scene::new().primary("", &[]).0.memory.sync_barrier.unwrap().0;
+        assert_eq!(voters(barrier - 1), None);
+        assert_eq!(voters(barrier).as_deref(), Some("n1,n2"));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 #!/bin/bash
-# Removes one guard of `ha::decide` and its rules at a time, in a scratch copy, and asks: does anything notice?
+# Removes one guard of `ha::decide` and its rules after the other, and asks: does anything notice?
 #
-#   tests/sim/mutate.sh [NAME ...]      all guards, or these; SEEDS=10000, BOTH=1 (seeds also where a scenario has noticed),
-#                                       SCRATCH=target/mutants (the copy; it keeps its own build directory)
+#   tests/sim/mutate.sh [NAME ...]      all guards, or these; SEEDS=10000, SCRATCH=target/mutants (a copy of the tree; it keeps
+#                                       its own build directory)
 #
-# One line for each guard: its name, what noticed (the first scenario, the first seed and its invariant), or SURVIVED. Exit
-# status 1 when one survived, or when a line of the table below no longer changes anything.
+# All mutants are compiled once, into one copy of the tree (`weave.pl`), and `MUTANT=number` says which one a process is. Each is
+# shown to the scenarios, then to the kept schedules, then to so many seeds, until one of them notices.
+#
+# One line for each guard: its name and what noticed, or SURVIVED. Exit status 1 when one survived, or when a line of the table below
+# no longer changes anything.
 set -u
 cd "$(dirname "$0")/../.."
-SEEDS=${SEEDS:-10000} BOTH=${BOTH:-0} SCRATCH=${SCRATCH:-target/mutants}
+SEEDS=${SEEDS:-10000} SCRATCH=${SCRATCH:-target/mutants}
 
 # name | file in src/ha | perl expression
 guards() {
@@ -35,7 +38,7 @@ store-not-ready|decide.rs|s/if snapshot.readiness == Readiness::NotReady \{/if f
 retake-timeline|decide.rs|s/if answer.timeline < cluster \{/if false {/
 bootstrap-known-cluster|decide.rs|s/Some\(Initialize::Done\(_\)\) => return idle\(Reason::WaitingForLeader, Wake::Loop\),/Some(Initialize::Done(_)) => {}/
 bootstrap-nofailover|decide.rs|s/if view.rules.tags.failover == super::rules::Failover::Never \{/if false {/
-survey-record|decide.rs|s/(if let Some\(id\) = view.volume.system_id) \{/$1.filter(|_| false) {/g
+survey-record|adoption.rs|s/(if let Some\(id\) = view.volume.system_id) \{/$1.filter(|_| false) {/
 survey-data|adoption.rs|s/if let Some\(\(address, _\)\) = with_data \{/if let Some((address, _)) = with_data.filter(|_| false) {/
 survey-silent|adoption.rs|s/\(!silent.is_empty\(\)\).then_some/(false \&\& !silent.is_empty()).then_some/
 follow-unreadable|decide.rs|s/if view.volume.system_id != view.cluster_system_id\(\) =>/if false =>/
@@ -103,37 +106,44 @@ TABLE
 }
 
 mkdir -p "$SCRATCH"
-refresh() { # only what is newer is copied, so that cargo builds what has changed
-    for part in Cargo.toml Cargo.lock clippy.toml src tests templates benches mock-flux-api README.md; do
-        [ -e "$part" ] && cp -ru "$part" "$SCRATCH/"
-    done
+SCRATCH=$(cd "$SCRATCH" && pwd)
+# Only what is newer is copied, so that cargo builds what has changed.
+for part in Cargo.toml Cargo.lock src tests templates benches mock-flux-api README.md docs; do
+    cp -ru "$part" "$SCRATCH/"
+done
+guards | perl tests/sim/weave.pl src/ha "$SCRATCH/src/ha" >"$SCRATCH/numbers"
+wrong=$?
+if ! grep -q 'fn mutant' "$SCRATCH/src/lib.rs"; then
+    cat >>"$SCRATCH/src/lib.rs" <<'RUST'
+
+/// Which mutant this process is.
+pub fn mutant() -> u32 {
+    static WHICH: std::sync::LazyLock<u32> =
+        std::sync::LazyLock::new(|| std::env::var("MUTANT").ok().and_then(|n| n.parse().ok()).unwrap_or(0));
+    *WHICH
 }
-refresh
+RUST
+fi
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$SCRATCH/target}
-survived=0
-while IFS='|' read -r name file expression; do
+log=$SCRATCH/mutant.log
+# Optimised a little: the seeds are worth more than the build.
+(cd "$SCRATCH" && cargo test --locked --config 'profile.dev.package.pgherd.opt-level=1' --test scenarios --test sim --no-run) \
+    >"$log" 2>&1 || { grep -m1 -A5 '^error' "$log"; exit 1; }
+program() { grep -oP "Executable tests/$1/main.rs \(\K[^)]+" "$log"; }
+scenarios=$(program scenarios) sim=$(program sim)
+cd "$SCRATCH" || exit 1
+while read -r number name; do
     [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
-    target=$SCRATCH/src/ha/$file
-    cp "src/ha/$file" "$target"
-    perl -0pi -e "$expression" "$target"
-    if cmp -s "src/ha/$file" "$target"; then
-        echo "$name: the guard is not where this script looks for it"; survived=1; continue
+    export MUTANT=$number
+    if ! timeout 300 "$scenarios" >"$log" 2>&1; then
+        by="scenario $(grep -m1 -oP '^test \K\S+(?= \.\.\. FAILED)' "$log")"
+    elif ! timeout 600 "$sim" --seeds 0 >"$log" 2>&1; then
+        by="schedule $(grep -m1 -oP 'schedules/\K.*' "$log" | cut -c1-90)"
+    elif ! timeout 3600 "$sim" --seeds "$SEEDS" --until-failure >"$log" 2>&1; then
+        by="seed $(grep -m1 -oP 'SEED=\K.*' "$log" | cut -c1-90)"
+    else
+        by="SURVIVED $SEEDS seeds" wrong=1
     fi
-    log=$SCRATCH/mutant.log by=
-    build() { (cd "$SCRATCH" && cargo test --locked --test "$1" --no-run) >"$log" 2>&1; }
-    if ! build scenarios; then
-        echo "$name: does not compile: $(grep -m1 '^error' "$log")"; survived=1; cp "src/ha/$file" "$target"; continue
-    fi
-    (cd "$SCRATCH" && timeout 300 cargo test --locked --test scenarios) >"$log" 2>&1 \
-        || by="scenario $(grep -m1 -oP '^test \K\S+(?= \.\.\. FAILED)' "$log")"
-    # The simulator is built only for what the scenarios let through.
-    if [ -z "$by" ] || [ "$BOTH" = 1 ]; then
-        build sim
-        (cd "$SCRATCH" && SEEDS=$SEEDS timeout 1800 cargo test --locked --test sim -- --until-failure) >"$log" 2>&1 \
-            || by="${by:+$by; }seed $(grep -m1 -oP 'SEED=\K.*|VIOLATED.*' "$log" | cut -c1-90)"
-    fi
-    [ -n "$by" ] || { by="SURVIVED $SEEDS seeds"; survived=1; }
     echo "$name: $by"
-    cp "src/ha/$file" "$target"
-done < <(guards)
-exit $survived
+done <"$SCRATCH/numbers"
+exit $wrong
