@@ -169,6 +169,7 @@ fn member(text: &str) -> Member {
         state: MemberState::Running,
         role: Role::Replica,
         version: "4.1.4".to_owned(),
+        proxy_url: None,
         pgherd_version: None,
         node_id: None,
         checkpoint_after_promote: None,

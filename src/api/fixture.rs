@@ -41,6 +41,7 @@ pub(crate) fn member(name: &str, role: Role, at: Option<u64>) -> Member {
         state: MemberState::Running,
         role,
         version: "4.1.4".into(),
+        proxy_url: None,
         pgherd_version: None,
         node_id: None,
         checkpoint_after_promote: None,

@@ -106,6 +106,9 @@ pub struct Member {
     pub role: Role,
     /// Patroni's version that we speak, `X.Y.Z`.
     pub version: String,
+    /// Like `conn_url`, of a pooler in front of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_url: Option<String>,
     /// Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pgherd_version: Option<String>,

@@ -71,6 +71,12 @@ pub struct Program {
     pub args: Vec<String>,
 }
 
+impl From<&str> for Program {
+    fn from(path: &str) -> Self {
+        Utf8PathBuf::from(path).into()
+    }
+}
+
 impl From<Utf8PathBuf> for Program {
     fn from(path: Utf8PathBuf) -> Self {
         Self { path, args: Vec::new() }

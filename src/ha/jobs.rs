@@ -121,8 +121,10 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
     })
 }
 
-async fn approve(program: &Utf8Path, postgres: &Postgres) -> Result<(), Error> {
-    let command = Command::new("pre_promote", program.to_owned()).run_as(postgres.run_as());
+async fn approve(program: &Program, postgres: &Postgres) -> Result<(), Error> {
+    let command = Command::new("pre_promote", program.path.clone())
+        .args(program.args.iter().cloned())
+        .run_as(postgres.run_as());
     let output = process::run(&command, APPROVAL_PATIENCE).await.map_err(Error::Approval)?;
     if output.exit.is_success() { Ok(()) } else { Err(Error::NotApproved(output.exit)) }
 }

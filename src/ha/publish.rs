@@ -31,6 +31,8 @@ pub struct Addresses {
     pub conn_url: String,
     /// `http[s]://HOST:PORT/patroni`.
     pub api_url: String,
+    /// Where a pooler in front of the server is reached.
+    pub proxy_url: Option<String>,
 }
 
 /// The long action under way, as a member state.
@@ -106,6 +108,7 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
         state: state(view),
         role: role(view),
         version: PATRONI_VERSION.to_owned(),
+        proxy_url: addresses.proxy_url.clone(),
         pgherd_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         node_id: Some(view.node_id.0.clone()),
         checkpoint_after_promote: (view.memory.checkpoint == Checkpoint::Owed).then_some(false),

@@ -5,8 +5,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
-
 use crate::dcs::{Claim, Failsafe, Precondition, Shutdown, Sync};
 use crate::postgres::{Part, SlotPlan, StartAs, StopMode, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SystemId, Timeline};
@@ -160,7 +158,7 @@ pub enum Task {
     /// pg_rewind from this node.
     Rewind(Upstream),
     /// Run this program of the operator's: it says whether this node may be promoted.
-    Approval(Utf8PathBuf),
+    Approval(Program),
     /// Promote.
     Promote,
     /// Stop PostgreSQL. May replace any task that is under way.

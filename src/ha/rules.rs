@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::remote::Remote;
@@ -39,7 +38,7 @@ pub struct Rules {
     /// This node's tags.
     pub tags: Tags,
     /// The program that must succeed before this node is promoted. From the environment only: see `callbacks`.
-    pub pre_promote: Option<Utf8PathBuf>,
+    pub pre_promote: Option<Program>,
     /// What the store says of replication.
     pub replication: Replication,
     /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster

@@ -48,8 +48,19 @@ pub(super) fn append(out: &mut Vec<u8>, (format, stamp): (Format, &str), from: &
     match format {
         Format::Text => append_text(out, stamp, from, bytes),
         Format::Json => append_json(out, stamp, from, bytes),
+        Format::Patroni => append_patroni(out, stamp, from, bytes),
     }
     out.push(b'\n');
+}
+
+/// `2026-01-02T03:04:05.678Z` as Python writes it. What a child prints has a time of its own, or needs none.
+fn append_patroni(out: &mut Vec<u8>, stamp: &str, from: &Origin<'_>, bytes: &[u8]) {
+    if from.stream.is_none() {
+        let (date, time) = stamp.trim_end_matches('Z').split_once('T').unwrap_or((stamp, ""));
+        let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
+        out.extend_from_slice(format!("{date} {time},{fraction} ").as_bytes());
+    }
+    append_clean(out, from, bytes);
 }
 
 fn append_text(out: &mut Vec<u8>, stamp: &str, from: &Origin<'_>, bytes: &[u8]) {
@@ -57,6 +68,10 @@ fn append_text(out: &mut Vec<u8>, stamp: &str, from: &Origin<'_>, bytes: &[u8]) 
     out.push(b' ');
     out.extend_from_slice(from.service.as_bytes());
     out.extend_from_slice(b"| ");
+    append_clean(out, from, bytes);
+}
+
+fn append_clean(out: &mut Vec<u8>, from: &Origin<'_>, bytes: &[u8]) {
     if is_plain(bytes) {
         out.extend_from_slice(bytes);
     } else {

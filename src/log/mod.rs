@@ -5,18 +5,19 @@
 //! counted, and the exact count is reported at the place where they are missing.
 //! The writer writes to standard output as it was inherited: a private non-blocking description is not needed when only
 //! this thread can wait, and could not be had for a socket or another account's pipe.
-//! Absent on purpose: rotation, files, rate limits, colours. The container's runtime keeps the stream.
+//! Absent on purpose: rate limits, colours, and files where a container's runtime keeps the stream; an agent may write files.
 
 mod line;
 mod ring;
+mod sink;
 
 use crate::types::Chain;
 use std::fmt::{self, Write as _};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use camino::Utf8PathBuf;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span;
@@ -26,8 +27,10 @@ use tracing_subscriber::registry::LookupSpan;
 
 use line::{Origin, Stamp, append, render};
 use ring::{Chunk, Ring, write_out};
+use sink::{Rotating, Stream as Descriptor};
 
 pub use line::Splitter;
+pub use sink::Files;
 
 /// The longest line, in bytes; the rest goes on in another line, and the first is marked as partial. PostgreSQL can print
 /// a statement of a gigabyte; no reader wants it in one piece.
@@ -49,6 +52,8 @@ pub enum Format {
     Text,
     /// One JSON object a line.
     Json,
+    /// `2026-01-02 03:04:05,678 INFO: line` (UTC), and what children print as it is: Patroni's form.
+    Patroni,
 }
 
 /// Where a child's line came from.
@@ -82,6 +87,8 @@ pub struct Config {
     pub format: Format,
     /// `LOG_LEVEL`: `info`, or `warn,pgherd::ha=debug`.
     pub level: String,
+    /// In the place of standard output.
+    pub files: Option<Files>,
 }
 
 /// Why the log could not be set up.
@@ -95,6 +102,12 @@ pub enum Error {
     },
     #[error("the log is already installed")]
     Installed,
+    #[error("could not open a file of the log in {dir}")]
+    Open {
+        dir: Utf8PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("could not start the log's thread")]
     StartWriter {
         #[source]
@@ -124,17 +137,23 @@ static LOG: OnceLock<(Arc<Ring>, Format)> = OnceLock::new();
 pub fn install(config: &Config) -> Result<Guard, Error> {
     let filter: Targets =
         config.level.parse().map_err(|source| Error::ParseLevel { text: config.level.clone(), source })?;
+    let open = |files: &Files| {
+        let failed = |source| Error::Open { dir: files.dir.clone(), source };
+        Rotating::open(files.clone()).map_err(failed)
+    };
+    let files = config.files.as_ref().map(open).transpose()?;
     let ring = Arc::new(Ring::new(RING_BYTES, config.format));
     LOG.set((Arc::clone(&ring), config.format)).map_err(|_ours| Error::Installed)?;
     let events = Events { ring: Arc::clone(&ring), format: config.format };
     let subscriber = tracing_subscriber::registry().with(events.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(|_theirs| Error::Installed)?;
     let writer = Arc::clone(&ring);
-    std::thread::Builder::new()
-        .name("log".to_owned())
-        .stack_size(WRITER_STACK)
-        .spawn(move || write_out(&writer, io::stdout().as_fd()))
-        .map_err(|source| Error::StartWriter { source })?;
+    let thread = std::thread::Builder::new().name("log".to_owned()).stack_size(WRITER_STACK);
+    let started = match files {
+        None => thread.spawn(move || write_out(&writer, Descriptor(io::stdout()))),
+        Some(files) => thread.spawn(move || write_out(&writer, files)),
+    };
+    started.map_err(|source| Error::StartWriter { source })?;
     Ok(Guard { ring })
 }
 
@@ -255,12 +274,26 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Events {
         self.ring.push_ours(Chunk::line(match self.format {
             Format::Text => event_text(event.metadata(), &spans, &fields),
             Format::Json => event_json(event.metadata(), &spans, fields),
+            Format::Patroni => event_patroni(event.metadata(), &spans, &fields),
         }));
     }
 }
 
 fn event_text(metadata: &tracing::Metadata<'_>, spans: &[&str], fields: &Fields) -> Vec<u8> {
-    let mut text = format!("{:5} ", metadata.level().as_str());
+    event_line(Format::Text, format!("{:5} ", metadata.level().as_str()), spans, fields)
+}
+
+fn event_patroni(metadata: &tracing::Metadata<'_>, spans: &[&str], fields: &Fields) -> Vec<u8> {
+    let level = match *metadata.level() {
+        tracing::Level::ERROR => "ERROR",
+        tracing::Level::WARN => "WARNING",
+        tracing::Level::INFO => "INFO",
+        tracing::Level::DEBUG | tracing::Level::TRACE => "DEBUG",
+    };
+    event_line(Format::Patroni, format!("{level}: "), spans, fields)
+}
+
+fn event_line(format: Format, mut text: String, spans: &[&str], fields: &Fields) -> Vec<u8> {
     for span in spans {
         text.push_str(span);
         text.push_str(": ");
@@ -274,7 +307,7 @@ fn event_text(metadata: &tracing::Metadata<'_>, spans: &[&str], fields: &Fields)
         };
     }
     let from = Origin { service: OURSELVES, stream: None, wholeness: Wholeness::Whole };
-    render(Format::Text, &from, bounded(&text).as_bytes())
+    render(format, &from, bounded(&text).as_bytes())
 }
 
 fn event_json(metadata: &tracing::Metadata<'_>, spans: &[&str], fields: Fields) -> Vec<u8> {

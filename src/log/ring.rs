@@ -4,13 +4,11 @@
 //! memory. What does not fit is dropped and counted exactly.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::line::{Origin, render};
+use super::sink::Sink;
 use super::{Format, OURSELVES, Wholeness};
 
 /// How much the writer takes at once: one write for many lines.
@@ -172,13 +170,13 @@ impl Ring {
 }
 
 /// The writer's life. Only this thread ever waits for the reader.
-pub(super) fn write_out(ring: &Ring, out: impl AsFd) {
+pub(super) fn write_out(ring: &Ring, mut out: impl Sink) {
     let mut batch = Vec::with_capacity(BATCH_BYTES);
     loop {
         batch.clear();
         ring.take(&mut batch);
-        if let Err(rest) = write_all(&out, &batch) {
-            // Nobody reads any more (EPIPE, EIO): the services go on. The count is reported if somebody reads again.
+        if let Err(rest) = out.put(&batch) {
+            // Nobody reads any more (EPIPE, EIO), or the disk is full: the services go on. The count is reported if somebody reads again.
             ring.lost(&rest);
             pause_after_failure();
         }
@@ -194,28 +192,12 @@ fn pause_after_failure() {
     std::thread::sleep(Duration::from_millis(100));
 }
 
-/// Writes everything, or tells what could not be written.
-fn write_all(out: &impl AsFd, mut rest: &[u8]) -> Result<(), Vec<u8>> {
-    while !rest.is_empty() {
-        match nix::unistd::write(out, rest) {
-            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
-            Err(nix::errno::Errno::EINTR) => {}
-            // Somebody else who holds this terminal or pipe has made it non-blocking.
-            Err(nix::errno::Errno::EAGAIN) => {
-                let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
-                poll(&mut fds, PollTimeout::NONE).map_err(|_failed| rest.to_vec())?;
-            }
-            Err(_gone) => return Err(rest.to_vec()),
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{self, Read as _};
     use std::sync::Arc;
 
+    use super::super::sink::Stream;
     use super::*;
 
     #[test]
@@ -241,7 +223,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let ring = Arc::new(Ring::new(256 * 1024, Format::Text));
         let thread = Arc::clone(&ring);
-        std::thread::spawn(move || write_out(&thread, writer));
+        std::thread::spawn(move || write_out(&thread, Stream(writer)));
         let total = 20_000_u64;
         for n in 0..total {
             ring.push(Chunk::line(format!("line {n} {}\n", "x".repeat(100)).into_bytes()));

@@ -70,7 +70,11 @@ const MAXIMUM_LAG: u64 = 1_048_576;
 pub fn run(file: Option<Utf8PathBuf>, config: Agent, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
     process::hide_memory();
     let source = Source { file, vars: process::take_environment() };
-    let form = log::Config { format: config.log.format, level: config.log.level.to_string() };
+    let form = log::Config {
+        format: config.log.format,
+        level: config.log.level.to_string(),
+        files: config.log_files.clone(),
+    };
     let _log = log::install(&form).context("could not start the log")?;
     process::Surroundings::look().tell();
     for Warning(warning) in warnings {
@@ -391,6 +395,11 @@ fn agent_config(config: &Agent, node_id: crate::types::NodeId) -> agent::Config 
         addresses: Addresses {
             conn_url: format!("postgres://{}/{}", config.postgres.connect, config.postgres.database),
             api_url: format!("{scheme}://{}/patroni", config.api.connect),
+            proxy_url: config
+                .postgres
+                .proxy
+                .as_ref()
+                .map(|proxy| format!("postgres://{proxy}/{}", config.postgres.database)),
         },
         rules: rules(config),
         founding: serde_json::Value::Object(config.bootstrap.dcs.clone()),
@@ -440,6 +449,8 @@ fn postgres_config(config: &Agent, source: Source, place: &Place) -> anyhow::Res
         replica_methods: server.replica_methods.clone(),
         methods: server.methods.clone(),
         basebackup: server.basebackup.clone(),
+        origin: config.bootstrap.origin.clone(),
+        before_stop: server.before_stop.clone(),
         bootstrap_script: config.bootstrap.script.clone(),
     };
     Ok(postgres::Config {

@@ -28,11 +28,12 @@ use crate::dcs::Role;
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
 use crate::discovery::{self, Peers};
 use crate::etcd::{self, PrimaryHere};
+use crate::ha::callbacks::{self, Program};
 use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::replication::Replication;
 use crate::ha::rules::{Mode, Rules};
-use crate::ha::{self, agent, callbacks};
+use crate::ha::{self, agent};
 use crate::peer::DataFacts;
 use crate::postgres::{ClientTls, Postgres, Stored};
 use crate::process::{self, InitLink, RunAs, Surroundings, VolumeLock};
@@ -372,7 +373,7 @@ fn settle_name(config: &Config, record: &Keeper, address: IpAddr) -> anyhow::Res
 }
 
 fn log_config(config: &Config) -> log::Config {
-    log::Config { format: config.log.format, level: config.log.level.to_string() }
+    log::Config { format: config.log.format, level: config.log.level.to_string(), files: None }
 }
 
 fn postgres_unit() -> UnitSpec {
@@ -449,6 +450,7 @@ fn addresses(config: &Config, address: IpAddr) -> Addresses {
     Addresses {
         conn_url: format!("postgres://{postgres}/{}", config.database.name),
         api_url: format!("{scheme}://{api}/patroni"),
+        proxy_url: None,
     }
 }
 
@@ -465,7 +467,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         primary_start_timeout: ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
         tags: ha.tags.clone(),
-        pre_promote: ha.pre_promote.clone(),
+        pre_promote: ha.pre_promote.clone().map(Program::from),
         replication: Replication::default(),
         mode: Mode::Node,
         server: Some(Stored::initial(&config.database.parameters)),

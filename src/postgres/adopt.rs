@@ -180,14 +180,18 @@ async fn ensure_superuser(shared: &Shared, place: &Utf8Path) -> Result<(), Error
 }
 
 /// One statement a line, as a single-user server wants it. It sees a verifier, never the password.
-fn superuser_sql(config: &Config) -> String {
+pub(super) fn superuser_sql(config: &Config) -> String {
     let role = escape_identifier(&config.superuser);
     let name = escape_literal(&config.superuser);
-    let verifier = escape_literal(&scram_sha_256(config.superuser_password.expose_secret().as_bytes()));
+    let password = match config.superuser_password.expose_secret() {
+        // An administrator's server trusts whoever reaches it.
+        "" => String::new(),
+        secret => format!(" PASSWORD {}", escape_literal(&scram_sha_256(secret.as_bytes()))),
+    };
     let create = escape_literal(&format!("CREATE ROLE {role}"));
     format!(
         "DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {name}) THEN EXECUTE {create}; END IF; END $do$\n\
-         ALTER ROLE {role} SUPERUSER LOGIN PASSWORD {verifier}\n"
+         ALTER ROLE {role} SUPERUSER LOGIN{password}\n"
     )
 }
 

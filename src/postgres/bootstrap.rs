@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::clone::{beside_data_dir, make_dir, put_in_place, remove_leftovers, require_down};
 use super::sql::Session;
 use super::status::DataDir;
-use super::{Config, Error, Local, Machine, Premises, Shared, adopt, conf, control, import};
+use super::{Config, Error, Local, Machine, Premises, Shared, adopt, conf, control, import, origin};
 use crate::process::{self, Command, Mode, RunAs};
 use crate::types::SystemId;
 
@@ -67,6 +67,11 @@ pub(super) async fn initdb(shared: &Shared) -> Result<SystemId, Error> {
     remove_leftovers(shared).await?;
     if let Some(adopted) = adopt::found(shared).await? {
         return Ok(adopted);
+    }
+    if let Premises::Machine(machine) = &shared.config.premises
+        && let Some(origin) = &machine.origin
+    {
+        return origin::make(shared, machine, origin).await;
     }
     let fresh = beside_data_dir(shared, "new");
     make_dir(shared, &fresh)?;

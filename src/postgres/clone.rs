@@ -40,8 +40,11 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
             method::copy(shared, upstream, &methods).await?;
         }
     }
-    clear_marker(shared, control::REWIND_MARKER)?;
-    clear_marker(shared, control::CLONE_MARKER)?;
+    for marker in
+        [control::REWIND_MARKER, control::FILL_MARKER, control::ORIGIN_MARKER, control::CLONE_MARKER]
+    {
+        clear_marker(shared, marker)?;
+    }
     if let Err(error) = prune_quarantine(shared).await {
         warn!(%error, "old data directories stay in the quarantine");
     }
@@ -194,14 +197,14 @@ fn sync_parent(path: &Utf8Path) -> Result<(), Error> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-fn set_marker(shared: &Shared, name: &str) -> Result<(), Error> {
+pub(super) fn set_marker(shared: &Shared, name: &str) -> Result<(), Error> {
     let path = shared.config.state_dir.join(name);
     process::write_atomic(&path, b"", &process::RunAs::Same, Mode::Private)
         .map(|_written| ())
         .map_err(|source| Error::Write { path, source })
 }
 
-fn clear_marker(shared: &Shared, name: &str) -> Result<(), Error> {
+pub(super) fn clear_marker(shared: &Shared, name: &str) -> Result<(), Error> {
     let path = shared.config.state_dir.join(name);
     match std::fs::remove_file(&path) {
         Ok(()) => sync_parent(&path),

@@ -23,6 +23,11 @@ pub(super) const CLONE_MARKER: &str = "clone-in-progress";
 /// Lies in the state directory while pg_rewind changes PGDATA.
 pub(super) const REWIND_MARKER: &str = "rewind-in-progress";
 
+/// Lies in the state directory while a command of the administrator's copies into PGDATA itself.
+pub(super) const FILL_MARKER: &str = "copy-in-progress";
+/// Lies in the state directory while such a command makes a new cluster in PGDATA.
+pub(super) const ORIGIN_MARKER: &str = "bootstrap-in-progress";
+
 /// The last reading, and of which file.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
@@ -56,6 +61,9 @@ pub(super) async fn classify(shared: &Shared) -> DataDir {
         Err(why) => DataDir::Unreadable { why: why.to_string() },
         Ok(true) if marked(CLONE_MARKER) => DataDir::Incomplete { why: "a clone did not finish" },
         Ok(true) => DataDir::Empty,
+        // It has never served anybody.
+        Ok(false) if marked(ORIGIN_MARKER) => DataDir::Empty,
+        Ok(false) if marked(FILL_MARKER) => DataDir::Incomplete { why: "a copy did not finish" },
         Ok(false) if marked(REWIND_MARKER) => DataDir::Incomplete { why: "a rewind did not finish" },
         Ok(false) => match cluster(shared).await {
             Ok(control) => DataDir::Cluster(control),

@@ -9,11 +9,17 @@ use std::time::Duration;
 use camino::Utf8Path;
 use nix::sys::signal::Signal;
 
+use tracing::{info, warn};
+
 use super::conf::{self, Found, Settings};
+use super::method::SEARCH_PATH;
 use super::settings::Part;
 use super::status::DataDir;
-use super::{Config, Door, Error, Premises, Shared, StartAs, configure, control, lock};
+use super::{Config, Door, Error, Premises, Shared, StartAs, StopMode, configure, control, lock};
+use crate::clock;
 use crate::process::{self, Command, Kin, Kinship, PidHandle};
+use crate::supervisor::UnitState;
+use crate::types::Chain;
 
 /// `postgres -C` reads two files.
 const READ_LIMIT: Duration = Duration::from_secs(5);
@@ -49,6 +55,32 @@ async fn in_force(shared: &Shared, name: &'static str) -> Result<String, Error> 
     let command = server(shared).args(["-C", name]).quiet();
     let output = control::run(&command, "postgres -C", READ_LIMIT).await?;
     Ok(output.stdout.trim_end_matches('\n').to_owned())
+}
+
+/// Runs the administrator's `before_stop` within half of what a stop in order may take, and gives what is left of that: no stop
+/// takes longer because of it, and one at once does not wait for it.
+pub(super) async fn before_stop(shared: &Shared, mode: StopMode) -> StopMode {
+    let (Premises::Machine(machine), StopMode::Fast { patience }) = (&shared.config.premises, mode) else {
+        return mode;
+    };
+    let Some((program, args)) = machine.before_stop.split_first() else { return mode };
+    match *shared.unit.state().borrow() {
+        UnitState::Running { .. } => {}
+        UnitState::Down { .. }
+        | UnitState::Backoff { .. }
+        | UnitState::Stopping { .. }
+        | UnitState::Draining { .. } => return mode,
+    }
+    let began = clock::now();
+    let command = Command::new("before_stop", program.as_str())
+        .args(args.iter().cloned())
+        .env("PATH", format!("{}:{SEARCH_PATH}", shared.config.bin_dir))
+        .run_as(&shared.config.run_as);
+    match control::run(&command, "before_stop", patience / 2).await {
+        Ok(_output) => info!("before_stop has ended"),
+        Err(error) => warn!(error = %Chain(&error), "before_stop has failed: stopping all the same"),
+    }
+    StopMode::Fast { patience: patience.saturating_sub(clock::now().since(began)) }
 }
 
 /// See [`super::Postgres::start`].
@@ -187,9 +219,14 @@ fn forget_socket(config: &Config) -> Result<(), Error> {
     }
 }
 
+/// Makes a server a standby.
+pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
+/// Has it recover from an archive.
+pub(super) const RECOVERY_SIGNAL: &str = "recovery.signal";
+
 /// `standby.signal` says what the server is to be. It is made (or removed) durably before the server runs.
 fn set_signal_files(config: &Config, how: &StartAs) -> Result<(), Error> {
-    let standby = config.data_dir.join("standby.signal");
+    let standby = config.data_dir.join(STANDBY_SIGNAL);
     match how {
         StartAs::Primary => remove_signal_files(&config.data_dir),
         StartAs::Standby(_) => conf::write(config, &standby, "").map(|_changed| ()),
@@ -198,7 +235,7 @@ fn set_signal_files(config: &Config, how: &StartAs) -> Result<(), Error> {
 
 /// Removes both signal files, durably.
 pub(super) fn remove_signal_files(data_dir: &Utf8Path) -> Result<(), Error> {
-    for name in ["standby.signal", "recovery.signal"] {
+    for name in [STANDBY_SIGNAL, RECOVERY_SIGNAL] {
         let path = data_dir.join(name);
         match std::fs::remove_file(&path) {
             Ok(()) => sync_dir(data_dir)?,

@@ -12,6 +12,7 @@ use camino::Utf8PathBuf;
 use secrecy::SecretString;
 
 use super::method::{Method, ReplicaMethod};
+use super::origin::Origin;
 use super::{Config, settings};
 
 /// Whose the server is.
@@ -52,6 +53,10 @@ pub struct Machine {
     pub methods: Vec<Method>,
     /// Options of pg_basebackup.
     pub basebackup: Vec<String>,
+    /// What makes a new cluster in the place of initdb.
+    pub origin: Option<Origin>,
+    /// Run before every stop in order, in words; it cannot prevent it.
+    pub before_stop: Vec<String>,
     /// Run once after the birth of a cluster, with the connection URL as its last argument.
     pub bootstrap_script: Vec<String>,
 }

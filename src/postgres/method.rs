@@ -1,18 +1,18 @@
 //! Copies that an administrator's own command makes: `create_replica_methods` of agent mode.
 //!
-//! Invariant: a directory that such a command has half filled is never taken for data: the marker of a clone stands from before
-//! the old data is put aside until what the command made has been looked at. What is absent: a copy without a member to
+//! Invariant: a directory that such a command has half filled is never taken for data: a marker of its own stands from before the
+//! command begins until what it has made was looked at. What is absent: a copy without a member to
 //! copy from (`no_leader`).
 
 use tracing::warn;
 
-use super::clone::{COPY_LIMIT, by_base_backup, make_dir, put_aside, put_wal_aside, remove_tree};
+use super::clone::{COPY_LIMIT, by_base_backup, make_dir, put_aside, put_wal_aside, remove_tree, set_marker};
 use super::{Config, Error, Machine, Premises, Shared, Upstream, conf, control, lock};
 use crate::process::Command;
 use crate::types::Chain;
 
 /// Where a command finds programs, after those of the server's version.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How a replica gets its data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +41,25 @@ pub struct Method {
 /// What a command is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
-    /// Nothing (`no_params`).
+    /// Nothing (`no_params` of a replica's method).
     Nothing,
+    /// These keys and values (`no_params` of a method of `bootstrap`).
+    Keys(Vec<(String, String)>),
     /// Where the data goes and where it comes from, and these keys and values.
     Everything(Vec<(String, String)>),
+}
+
+impl Told {
+    /// As arguments, behind these.
+    pub(super) fn args(&self, usual: &[(&str, &str)]) -> Vec<String> {
+        let (usual, keys) = match self {
+            Self::Nothing => (&[][..], &[][..]),
+            Self::Keys(keys) => (&[][..], keys.as_slice()),
+            Self::Everything(keys) => (usual, keys.as_slice()),
+        };
+        let keys = keys.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        usual.iter().copied().chain(keys).map(|(key, value)| format!("--{key}={value}")).collect()
+    }
 }
 
 /// What becomes of the data that is there before.
@@ -104,6 +119,8 @@ async fn by_command(shared: &Shared, upstream: &Upstream, method: &Method) -> Re
         OldData::PutAside => put_aside(shared).await?,
         OldData::Kept => put_wal_aside(shared).await,
     }
+    // From here on PGDATA is neither what it was nor a copy, whatever is found in it.
+    set_marker(shared, control::FILL_MARKER)?;
     make_dir(shared, data_dir)?;
     let command = command(&shared.config, upstream, method);
     let made = match control::run(&command, "a command for replicas", COPY_LIMIT).await {
@@ -122,23 +139,16 @@ fn command(config: &Config, upstream: &Upstream, method: &Method) -> Command {
         Premises::Container => config.name.as_str(),
     };
     let connstring = conf::conninfo(config, upstream, "pgherd_clone");
-    let told = match &method.told {
-        Told::Nothing => Vec::new(),
-        Told::Everything(keys) => {
-            let usual = [
-                ("scope", scope),
-                ("role", "replica"),
-                ("datadir", config.data_dir.as_str()),
-                ("connstring", connstring.as_str()),
-            ];
-            let keys = keys.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-            usual.into_iter().chain(keys).map(|(key, value)| format!("--{key}={value}")).collect()
-        }
-    };
+    let usual = [
+        ("scope", scope),
+        ("role", "replica"),
+        ("datadir", config.data_dir.as_str()),
+        ("connstring", connstring.as_str()),
+    ];
     Command::new(&method.name, method.program.as_str())
         .args(method.args.iter().cloned())
-        .args(told)
-        .env("PATH", format!("{}:{PATH}", config.bin_dir))
+        .args(method.told.args(&usual))
+        .env("PATH", format!("{}:{SEARCH_PATH}", config.bin_dir))
         .env("PGPASSFILE", conf::passfile(config).as_str())
         .env("LC_ALL", "C")
         .run_as(&config.run_as)

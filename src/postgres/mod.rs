@@ -22,6 +22,7 @@ mod import;
 mod launch;
 pub mod machine;
 pub mod method;
+pub mod origin;
 mod pedigree;
 mod probe;
 mod recovery;
@@ -286,6 +287,7 @@ impl Postgres {
     /// # Errors
     /// None at present: the ladder ends with SIGKILL and the sweep.
     pub async fn stop(&self, mode: StopMode) -> Result<(), Error> {
+        let mode = launch::before_stop(&self.shared, mode).await;
         self.shared.unit.stop(Some(mode.ladder())).await;
         self.shared.link.close();
         Ok(())

@@ -524,6 +524,7 @@ fn member(name: &str, role: Role) -> Member {
         state: MemberState::Running,
         role,
         version: "4.1.4".into(),
+        proxy_url: None,
         pgherd_version: Some("0.1.0".into()),
         node_id: node_id.map(|id| id.0),
         checkpoint_after_promote: None,

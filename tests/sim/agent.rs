@@ -179,6 +179,7 @@ pub(crate) fn addresses(n: usize) -> Addresses {
     Addresses {
         conn_url: format!("postgres://10.0.0.{n}:5432/postgres"),
         api_url: format!("http://10.0.0.{n}:8008/patroni"),
+        proxy_url: None,
     }
 }
 

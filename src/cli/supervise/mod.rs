@@ -40,6 +40,7 @@ fn format_name(format: log::Format) -> &'static str {
     match format {
         log::Format::Text => "text",
         log::Format::Json => "json",
+        log::Format::Patroni => "patroni",
     }
 }
 
@@ -78,7 +79,7 @@ pub fn units(args: &Args) -> anyhow::Result<ExitCode> {
     process::hide_memory();
     // Nothing of it goes to the services.
     drop(process::take_environment());
-    let config = log::Config { format: args.log_format, level: "info".to_owned() };
+    let config = log::Config { format: args.log_format, level: "info".to_owned(), files: None };
     let _log = log::install(&config).context("could not start the log")?;
     process::Surroundings::look().tell();
     // One thread: children are bound to the thread that forked them.

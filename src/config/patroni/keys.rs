@@ -18,7 +18,7 @@ pub(super) enum Standing {
 use Standing::{Fatal, Passed, Used};
 
 const ONE_THREAD: &str = "pgherd needs no pool of threads";
-const TO_STDOUT: &str = "the log goes to standard output, in pgherd's own form";
+const OWN_FORM: &str = "lines have the form that is Patroni's default";
 const OTHER_STORE: &str = "agent mode speaks to etcd by its version 3 API only: use the section `etcd3`";
 const OTHER_NAMES: &str =
     "programs of other names are not looked for: give them their usual names in `bin_dir`";
@@ -33,15 +33,15 @@ const KEYS: &[(&str, Standing)] = &[
     ("thread_stack_size", Passed(ONE_THREAD)),
     ("log.type", Used),
     ("log.level", Used),
-    ("log.traceback_level", Passed(TO_STDOUT)),
-    ("log.format.**", Passed(TO_STDOUT)),
-    ("log.dateformat", Passed(TO_STDOUT)),
-    ("log.static_fields.**", Passed(TO_STDOUT)),
+    ("log.traceback_level", Passed(OWN_FORM)),
+    ("log.format.**", Passed(OWN_FORM)),
+    ("log.dateformat", Passed(OWN_FORM)),
+    ("log.static_fields.**", Passed(OWN_FORM)),
     ("log.max_queue_size", Passed("what waits for a slow reader is bounded by 4 MiB")),
-    ("log.dir", Passed(TO_STDOUT)),
-    ("log.file_num", Passed(TO_STDOUT)),
-    ("log.file_size", Passed(TO_STDOUT)),
-    ("log.mode", Passed(TO_STDOUT)),
+    ("log.dir", Used),
+    ("log.file_num", Used),
+    ("log.file_size", Used),
+    ("log.mode", Used),
     ("log.loggers.**", Passed("there is one level for everything")),
     ("log.deduplicate_heartbeat_logs", Passed("a decision that repeats itself is never logged twice")),
     ("ctl.insecure", Used),
@@ -96,11 +96,11 @@ const KEYS: &[(&str, Standing)] = &[
     ("bootstrap.users.**", Passed("Patroni does not make these roles since version 4 either")),
     ("bootstrap.post_bootstrap", Used),
     ("bootstrap.post_init", Used),
-    // Sections of custom methods: harmless as long as `bootstrap.method` names none of them.
-    ("bootstrap.{}", Passed("a new cluster is made by initdb")),
+    // Sections of custom methods.
+    ("bootstrap.{}", Passed("bootstrap.method does not name it")),
     ("postgresql.listen", Used),
     ("postgresql.connect_address", Used),
-    ("postgresql.proxy_address", Passed("no proxy_url is published")),
+    ("postgresql.proxy_address", Used),
     ("postgresql.data_dir", Used),
     ("postgresql.config_dir", Used),
     ("postgresql.bin_dir", Used),
@@ -139,7 +139,7 @@ const KEYS: &[(&str, Standing)] = &[
     ("postgresql.callbacks.on_reload", Used),
     ("postgresql.callbacks.on_role_change", Used),
     ("postgresql.pre_promote", Used),
-    ("postgresql.before_stop", Passed("nothing is run before a stop")),
+    ("postgresql.before_stop", Used),
     ("postgresql.create_replica_methods", Used),
     ("postgresql.recovery_conf.restore_command", Used),
     ("postgresql.recovery_conf.**", Passed("of these only restore_command is used")),

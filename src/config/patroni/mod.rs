@@ -19,8 +19,10 @@ use serde_json::{Map, Value};
 
 use super::{Errors, Warning};
 use crate::api::access::Access;
-use crate::ha::callbacks::Programs;
+use crate::ha::callbacks::{Program, Programs};
+use crate::log;
 use crate::postgres::method::{Method, ReplicaMethod};
+use crate::postgres::origin::Origin;
 use crate::postgres::{Local, Login};
 use crate::types::NodeName;
 
@@ -49,6 +51,8 @@ pub struct Agent {
     pub watchdog: Watchdog,
     /// `log.type` and `log.level`.
     pub log: super::Log,
+    /// `log.dir` and its kin.
+    pub log_files: Option<log::Files>,
     /// `PATH`, where programs are looked for.
     search_path: String,
 }
@@ -140,6 +144,8 @@ pub struct Bootstrap {
     pub initdb: Vec<String>,
     /// `pg_hba`: for a new cluster, when `postgresql.pg_hba` says nothing.
     pub hba: Vec<String>,
+    /// `method`: the command that makes a new cluster in the place of initdb.
+    pub origin: Option<Origin>,
     /// `post_bootstrap` or `post_init`, in words: a command that gets the connection URL.
     pub script: Vec<String>,
 }
@@ -190,7 +196,11 @@ pub struct Postgres {
     /// `basebackup`, as arguments.
     pub basebackup: Vec<String>,
     /// `pre_promote`.
-    pub pre_promote: Option<Utf8PathBuf>,
+    pub pre_promote: Option<Program>,
+    /// `before_stop`, in words.
+    pub before_stop: Vec<String>,
+    /// `proxy_address`.
+    pub proxy: Option<HostPort>,
 }
 
 /// `watchdog.mode`.

@@ -15,6 +15,7 @@ use crate::ha::callbacks::{Event, Program, Programs};
 use crate::ha::remote::Remote;
 use crate::log;
 use crate::postgres::method::{Method, OldData, ReplicaMethod, Told};
+use crate::postgres::origin::{Origin, Recovery};
 use crate::postgres::settings::{Owner, is_fixed, is_shared};
 use crate::postgres::{Local, Login};
 use crate::types::NodeName;
@@ -75,7 +76,8 @@ pub(super) fn agent(r: &mut Reader) -> Option<Agent> {
     let etcd = etcd(r);
     let bootstrap = bootstrap(r);
     let postgres = postgres(r);
-    let (calls, tags, watchdog, log) = (calls(r), r.map("tags"), watchdog(r), log(r));
+    let (calls, tags, watchdog) = (calls(r), r.map("tags"), watchdog(r));
+    let (log, log_files) = (log(r), log_files(r));
     // Everything has been looked at: now what is missing may end it.
     Some(Agent {
         name: NodeName(name?),
@@ -89,6 +91,7 @@ pub(super) fn agent(r: &mut Reader) -> Option<Agent> {
         tags,
         watchdog,
         log,
+        log_files,
         search_path: String::new(),
     })
 }
@@ -224,10 +227,8 @@ fn bootstrap(r: &mut Reader) -> Bootstrap {
     for complaint in Remote::of(&Value::Object(dcs.clone())).1 {
         r.wrong("bootstrap.dcs", complaint);
     }
-    if let Some(method) = r.text("bootstrap.method").filter(|method| method != "initdb") {
-        let why = format!("{method:?} is not supported: initdb would make an empty cluster in its place");
-        r.wrong("bootstrap.method", why);
-    }
+    let origin = r.text("bootstrap.method").filter(|method| method != "initdb");
+    let origin = origin.and_then(|name| origin_of(r, name));
     let script = ["bootstrap.post_bootstrap", "bootstrap.post_init"]
         .into_iter()
         .find_map(|path| r.parsed(path, crate::config::parse::words))
@@ -236,8 +237,35 @@ fn bootstrap(r: &mut Reader) -> Bootstrap {
         dcs,
         initdb: options(r, "bootstrap.initdb", INITDB_OWNED),
         hba: r.list("bootstrap.pg_hba"),
+        origin,
         script,
     }
+}
+
+/// The section that `bootstrap.method` names.
+fn origin_of(r: &mut Reader, name: String) -> Option<Origin> {
+    let section = format!("bootstrap.{name}");
+    let at = |key: &str| format!("{section}.{key}");
+    let kept = r.flag(&at("keep_existing_recovery_conf")).unwrap_or(false);
+    let parameters = r.value(&at("recovery_conf")).is_some().then(|| r.texts(&at("recovery_conf")));
+    let silent = r.flag(&at("no_params")).unwrap_or(false);
+    r.required(&at("command"))?;
+    let mut words = r.parsed(&at("command"), crate::config::parse::words)?.into_iter();
+    let own = ["command", "no_params", "keep_existing_recovery_conf", "recovery_conf", "scope", "datadir"];
+    let keys = r.map(&section).into_iter().filter(|(key, _)| !own.contains(&key.as_str()));
+    let keys = keys.map(|(key, value)| (key, plain(&value))).collect();
+    Some(Origin {
+        name,
+        program: words.next()?,
+        args: words.collect(),
+        // Patroni leaves out its own two only.
+        told: if silent { Told::Keys(keys) } else { Told::Everything(keys) },
+        recovery: match (parameters, kept) {
+            (Some(parameters), _) => Recovery::By(parameters),
+            (None, true) => Recovery::AsItIs,
+            (None, false) => Recovery::Local,
+        },
+    })
 }
 
 /// `- data-checksums`, `- encoding: UTF8`.
@@ -296,6 +324,7 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
     let local = local(r, &listen, &parameters);
     let data_dir = data_dir?;
     let methods = methods(r);
+    let proxy = r.parsed("postgresql.proxy_address", connect_address);
     Some(Postgres {
         local,
         listen: listen.host,
@@ -315,6 +344,8 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
         rules: rules(r),
         callbacks: callbacks(r),
         pre_promote: pre_promote(r),
+        before_stop: r.parsed("postgresql.before_stop", crate::config::parse::words).unwrap_or_default(),
+        proxy,
         replica_methods: replica_methods(r, &methods),
         methods,
         basebackup: options(r, "postgresql.basebackup", BASEBACKUP_OWNED),
@@ -403,12 +434,10 @@ fn callbacks(r: &mut Reader) -> Programs {
     Event::ALL.into_iter().filter_map(named).collect()
 }
 
-/// It can forbid a promotion: what cannot be run as it stands must not be left out.
-fn pre_promote(r: &mut Reader) -> Option<Utf8PathBuf> {
-    r.parsed("postgresql.pre_promote", |text| match crate::config::parse::words(text)?.as_slice() {
-        [program] if program.starts_with('/') => Ok(program.into()),
-        _ => Err("the path of a program from the root, without arguments".to_owned()),
-    })
+/// It can forbid a promotion.
+fn pre_promote(r: &mut Reader) -> Option<Program> {
+    let mut words = r.parsed("postgresql.pre_promote", crate::config::parse::words)?.into_iter();
+    Some(Program { path: words.next()?.into(), args: words.collect() })
 }
 
 fn rules(r: &mut Reader) -> Map<String, Value> {
@@ -456,7 +485,7 @@ fn watchdog(r: &mut Reader) -> Watchdog {
 
 fn log(r: &mut Reader) -> Log {
     let format = r.parsed("log.type", |text| match text {
-        "plain" => Ok(log::Format::Text),
+        "plain" => Ok(log::Format::Patroni),
         "json" => Ok(log::Format::Json),
         _ => Err("plain or json".to_owned()),
     });
@@ -467,7 +496,25 @@ fn log(r: &mut Reader) -> Log {
         "ERROR" | "FATAL" | "CRITICAL" => Ok(tracing::Level::ERROR),
         _ => Err("DEBUG, INFO, WARNING, ERROR or CRITICAL".to_owned()),
     });
-    Log { format: format.unwrap_or_default(), level: level.unwrap_or(tracing::Level::INFO) }
+    Log { format: format.unwrap_or(log::Format::Patroni), level: level.unwrap_or(tracing::Level::INFO) }
+}
+
+/// Patroni's names and defaults.
+fn log_files(r: &mut Reader) -> Option<log::Files> {
+    let number = |text: &str| text.parse::<u64>().map_err(|_no_number| "a whole number".to_owned());
+    let kept = r.parsed("log.file_num", |text| number(text).map(|n| u32::try_from(n).unwrap_or(u32::MAX)));
+    let limit = r.parsed("log.file_size", number);
+    let mode = r.parsed("log.mode", |text| {
+        // YAML reads 0644 as an octal number, and as_text writes it in decimal; "0644" in quotes stays.
+        let read = match text.strip_prefix("0o").or_else(|| text.strip_prefix('0')) {
+            Some(octal) if !octal.is_empty() => u32::from_str_radix(octal, 8),
+            Some(_) | None => text.parse(),
+        };
+        read.ok().filter(|mode| *mode <= 0o777).ok_or_else(|| "permissions, such as 0644".to_owned())
+    });
+    let dir = path(r, "log.dir")?;
+    let (kept, limit) = (kept.unwrap_or(4), limit.unwrap_or(25_000_000));
+    Some(log::Files { dir, kept, limit, mode: mode.unwrap_or(0o666) })
 }
 
 // ---- addresses and paths

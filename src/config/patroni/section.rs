@@ -43,8 +43,11 @@ impl Reader {
         self.warnings.extend(warnings);
     }
 
-    /// Whether this is the section of a method that `create_replica_methods` names.
+    /// Whether this is the section of a method that `create_replica_methods` or `bootstrap.method` names.
     fn names_method(&self, path: &str) -> bool {
+        if let Some(section) = path.strip_prefix("bootstrap.") {
+            return self.value("bootstrap.method").and_then(Value::as_str) == Some(section);
+        }
         let section = path.strip_prefix("postgresql.");
         match self.value("postgresql.create_replica_methods") {
             Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == section),
