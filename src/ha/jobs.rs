@@ -5,7 +5,6 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use camino::Utf8Path;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -15,6 +14,7 @@ use crate::postgres::{Pedigree, Postgres, Upstream};
 use crate::process::{self, Command};
 use crate::types::{Chain, NodeName};
 
+use super::callbacks::Program;
 use super::failsafe::Ping;
 use super::manual::HandOver;
 use super::reason::Task;

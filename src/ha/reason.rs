@@ -9,6 +9,7 @@ use crate::dcs::{Claim, Failsafe, Precondition, Shutdown, Sync};
 use crate::postgres::{Part, SlotPlan, StartAs, StopMode, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SystemId, Timeline};
 
+use super::callbacks::Program;
 use super::fitness::Ailment;
 use super::manual::Refusal;
 use super::orders::{Order, Settled};

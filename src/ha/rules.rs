@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::callbacks::Program;
 use super::remote::Remote;
 use super::replication::Replication;
 use crate::postgres::Stored;

@@ -8,8 +8,7 @@
 //! What is absent: any decision (who leads, whom to follow, when to give up: that is `ha`), and retries. A postmaster that
 //! another process started is taken over on a machine only ([`machine`]).
 //!
-//! The bootstrap superuser is `POSTGRES_USER`, as in the official image; a role `postgres` exists only when that is its
-//! name. The database `postgres` always exists (initdb makes it) and is the one we connect to.
+//! The bootstrap superuser is `POSTGRES_USER`; a role `postgres` exists only when that is its name. The database `postgres` does.
 
 mod adopt;
 mod bootstrap;
@@ -287,8 +286,8 @@ impl Postgres {
     /// # Errors
     /// None at present: the ladder ends with SIGKILL and the sweep.
     pub async fn stop(&self, mode: StopMode) -> Result<(), Error> {
-        let mode = launch::before_stop(&self.shared, mode).await;
-        self.shared.unit.stop(Some(mode.ladder())).await;
+        let ladder = launch::before_stop(&self.shared, mode).await.ladder();
+        self.shared.unit.stop(Some(ladder)).await;
         self.shared.link.close();
         Ok(())
     }

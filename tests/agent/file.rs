@@ -21,7 +21,7 @@ const FULL: &str = r#"
 scope: batman
 namespace: /service/
 name: postgresql0
-log: {type: plain, level: INFO}
+log: {type: plain, level: INFO, dir: /var/log/patroni, file_num: 3, file_size: 1000000, mode: 0644}
 restapi:
   listen: 127.0.0.1:8008
   connect_address: 127.0.0.1:8008
@@ -51,6 +51,8 @@ bootstrap:
       parameters: {wal_level: logical, archive_command: "cp %p /archive/%f"}
     something_new: {kept: true}
   initdb: [{encoding: UTF8}, data-checksums, {locale: C.UTF-8}]
+  method: pgbackrest
+  pgbackrest: {command: "/usr/bin/restore --pitr", keep_existing_recovery_conf: true, no_params: true, stanza: main}
   post_init: /usr/local/bin/post-init.sh --with argument
 postgresql:
   listen: "*:5432"
@@ -69,6 +71,9 @@ postgresql:
   callbacks: {on_role_change: /usr/local/bin/vip.sh eth0}
   create_replica_methods: [basebackup]
   use_unix_socket: true
+  pre_promote: /bin/fence --now
+  before_stop: /bin/drain --all
+  proxy_address: db-0.example:6432
   remove_data_directory_on_rewind_failure: true
 watchdog: {mode: "off"}
 tags: {failover_priority: 1, noloadbalance: false, clonefrom: false, nostream: false, dc: north}
@@ -129,7 +134,7 @@ fn what_is_missing_is_named() {
 fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_errors() {
     let more = FULL.replace("watchdog:", "retry_timeout: 5\nthread_pool_size: 7\nwatchdog:").replace(
         "  use_unix_socket: true",
-        "  before_stop: /bin/true\n  wal_e: {command: x}\n  use_pg_rewnd: true",
+        "  use_unix_socket_repl: true\n  wal_e: {command: x}\n  use_pg_rewnd: true",
     );
     let output = validate(&more, &[("PATRONI_RESTAPI_LISTEN", "127.0.0.1:8009"), ("PATRONI_RESTAPY_X", "1")]);
     assert!(output.status.success(), "{}", said(&output));
@@ -137,7 +142,7 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
     for path in [
         "retry_timeout: neither Patroni nor pgherd knows this key",
         "thread_pool_size: not used yet",
-        "postgresql.before_stop: not used yet",
+        "postgresql.use_unix_socket_repl: not used yet",
         "postgresql.wal_e: not used yet; create_replica_methods does not name it, and only",
         "postgresql.use_pg_rewnd: neither Patroni nor pgherd knows this key; did you mean postgresql.use_pg_rewind?",
         "PATRONI_RESTAPY_X: not a variable",
@@ -156,8 +161,8 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
     let missing =
         FULL.replace("create_replica_methods: [basebackup]", "create_replica_methods: [wal_e, basebackup]");
     assert!(said(&validate(&missing, &[])).contains("postgresql.wal_e.command: is required"));
-    let script = FULL.replace("  use_unix_socket: true", "  pre_promote: /bin/fence --now");
-    assert!(said(&validate(&script, &[])).contains("postgresql.pre_promote: \"/bin/fence --now\"; expected"));
+    let method = FULL.replace("method: pgbackrest", "method: wal_g");
+    assert!(said(&validate(&method, &[])).contains("bootstrap.wal_g.command: is required"));
     let standby = FULL.replace("    ttl: 30", "    ttl: 30\n    standby_cluster: {host: x}");
     assert!(validate(&standby, &[]).status.success());
     let odd = standby.replace("{host: x}", "{host: x, port: many}");

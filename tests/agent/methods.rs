@@ -67,3 +67,84 @@ async fn a_replica_is_copied_by_the_first_command_that_works() {
     assert!(told.contains("--scope=other") && told.contains(&stand.ip(1)), "{told}");
     stand.end().await;
 }
+
+/// A base backup, and a row that only the archive has.
+const RESTORE: &str = r#"#!/bin/sh
+set -e
+for word in "$@"; do
+    echo "$word" >> "$0.told"
+    case "$word" in
+        --datadir=*) to="${word#--datadir=}" ;;
+        --from=*) from="${word#--from=}" ;;
+    esac
+done
+export PGHOST="$from"
+PGPASSWORD="re:p's" pg_basebackup -U replicator -D "$to" --checkpoint=fast
+last=$(PGPASSWORD="super secret" psql -U postgres -Atd postgres -c "INSERT INTO t VALUES (2)" -c "SELECT pg_walfile_name(pg_switch_wal())" | tail -1)
+for i in $(seq 100); do [ -f "$(dirname "$0")/archive/$last" ] && exit; sleep 0.1; done
+exit 1
+"#;
+
+#[tokio::test]
+async fn a_new_cluster_is_made_by_a_command_and_recovered_from_an_archive() {
+    let mut stand = Stand::new("false", None).await;
+    let (script, archive) = (stand.dir.join("restore.sh"), stand.dir.join("archive"));
+    std::fs::write(&script, RESTORE).unwrap();
+    std::fs::create_dir(&archive).unwrap();
+    for (path, mode) in [(&script, 0o755), (&archive, 0o777), (&stand.dir, 0o777)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let archiving = format!(
+        "shared_buffers: 16MB\n    archive_mode: \"on\"\n    archive_command: cp %p {}/%f",
+        archive.display()
+    );
+    stand.amend(1, ("shared_buffers: 16MB", &archiving));
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    stand.sql(1, "CREATE TABLE t AS SELECT 1 AS x; SELECT 1").await;
+
+    let stopping = stand.dir.join("stopping");
+    let method = format!(
+        "\nlog: {{dir: {}}}\nbootstrap:\n  method: own\n  own:\n    command: {} first\n    from: {}\n    \
+         recovery_conf:\n      restore_command: cp {}/%f %p\n",
+        stand.dir.display(),
+        script.display(),
+        stand.ip(1),
+        archive.display()
+    );
+    let before_stop = format!(
+        "\npostgresql:\n  before_stop: sh -c 'ls {}/n3/data > {}'\n  proxy_address: 192.0.2.1:6432\n",
+        stand.dir.display(),
+        stopping.display()
+    );
+    for change in [
+        ("scope: demo", "scope: other"),
+        ("\nbootstrap:\n", method.as_str()),
+        ("\npostgresql:\n", before_stop.as_str()),
+    ] {
+        stand.amend(3, change);
+    }
+    stand.start(3, By::Pgherd);
+    stand.leads(3).await;
+    assert_eq!(stand.sql(3, "SELECT string_agg(x::text, ',' ORDER BY x) FROM t").await, "1,2");
+    assert_eq!(stand.sql(3, "SELECT timeline_id::text FROM pg_control_checkpoint()").await, "2");
+    let told = std::fs::read_to_string(script.with_extension("sh.told")).unwrap();
+    let told: Vec<&str> = told.lines().collect();
+    assert_eq!(told[..2], ["first", "--scope=other"], "{told:?}");
+    assert!(told[2].starts_with("--datadir=/") && told[3].starts_with("--from=127.") && told.len() == 4);
+    let published = eventually(SOON, async || {
+        let keys = stand.keys("/service/other/members/").await?;
+        let member = keys.get("/service/other/members/n3")?;
+        member.contains(r#""proxy_url":"postgres://192.0.2.1:6432/postgres""#).then_some(())
+    });
+    assert!(published.await.is_some());
+
+    stand.stop(3).await;
+    let found = std::fs::read_to_string(&stopping).unwrap();
+    assert!(found.lines().any(|name| name == "postmaster.pid"), "it still ran: {found}");
+    let log = std::fs::read_to_string(stand.dir.join("patroni.log")).unwrap();
+    let line = log.lines().find(|line| line.contains("the command has made the new cluster")).unwrap();
+    assert!(line.get(23..30) == Some(" INFO: "), "{line}");
+    assert!(!stand.whole_log(3).contains("INFO: "), "not on standard output too: {}", stand.log(3));
+    stand.end().await;
+}

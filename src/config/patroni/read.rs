@@ -505,11 +505,9 @@ fn log_files(r: &mut Reader) -> Option<log::Files> {
     let kept = r.parsed("log.file_num", |text| number(text).map(|n| u32::try_from(n).unwrap_or(u32::MAX)));
     let limit = r.parsed("log.file_size", number);
     let mode = r.parsed("log.mode", |text| {
-        // YAML reads 0644 as an octal number, and as_text writes it in decimal; "0644" in quotes stays.
-        let read = match text.strip_prefix("0o").or_else(|| text.strip_prefix('0')) {
-            Some(octal) if !octal.is_empty() => u32::from_str_radix(octal, 8),
-            Some(_) | None => text.parse(),
-        };
+        // Octal, as whoever writes permissions means them; without quotes they come as a number of these digits.
+        let digits = text.strip_suffix(".0").unwrap_or(text).trim_start_matches("0o");
+        let read = u32::from_str_radix(digits, 8);
         read.ok().filter(|mode| *mode <= 0o777).ok_or_else(|| "permissions, such as 0644".to_owned())
     });
     let dir = path(r, "log.dir")?;
