@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::{Config, Publisher, can_be_a_node, flux};
 use crate::clock::{self, Moment};
+use crate::process::Timer;
 use crate::types::Chain;
 
 /// More targets than a cluster can have nodes: what lies beyond is not asked for.
@@ -64,6 +65,7 @@ impl Poller {
 
     /// Asks for ever.
     pub(super) async fn run(mut self) {
+        let mut timer = Timer::default();
         loop {
             let asked_at = clock::now();
             match self.ask().await {
@@ -78,7 +80,7 @@ impl Poller {
             }
             let (peers, polling_for) = (self.publisher.peers(), clock::now().since(self.started));
             let pause = flux::pause(&peers, self.failures, polling_for, &self.config, self.rng.random());
-            tokio::time::sleep(pause).await;
+            timer.pause(pause).await;
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Publisher;
 use crate::clock;
+use crate::process::Timer;
 
 /// A fixed list, published again and again so that rules about age and number of answers work as with any source.
 #[derive(Debug)]
@@ -27,8 +28,9 @@ impl List {
 
     /// Publishes the list at every interval, for ever.
     pub(super) async fn keep_fresh(self) {
+        let mut timer = Timer::default();
         loop {
-            tokio::time::sleep(self.every).await;
+            timer.pause(self.every).await;
             self.publisher.good(self.addrs.clone(), clock::now());
         }
     }

@@ -17,6 +17,7 @@ use tracing::debug;
 use super::http::{Error, Http, LIST_LIMIT, parse_url};
 use super::{Config, Peers, Publisher, parse_address};
 use crate::clock::{self, Backoff, Moment};
+use crate::process::Timer;
 use crate::types::Chain;
 
 /// The platform's own limit; a larger number is a mistake and must not decide about a bootstrap.
@@ -89,9 +90,11 @@ impl Poller {
 
     /// Asks for ever.
     pub(super) async fn run(mut self) {
+        let mut timer = Timer::default();
         loop {
             self.poll().await;
-            tokio::time::sleep(self.pause()).await;
+            let pause = self.pause();
+            timer.pause(pause).await;
         }
     }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, warn};
 
@@ -22,6 +21,7 @@ use crate::etcd::decision::{Action, Decision};
 use crate::etcd::view::{Dir, Ending, Listing, Local, Memory, PrimaryHere, StoreView, View, Vote};
 use crate::etcd::{Ask, Config, Deps, Status, observe};
 use crate::peer::{NodeStatus, Promise, PromiseReply, PromiseRequest, StoreFacts, StorePart};
+use crate::process::Timer;
 use crate::record::Keeper;
 use crate::supervisor::UnitState;
 use crate::templates::{EtcdVersion, url_host};
@@ -214,12 +214,12 @@ impl Agent {
         let mut unit = self.deps.unit.state();
         let mut peers = self.deps.peers.clone();
         let mut primary = self.deps.primary.clone();
+        let mut timer = Timer::default();
         loop {
             let pause = Box::pin(self.tick()).await;
-            let pause = sleep(pause);
             let woken = async {
                 tokio::select! {
-                    () = pause => Woken::Timer,
+                    () = timer.pause(pause) => Woken::Timer,
                     Ok(()) = peers.changed() => Woken::Peers,
                     Ok(()) = unit.changed() => Woken::Other,
                     Ok(()) = primary.changed() => Woken::Other,

@@ -2,7 +2,6 @@
 //!
 //! There is no rule in this file. An arm of [`Agent::perform`] that needs an `if` belongs in `decide`.
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,16 +106,13 @@ pub struct Outlets {
 }
 
 /// Starts the agent. When `stop` is cancelled it stops PostgreSQL, gives the leader key back and ends.
-///
-/// # Errors
-/// The process has no descriptors left.
 pub fn spawn<D: Dcs>(
     config: Config,
     deps: Deps<D>,
     outlets: Outlets,
     tasks: &mut JoinSet<()>,
     stop: CancellationToken,
-) -> io::Result<()> {
+) {
     let (timing, timing_seen) = watch::channel(config.rules.timing);
     let (pause, pause_seen) = watch::channel(Pause::Off);
     let mut lease_tasks = JoinSet::new();
@@ -130,8 +126,7 @@ pub fn spawn<D: Dcs>(
             pause: pause_seen,
         },
         &mut lease_tasks,
-    )?;
-    let timer = Timer::new()?;
+    );
     let (trail, lines) = journal::resume(&deps.record);
     let (new_steps, steps) = mpsc::channel(UNWRITTEN);
     if let Some(lines) = lines {
@@ -167,8 +162,7 @@ pub fn spawn<D: Dcs>(
         config,
         deps,
     };
-    tasks.spawn(agent.run(timer, stop));
-    Ok(())
+    tasks.spawn(agent.run(stop));
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -238,7 +232,8 @@ pub(super) enum Next {
 }
 
 impl<D: Dcs> Agent<D> {
-    async fn run(mut self, mut timer: Timer, stop: CancellationToken) {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut timer = Timer::default();
         let mut phase = Phase::Serving;
         let mut process = self.deps.postgres.process();
         let mut changes = self.deps.store.changes();

@@ -3,7 +3,6 @@
 //! Invariant: the deadman is told a deadline only after a renewal that succeeded, and that deadline counts from before the
 //! renewal was sent. The task never gives the lease up by itself: it reports, and `decide` draws the consequence.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,22 +93,15 @@ pub(super) struct Deps<D> {
 }
 
 /// Starts the task. It ends when the agent's end is dropped.
-///
-/// # Errors
-/// The process has no descriptors left.
-pub(super) fn spawn<D: Dcs>(deps: Deps<D>, tasks: &mut JoinSet<()>) -> io::Result<Keeper> {
+pub(super) fn spawn<D: Dcs>(deps: Deps<D>, tasks: &mut JoinSet<()>) -> Keeper {
     let (orders, inbox) = mpsc::channel(ORDERS);
     let (publish, state) = watch::channel(Lease::None);
-    tasks.spawn(run(deps, Timer::new()?, inbox, publish));
-    Ok(Keeper { orders, state })
+    tasks.spawn(run(deps, inbox, publish));
+    Keeper { orders, state }
 }
 
-async fn run<D: Dcs>(
-    mut deps: Deps<D>,
-    mut timer: Timer,
-    mut inbox: mpsc::Receiver<Order>,
-    publish: watch::Sender<Lease>,
-) {
+async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publish: watch::Sender<Lease>) {
+    let mut timer = Timer::default();
     // When the next renewal is due; none while the lease is not ours.
     let mut due: Option<Moment> = None;
     // The question that all members have last answered with their promise.

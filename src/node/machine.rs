@@ -261,7 +261,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
         agent::Outlets { status, data },
         &mut ha,
         stop_ha.clone(),
-    )?;
+    );
     background.spawn(hold(place, stop_rest.clone()));
     Ok(Running { ha, stop_ha, stop_rest, postgres: unit })
 }

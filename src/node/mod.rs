@@ -36,7 +36,7 @@ use crate::ha::rules::{Mode, Rules};
 use crate::ha::{self, agent};
 use crate::peer::DataFacts;
 use crate::postgres::{ClientTls, Postgres, Stored};
-use crate::process::{self, InitLink, RunAs, Surroundings, VolumeLock};
+use crate::process::{self, InitLink, RunAs, Surroundings, Timer, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec};
 use crate::types::{NodeId, NodeName, Timing};
@@ -225,7 +225,7 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
     let programs = ground.config.ha.callbacks.clone();
     let called = callbacks::run(programs, ground.place.run_as.clone(), channels.status.subscribe());
     let outlets = agent::Outlets { status: channels.status, data: channels.data };
-    agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone())?;
+    agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone());
     background.spawn(called);
     let budget = ground.config.stop_budget;
     background.spawn(ground.certificates.renew(unit.clone()));
@@ -523,9 +523,10 @@ where
 }
 
 async fn beat(init: InitLink) {
+    let mut timer = Timer::default();
     loop {
         init.beat();
-        tokio::time::sleep(BEAT).await;
+        timer.pause(BEAT).await;
     }
 }
 
