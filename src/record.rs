@@ -3,12 +3,13 @@
 //! It is what makes a restart without a store safe (no initdb over a cluster that once existed). One file,
 //! `<volume>/pgherd/record.json`, written to a temporary file, synced and renamed. One [`Keeper`] owns it.
 //!
-//! Invariants: what [`Keeper::update`] returned is on disk before anybody acts on it (a promise is binding), the
-//! identity never changes, and a file that cannot be read is never replaced: losing it silently would make an old
+//! Invariants: what [`Keeper::update`] returned is on disk before anybody acts on it (a promise is binding), nobody who reads
+//! waits for a disk, and the one thread that everything else needs never does; the identity never changes, and a file that cannot be read is never replaced: losing it silently would make an old
 //! volume look new, and a new volume may be told to run initdb.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rand::TryRngCore;
@@ -55,6 +56,9 @@ pub struct Record {
     /// The same for timelines that others began: whose WAL the local data has taken in, until the store knows of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub followed: Option<Followed>,
+    /// The data was a primary's whose commits waited, and was started as a standby that no leader's history is known to hold yet.
+    #[serde(default)]
+    pub unconfirmed: bool,
     /// The last timeline seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Timeline>,
@@ -115,6 +119,8 @@ pub enum Bootstrap {
 
 /// The file's name in its directory.
 const FILE: &str = "record.json";
+/// A disk that takes longer has not kept it: whoever asked goes on without, and tries again.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A record that cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -183,8 +189,10 @@ pub enum Error {
 pub struct Keeper {
     path: Utf8PathBuf,
     owner: RunAs,
-    // Held across the write on purpose (there is no await in it): two updates must not overtake each other.
+    /// As it is on disk.
     record: Arc<Mutex<Record>>,
+    /// Held across a write: two updates must not overtake each other.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Keeper {
@@ -205,7 +213,7 @@ impl Keeper {
             }
             Err(source) => return Err(Error::Read { path, source }),
         };
-        Ok(Self { path, owner: owner.clone(), record: Arc::new(Mutex::new(record)) })
+        Ok(Self { path, owner: owner.clone(), record: Arc::new(Mutex::new(record)), turn: Arc::default() })
     }
 
     /// A file of lines beside the record, and the last `kept` of its lines.
@@ -222,24 +230,42 @@ impl Keeper {
     }
 
     /// Changes the record; it is on disk when this returns, and unchanged (here and on disk, as far as is known)
-    /// when this fails. A change that changes nothing writes nothing; the identity cannot be changed.
+    /// when this fails, but for a write that takes longer than five seconds: it may still come to its end, and then counts.
+    /// A change that changes nothing writes nothing; the identity cannot be changed.
     ///
     /// # Errors
     /// The file could not be written: do not act on the change.
-    pub fn update(&self, change: impl FnOnce(&mut Record)) -> Result<Record, Error> {
-        let mut record = self.lock();
-        let mut next = record.clone();
+    pub async fn update(&self, change: impl FnOnce(&mut Record)) -> Result<Record, Error> {
+        let updated = tokio::time::timeout(PATIENCE, self.update_in_turn(change)).await;
+        updated.unwrap_or_else(|_elapsed| Err(self.not_written(io::ErrorKind::TimedOut.into())))
+    }
+
+    async fn update_in_turn(&self, change: impl FnOnce(&mut Record)) -> Result<Record, Error> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let known = self.read();
+        let mut next = known.clone();
         change(&mut next);
-        next.node_id = record.node_id.clone();
-        if next != *record {
-            write(&self.path, &self.owner, &next)?;
-            *record = next.clone();
+        next.node_id = known.node_id.clone();
+        if next == known {
+            return Ok(next);
         }
-        Ok(next)
+        let keeper = self.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            // Whoever asked may have given up by now: the turn ends with the write, not with the waiting for it.
+            let _turn = turn;
+            write(&keeper.path, &keeper.owner, &next)?;
+            keeper.lock().clone_from(&next);
+            Ok(next)
+        });
+        written.await.unwrap_or_else(|lost| Err(self.not_written(io::Error::other(lost))))
+    }
+
+    fn not_written(&self, source: io::Error) -> Error {
+        let path = self.path.clone();
+        Error::Write { path: path.clone(), source: process::Error::WriteFile { path, source } }
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
-        // A panic inside `change` leaves the record as it was: it works on a copy.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -256,6 +282,7 @@ impl Record {
             promoted: None,
             promoted_as: None,
             followed: None,
+            unconfirmed: false,
             timeline: None,
             epoch: Epoch::default(),
             cluster_uuid: None,
@@ -304,27 +331,27 @@ mod tests {
         (dir, path)
     }
 
-    #[test]
-    fn the_identity_is_made_once_and_updates_survive() {
+    #[tokio::test]
+    async fn the_identity_is_made_once_and_updates_survive() {
         let (_guard, dir) = dir();
         let first = Keeper::open(&dir, &RunAs::Same).unwrap();
         let id = first.read().node_id;
         assert_eq!(id.0.len(), 16);
-        let updated = first.update(|r| r.epoch = Epoch(7)).unwrap();
+        let updated = first.update(|r| r.epoch = Epoch(7)).await.unwrap();
         assert_eq!(updated.epoch, Epoch(7));
-        first.update(|r| r.node_id = NodeId("0".repeat(16))).unwrap();
+        first.update(|r| r.node_id = NodeId("0".repeat(16))).await.unwrap();
         let again = Keeper::open(&dir, &RunAs::Same).unwrap().read();
         assert_eq!((again.node_id, again.epoch), (id, Epoch(7)));
     }
 
-    #[test]
-    fn an_update_that_changes_nothing_writes_nothing() {
+    #[tokio::test]
+    async fn an_update_that_changes_nothing_writes_nothing() {
         let (_guard, dir) = dir();
         let keeper = Keeper::open(&dir, &RunAs::Same).unwrap();
         std::fs::remove_file(dir.join(FILE)).unwrap();
-        keeper.update(|r| r.epoch = Epoch(0)).unwrap();
+        keeper.update(|r| r.epoch = Epoch(0)).await.unwrap();
         assert!(!dir.join(FILE).exists());
-        keeper.update(|r| r.epoch = Epoch(1)).unwrap();
+        keeper.update(|r| r.epoch = Epoch(1)).await.unwrap();
         assert!(dir.join(FILE).exists());
     }
 

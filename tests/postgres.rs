@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -537,7 +537,7 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     a_standby_keeps_slots_too(&a, &b).await;
     let history = b.pg.upstream_history(&a.upstream()).await.unwrap();
     assert_eq!((history.timeline, history.history.0.len()), (Timeline(1), 0));
-    another_clusters_log_is_looked_into(&a, &b).await;
+    the_upstreams_log_is_looked_into(&a, &b).await;
 
     // The old primary goes on alone, unaware.
     let fork = replayed(&b.until("standby", |_| true).await);
@@ -617,8 +617,8 @@ fn no_secret_is_written_where_it_is_not_needed(node: &Node) {
     assert!(n_files > 100);
 }
 
-/// Of a server of another cluster it is asked whether it has our last checkpoint, byte for byte.
-async fn another_clusters_log_is_looked_into(a: &Node, b: &Node) {
+/// It is asked whether it has our last checkpoint, byte for byte.
+async fn the_upstreams_log_is_looked_into(a: &Node, b: &Node) {
     let foreign = |of: &Node| Upstream { foreign: Some(Foreign { slot: None }), ..of.upstream() };
     let asked = async |of: &Node, whom: &Node| of.pg.upstream_history(&foreign(whom)).await.unwrap();
     a.pg.checkpoint(PATIENCE).await.unwrap();
@@ -628,7 +628,19 @@ async fn another_clusters_log_is_looked_into(a: &Node, b: &Node) {
     let DataDir::Cluster(control) = a.status().await.data else { panic!("no cluster") };
     assert_eq!((shown.system_id, shown.contains_ours), (control.system_id, Containment::Shown));
     assert_eq!(asked(b, a).await.contains_ours, Containment::Shown);
-    assert_eq!(b.pg.upstream_history(&a.upstream()).await.unwrap().contains_ours, Containment::Unshown);
+    let place =
+        "pg_walfile_name(checkpoint_lsn), (checkpoint_lsn - '0/0') % (16 << 20) FROM pg_control_checkpoint()";
+    let place = a.ask(&format!("SELECT concat_ws('/', {place})")).await;
+    let (file, offset) = place.split_once('/').unwrap();
+    let path = b.config.data_dir.join("pg_wal").join(file);
+    let (wal, offset) =
+        (std::fs::File::options().read(true).write(true).open(path).unwrap(), offset.parse().unwrap());
+    let mut record = [0; 24];
+    wal.read_exact_at(&mut record, offset).unwrap();
+    wal.write_all_at(&record.map(|byte| !byte), offset).unwrap();
+    assert_eq!(asked(a, b).await.contains_ours, Containment::Differs);
+    wal.write_all_at(&record, offset).unwrap();
+    assert_eq!(b.pg.upstream_history(&a.upstream()).await.unwrap().contains_ours, Containment::Shown);
 }
 
 async fn synchronous_commit_waits(a: &Node, b: &Node) {

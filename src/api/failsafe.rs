@@ -38,13 +38,13 @@ pub(super) async fn ask(state: &State, caller: Caller, request: Request) -> Resp
     let Ok(ping) = serde_json::from_value::<Ping>(body) else {
         return routes::error_page(StatusCode::BAD_REQUEST);
     };
-    match promise(state, &status, &ping) {
+    match promise(state, &status, &ping).await {
         Ok(()) => accepted(&status),
         Err(refusal) => refused(&refusal),
     }
 }
 
-fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), Refusal> {
+async fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), Refusal> {
     let now = clock::now();
     may_promise(status, ping, now)?;
     let asked = ping.ttl.map_or(Duration::ZERO, Duration::from_secs);
@@ -53,7 +53,7 @@ fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), Refusa
         return Err(Refusal::TooLong);
     }
     let promises = state.promises.as_ref().ok_or(Refusal::Standing)?;
-    promises.promise(ping, now, asked.max(status.timing.ttl))
+    promises.promise(ping, now, asked.max(status.timing.ttl)).await
 }
 
 /// By certificate; a stock member, which has none, by its address.

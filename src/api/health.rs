@@ -130,10 +130,12 @@ fn parse_bytes(text: &str) -> Option<u64> {
 /// Whether the answer to a health check is 200.
 pub fn is_healthy(check: Check, filters: &Filters, status: &ha::Status, now: Moment) -> bool {
     let leads = |as_what| leads(as_what, status, now);
-    // Whoever is sent to a primary that lets nobody in is turned away.
-    let takes_writes = || leads(Lead::Primary) && status.door == Door::Open;
-    let replica =
-        |parts: &[SyncPart]| parts.contains(&sync_part(status)) && takes_reads(filters, status, now);
+    // Whoever is sent to a server that lets nobody in is turned away.
+    let lets_in = status.door == Door::Open;
+    let takes_writes = || leads(Lead::Primary) && lets_in;
+    let replica = |parts: &[SyncPart]| {
+        lets_in && parts.contains(&sync_part(status)) && takes_reads(filters, status, now)
+    };
     let any = &[SyncPart::None, SyncPart::Sync, SyncPart::Quorum];
     // Who is synchronous is only known while the store is.
     let known = known_view(status, now).is_some();
@@ -337,6 +339,10 @@ mod tests {
         status.door = Door::Closed;
         assert!(!healthy(Check::Primary, &status) && !healthy(Check::ReadOnly, &status));
         assert!(healthy(Check::Leader, &status));
+        let mut standby = crate::api::fixture::replica("n1", 0, now);
+        assert!(healthy(Check::Replica, &standby) && healthy(Check::ReadOnly, &standby));
+        standby.door = Door::Closed;
+        assert!(!healthy(Check::Replica, &standby) && !healthy(Check::ReadOnly, &standby));
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Agent {
     async fn ask_promises(&mut self, promise: Promise) {
         let asked_at = clock::now();
         let request = PromiseRequest { promise: promise.clone() };
-        let own = match self.core.promise(&request) {
+        let own = match self.core.promise(&request).await {
             PromiseReply::Promised { facts, before } => Reply::Promised { facts, before },
             PromiseReply::Refused { why } => Reply::Refused { why },
         };

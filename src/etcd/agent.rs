@@ -71,20 +71,20 @@ impl Core {
         loop {
             tokio::select! {
                 done = &mut work => return done,
-                Some(ask) = self.requests.recv() => self.answer(ask),
+                Some(ask) = self.requests.recv() => self.answer(ask).await,
             }
         }
     }
 
-    fn answer(&mut self, ask: Ask) {
-        let reply = self.promise(&ask.request);
+    async fn answer(&mut self, ask: Ask) {
+        let reply = self.promise(&ask.request).await;
         if ask.reply.send(reply).is_err() {
             debug!("the candidate did not wait for its answer");
         }
     }
 
     /// Decides on a promise; what is promised is on disk before this returns.
-    pub(super) fn promise(&mut self, request: &PromiseRequest) -> PromiseReply {
+    pub(super) async fn promise(&mut self, request: &PromiseRequest) -> PromiseReply {
         let promise = &request.promise;
         self.view.now = clock::now();
         if let Err(refusal) = ballot::may_promise(&self.view, promise) {
@@ -92,7 +92,7 @@ impl Core {
             return PromiseReply::Refused { why: refusal.to_string() };
         }
         let before = self.view.record.promised.clone();
-        match self.remember(promise) {
+        match self.remember(promise).await {
             Ok(()) => {
                 info!(epoch = promise.epoch.0, seed = %promise.seed, "promised");
                 PromiseReply::Promised { facts: Box::new(self.own_status()), before }
@@ -101,8 +101,8 @@ impl Core {
         }
     }
 
-    fn remember(&mut self, promise: &Promise) -> Result<(), String> {
-        let kept = self.record.update(|r| r.promised = Some(promise.clone()));
+    async fn remember(&mut self, promise: &Promise) -> Result<(), String> {
+        let kept = self.record.update(|r| r.promised = Some(promise.clone())).await;
         self.view.record = kept.map_err(|error| {
             warn!(error = %Chain(&error), "could not write a promise");
             "this node cannot write its record".to_owned()
@@ -243,7 +243,7 @@ impl Agent {
         Box::pin(self.read_store()).await;
         self.observe_here();
         let decision = decide::decide(&self.core.view);
-        self.adopt(&decision);
+        self.adopt(&decision).await;
         self.say(&decision);
         let pause = self.pause(&decision);
         Box::pin(self.act(decision.action)).await.unwrap_or(pause)
@@ -388,7 +388,7 @@ impl Agent {
     }
 
     /// Writes down the cluster that this node belongs to, as soon as it does.
-    fn adopt(&mut self, decision: &Decision) {
+    async fn adopt(&mut self, decision: &Decision) {
         let belongs = match &decision.action {
             Action::Rest
             | Action::BeClient
@@ -422,7 +422,7 @@ impl Agent {
             r.voters = voters;
             r.last_address = Some(address);
         });
-        match kept {
+        match kept.await {
             Ok(record) => self.core.view.record = record,
             Err(error) => warn!(error = %Chain(&error), "could not write the cluster record"),
         }

@@ -12,13 +12,13 @@ use tracing::{debug, error, info, warn};
 use crate::clock::{self, Moment};
 use crate::dcs::{self, Claim, Dcs, Key, Precondition};
 use crate::postgres::StartAs;
-use crate::record::Bootstrap;
+use crate::record::{Bootstrap, Record};
 use crate::types::{Chain, Lsn, NodeName, Timeline};
 
 use super::Error;
 use super::agent::{Agent, Next, Youth};
 use super::configure::Configured;
-use super::door::Closed;
+use super::door::{self, Closed};
 use super::jobs;
 use super::lineage;
 use super::publish;
@@ -101,7 +101,7 @@ impl<D: Dcs> Agent<D> {
         let patience = self.store_patience();
         match timeout(patience, self.deps.store.put_member(&member)).await {
             Ok(Ok(())) => self.name_is_ours(),
-            Ok(Err(dcs::Error::Conflict { .. })) => self.name_is_taken(view.now),
+            Ok(Err(dcs::Error::Conflict { .. })) => self.name_is_taken(view.now).await,
             Ok(Err(error)) => debug!(%error, "the member key was not written"),
             Err(_elapsed) => debug!(?patience, "the member key was not written in time"),
         }
@@ -113,7 +113,7 @@ impl<D: Dcs> Agent<D> {
 
     /// Another node holds our name. After a volume was lost that is this node's own past, and ends with its lease; a name
     /// that is held for longer is somebody's, and this node takes another at its next start.
-    fn name_is_taken(&mut self, now: Moment) {
+    async fn name_is_taken(&mut self, now: Moment) {
         self.memory.name = Name::Unclaimed;
         let since = *self.name_taken.get_or_insert(now);
         if now.since(since) <= 2 * self.rules.timing.ttl {
@@ -127,7 +127,7 @@ impl<D: Dcs> Agent<D> {
             let suffix: String = self.config.node_id.0.chars().take(NAME_SUFFIX).collect();
             let name = NodeName(format!("{}-{suffix}", self.config.me));
             warn!(taken = %self.config.me, ours = %name, "the name is held by another node: starting again under another");
-            match self.deps.record.update(|record| record.node_name = Some(name)) {
+            match self.deps.record.update(|record| record.node_name = Some(name)).await {
                 Ok(_) => self.renamed.cancel(),
                 Err(error) => warn!(error = %Chain(&error), "the cluster record was not written"),
             }
@@ -144,7 +144,11 @@ impl<D: Dcs> Agent<D> {
 
     #[expect(clippy::too_many_lines, reason = "one line or two for each action")]
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
-        self.deps.record.update(|record| lineage::remember(view, &action, record))?;
+        let remember = |record: &mut Record| {
+            lineage::remember(view, &action, record);
+            door::remember(view, &action, record);
+        };
+        self.deps.record.update(remember).await?;
         let store = Arc::clone(&self.deps.store);
         match action {
             Action::Acquire(claim) => self.acquire(claim).await?,
@@ -219,7 +223,7 @@ impl<D: Dcs> Agent<D> {
                 store.delete(Key::Failsafe, Precondition::Unchanged(revision)).await?
             }
             Action::AskMembers => self.ask_members(view),
-            Action::Begin(task) => self.begin(view, task)?,
+            Action::Begin(task) => self.begin(view, task).await?,
             Action::Reload => {
                 self.deps.postgres.reread();
                 self.memory.configured = None;
@@ -323,14 +327,14 @@ impl<D: Dcs> Agent<D> {
     }
 
     /// Begins a long action. Only a stop may replace one that is under way: `decide` sees to that.
-    fn begin(&mut self, view: &View, task: Task) -> Result<(), Error> {
+    async fn begin(&mut self, view: &View, task: Task) -> Result<(), Error> {
         let job = task.job();
         if matches!(job, Job::Stop | Job::HandOver) {
             self.young = Youth::Over;
         }
         self.jobs.abort_all();
         self.jobs = JoinSet::new();
-        self.before(view, job)?;
+        self.before(view, job).await?;
         self.doing = Some(Doing { job, since: clock::now() });
         let context = jobs::Context {
             postgres: self.deps.postgres.clone(),
@@ -343,15 +347,16 @@ impl<D: Dcs> Agent<D> {
     }
 
     /// What must be on disk before a job begins.
-    fn before(&mut self, view: &View, job: Job) -> Result<(), Error> {
+    async fn before(&mut self, view: &View, job: Job) -> Result<(), Error> {
         let record = &self.deps.record;
         match job {
             // A crash right after initdb must not leave a cluster without its roles.
-            Job::Initdb => record.update(|record| record.bootstrap = Bootstrap::Pending)?,
+            Job::Initdb => record.update(|record| record.bootstrap = Bootstrap::Pending).await?,
             // A crash right after a promotion must not leave a private timeline that looks like the cluster's.
-            Job::Promote => record.update(|record| {
-                (record.promoted, record.promoted_as) = (publish::next_timeline(view), Some(view.me.clone()));
-            })?,
+            Job::Promote => {
+                let next = (publish::next_timeline(view), Some(view.me.clone()));
+                record.update(|record| (record.promoted, record.promoted_as) = next).await?
+            }
             Job::Clone | Job::Rewind => {
                 self.memory.source = lineage::source(view);
                 return Ok(());

@@ -244,7 +244,7 @@ impl<D: Dcs> Agent<D> {
             renewals.borrow_and_update();
             let view = self.observe(phase).await;
             let decision = with_settings(&view, decide(&view));
-            self.tell(&view, &decision);
+            self.tell(&view, &decision).await;
             self.ask_for_signs(&view);
             let Next::Wait(wake) = self.act(&view, decision).await else { return };
             let next = self.next_look(&view, wake);
@@ -255,7 +255,7 @@ impl<D: Dcs> Agent<D> {
                 Ok(()) = changes.changed() => {}
                 () = self.lease.changed() => {}
                 Some(round) = self.rounds.join_next() => self.take_in_promises(round).await,
-                Some(done) = self.jobs.join_next() => self.take_in(done),
+                Some(done) = self.jobs.join_next() => self.take_in(done).await,
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
@@ -293,11 +293,11 @@ impl<D: Dcs> Agent<D> {
         let arrived = clock::now();
         self.take_in_signs(arrived);
         let store = match snapshot {
-            Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived),
+            Ok(Ok(snapshot)) => self.store_answered(snapshot, arrived).await,
             Ok(Err(error)) => self.store_silent(error.to_string(), arrived),
             Err(_elapsed) => self.store_silent(format!("no answer within {patience:?}"), arrived),
         };
-        self.memory.promised = self.deps.promises.promised(arrived);
+        self.memory.promised = self.deps.promises.promised(arrived).await;
         let record = self.deps.record.read();
         let mut view = View {
             now: arrived,
@@ -318,6 +318,7 @@ impl<D: Dcs> Agent<D> {
                 taken: record.followed.clone().filter(|f| self.deps.postgres.has_history_after(f.known)),
                 followed: record.followed,
                 adopted: record.adopted,
+                unconfirmed: record.unconfirmed,
             },
             memory: self.memory.clone(),
         };
@@ -337,9 +338,9 @@ impl<D: Dcs> Agent<D> {
         left.clamp(STORE_AT_LEAST, STORE_PATIENCE)
     }
 
-    fn store_answered(&mut self, snapshot: Snapshot, arrived: Moment) -> Store {
+    async fn store_answered(&mut self, snapshot: Snapshot, arrived: Moment) -> Store {
         self.silent_since = None;
-        self.deps.promises.saw_store(&snapshot);
+        self.deps.promises.saw_store(&snapshot).await;
         let renewal = self.deps.store.renewals().borrow().map(|r| (r.revision, r.heard));
         self.memory.saw_store(&self.config.me, &snapshot, arrived, renewal);
         if let Some(config) = &snapshot.config {
@@ -431,7 +432,7 @@ impl<D: Dcs> Agent<D> {
     }
 
     /// Publishes the status and logs what has changed.
-    fn tell(&mut self, view: &View, decision: &Decision) {
+    async fn tell(&mut self, view: &View, decision: &Decision) {
         let reason = match view.rules.pause {
             Pause::On => format!("PAUSE: {}", decision.reason),
             Pause::Off => decision.reason.to_string(),
@@ -478,34 +479,38 @@ impl<D: Dcs> Agent<D> {
             complaints: self.complaints.iter().cloned().chain(self.deps.postgres.complaints()).collect(),
         };
         self.outlets.status.send_replace(Some(status));
-        self.tell_data(view);
+        self.tell_data(view).await;
     }
 
-    fn tell_data(&self, view: &View) {
-        self.note_cluster(view);
-        self.forget(view);
+    async fn tell_data(&self, view: &View) {
+        self.note_cluster(view).await;
+        self.forget(view).await;
         let facts = publish::data_facts(&view.local, view.volume.system_id, view.volume.adopted);
         self.outlets.data.send_if_modified(|known| std::mem::replace(known, facts.clone()) != facts);
     }
 
     /// What has settled since need not be remembered.
-    fn forget(&self, view: &View) {
-        if let Err(error) = self.deps.record.update(|record| lineage::forget(view, record)) {
+    async fn forget(&self, view: &View) {
+        let forgotten = self.deps.record.update(|record| lineage::forget(view, record));
+        if let Err(error) = forgotten.await {
             warn!(error = %Chain(&error), "the cluster record was not written");
         }
     }
 
     /// What the volume holds of this cluster is remembered, so that it is never taken for an empty one later.
-    fn note_cluster(&self, view: &View) {
+    async fn note_cluster(&self, view: &View) {
         let cluster = view.cluster_system_id();
         let local = view.control().map(|c| c.system_id);
         let news = local.is_some() && local == cluster && view.volume.system_id != local;
-        if news && let Err(error) = self.deps.record.update(|record| record.system_id = local) {
+        if !news {
+            return;
+        }
+        if let Err(error) = self.deps.record.update(|record| record.system_id = local).await {
             warn!(error = %Chain(&error), "the cluster record was not written");
         }
     }
 
-    fn take_in(&mut self, done: Result<Done, tokio::task::JoinError>) {
+    async fn take_in(&mut self, done: Result<Done, tokio::task::JoinError>) {
         let Some(doing) = self.doing.take() else { return };
         let now = clock::now();
         let done = done.unwrap_or_else(|error| Done { job: doing.job, result: Err(Error::JobEnded(error)) });
@@ -513,7 +518,7 @@ impl<D: Dcs> Agent<D> {
             Ok(outcome) => {
                 debug!(job = ?done.job, took = ?now.since(doing.since), "done");
                 self.memory.ended_well(done.job);
-                if let Err(error) = self.remember(outcome, now) {
+                if let Err(error) = self.remember(outcome, now).await {
                     warn!(error = %Chain(&error), "the cluster record was not written");
                 }
             }
@@ -534,27 +539,29 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
-    fn remember(&mut self, outcome: Outcome, now: Moment) -> Result<(), record::Error> {
+    async fn remember(&mut self, outcome: Outcome, now: Moment) -> Result<(), record::Error> {
         match outcome {
             Outcome::Stopped => self.memory.orders.stopped(now),
             Outcome::Initialised => {}
             Outcome::Bootstrapped => {
-                self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled)?;
+                self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled).await?;
             }
             Outcome::Cloned => {
                 self.memory.orders.settle(Order::Reinitialize);
                 (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 self.memory.copied_at(now);
-                self.deps.record.update(|record| {
+                let followed = self.memory.source.take();
+                let copied = self.deps.record.update(|record| {
                     record.bootstrap = Bootstrap::Settled;
-                    record.promoted = None;
-                    record.followed = self.memory.source.take();
-                })?;
+                    (record.promoted, record.followed) = (None, followed);
+                });
+                copied.await?;
             }
             Outcome::Rewound => {
                 self.memory.rewound_at(now);
                 let followed = self.memory.source.take();
-                self.deps.record.update(|record| (record.promoted, record.followed) = (None, followed))?;
+                let update = self.deps.record.update(|r| (r.promoted, r.followed) = (None, followed));
+                update.await?;
             }
             Outcome::Approved => self.memory.approval = Approval::Given,
             Outcome::Promoted => {

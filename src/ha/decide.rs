@@ -427,7 +427,7 @@ fn rejoin(view: &View, snapshot: &Snapshot, source: Upstream) -> Decision {
     let Some(control) = view.control() else {
         return idle(Reason::WaitingForLeader, Wake::Loop);
     };
-    match lineage::kin(view, snapshot, control.reached(), &source.name) {
+    match lineage::kin_by_bytes(view, snapshot, control.reached(), ancestry) {
         Kin::Same => {}
         // pg_rewind goes by numbers: it would find nothing to rewind.
         Kin::Other => return copy(view, source),
@@ -491,9 +491,12 @@ fn keep_following(
     if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
         return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
     }
-    match lineage::known_ancestry(view, &source)
-        .map(|a| lineage::of_running(lineage::standby_timeline(view, answer), position, a))
-    {
+    let local = lineage::standby_timeline(view, answer);
+    let judged = lineage::known_ancestry(view, &source).map(|asked| {
+        let kin = lineage::kin_by_bytes(view, snapshot, local, asked);
+        if kin == Kin::Other { Lineage::Left } else { lineage::of_running(local, position, asked) }
+    });
+    match judged {
         None => compare(view, source),
         Some(Lineage::Left) => {
             stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name))

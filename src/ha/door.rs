@@ -7,26 +7,36 @@
 //! as a commit needs, or the `sync` key is closed in this node's name. The second is what happens within `retry_timeout` when no standby comes
 //! ([`super::lead`]), so nobody waits for ever. A promotion needs no closed door, since it begins with a closed key.
 //!
-//! What is absent: agent mode, in which pg_hba.conf is the administrator's.
+//! The same holds for such data when it is started as a standby before its whole history was compared with a leader's: readers wait until it streams the leader's own timeline, which its data is a part of then, or it leads itself. That is
+//! remembered on the volume, for the control file of a standby does not tell what it was before.
+//!
+//! What is absent: agent mode, in which pg_hba.conf is the administrator's; and a cluster that follows another one, whose
+//! leader judges histories and acknowledges nothing.
 
 use std::time::Duration;
 
 use crate::clock::Moment;
-use crate::postgres::StartAs;
-use crate::postgres::status::{Answer, Kind};
-use crate::record::Bootstrap;
-use crate::types::{Lsn, NodeName};
+use crate::postgres::status::{Answer, Control, ControlState, Kind};
+use crate::postgres::{StartAs, Upstream};
+use crate::record::{Bootstrap, Record};
+use crate::types::{Lsn, NodeName, SyncMode};
 
 use super::lead::PROMPTLY;
+use super::lineage;
+use super::publish;
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::remote;
 use super::rules::Mode;
 use super::sync::{Names, closed};
+use super::tags::Streaming;
 use super::view::{Instance, SyncWrite, View};
 
 /// Standbys reconnect within a tenth of a second, nothing tells when one has confirmed, and clients wait: looked at so often...
 const ALERT: Wake = Wake::Soon(Duration::from_millis(5));
 /// ... for so long.
 const AT_FIRST: Duration = Duration::from_secs(1);
+/// Nothing tells when a standby streams, and readers have others to go to.
+const UNTIL_IT_STREAMS: Wake = Wake::Soon(Duration::from_millis(300));
 
 /// The door is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +61,10 @@ pub(super) fn also_mind(view: &View, mut decision: Decision) -> Decision {
         return decision;
     }
     match view.instance() {
-        Instance::Standby(..) => decision.actions.insert(0, Action::OpenDoor),
+        Instance::Standby(answer, _) if is_part_of_the_leaders(view, answer) => {
+            decision.actions.insert(0, Action::OpenDoor);
+        }
+        Instance::Standby(..) => decision.wake = sooner(decision.wake, UNTIL_IT_STREAMS),
         Instance::Primary(answer, _) => match missing(view, answer, closed) {
             None => decision.actions.insert(0, Action::OpenDoor),
             Some(who) => decision = wait(view, decision, closed, who),
@@ -69,6 +82,7 @@ fn before_start(view: &View, start: &Action) -> Option<Action> {
     let Action::Start(how, names) = start else { return None };
     match how {
         StartAs::Primary if must_wait(view, names) => Some(Action::CloseDoor),
+        StartAs::Standby(whom) if hides(view, whom.as_ref()) => Some(Action::CloseDoor),
         StartAs::Primary | StartAs::Standby(_) => view.memory.closed.map(|_closed| Action::OpenDoor),
     }
 }
@@ -78,6 +92,36 @@ fn must_wait(view: &View, names: &str) -> bool {
         && view.volume.bootstrap == Bootstrap::Settled
         && Names::parse(names).need > 0
         && !is_only_candidate(view)
+}
+
+/// Whether a standby may hold commits that nobody has confirmed, and that no leader's history was compared with.
+fn hides(view: &View, whom: Option<&Upstream>) -> bool {
+    let may_hold = |control: &Control| {
+        // Whoever is to follow somebody was compared with the leader, up to its last record: that is known after a shutdown only.
+        let judged = whom.is_some() && control.state == ControlState::ShutDown;
+        view.volume.unconfirmed || !(lineage::was_standby(control) || judged)
+    };
+    view.rules.mode == Mode::Node
+        && view.rules.sync_mode != SyncMode::Off
+        && remote::of(view).is_none()
+        && view.control().is_some_and(may_hold)
+}
+
+/// What of that is to outlive a restart.
+pub fn remember(view: &View, action: &Action, record: &mut Record) {
+    if let Action::Start(StartAs::Standby(whom), _) = action {
+        record.unconfirmed = hides(view, whom.as_ref());
+    } else if *action == Action::OpenDoor {
+        record.unconfirmed = false;
+    }
+}
+
+/// Whether it streams what the leader writes now: it is let on to that timeline only where its own history is part of it. (On the
+/// one before, it may stream up to its end and then find out.) Whoever never streams has replayed so much.
+fn is_part_of_the_leaders(view: &View, answer: &Answer) -> bool {
+    let leader = view.snapshot().and_then(|s| s.leader_name().map(|leader| lineage::written_by(s, leader)));
+    let receives = publish::streams(answer) || view.rules.tags.stream == Streaming::Never;
+    view.memory.frozen.is_none() && receives && leader.flatten() == Some(answer.timeline)
 }
 
 /// Whether nobody else can be elected whatever happens.
@@ -103,11 +147,15 @@ fn missing(view: &View, answer: &Answer, closed: Closed) -> Option<Vec<NodeName>
 
 fn wait(view: &View, decision: Decision, closed: Closed, who: Vec<NodeName>) -> Decision {
     let soon = if view.now.since(closed.since) < AT_FIRST { ALERT } else { PROMPTLY };
-    let wake = match (decision.wake, soon) {
-        (Wake::Soon(wanted), Wake::Soon(soon)) => Wake::Soon(wanted.min(soon)),
-        (Wake::Loop, soon) | (_, soon @ Wake::Loop) => soon,
-    };
+    let wake = sooner(decision.wake, soon);
     let is_the_news = matches!(decision.reason, Reason::Leading | Reason::CommitsWait(_));
     let reason = if is_the_news { Reason::ClientsWait(who) } else { decision.reason };
     Decision { reason, wake, ..decision }
+}
+
+fn sooner(wanted: Wake, soon: Wake) -> Wake {
+    match (wanted, soon) {
+        (Wake::Soon(wanted), Wake::Soon(soon)) => Wake::Soon(wanted.min(soon)),
+        (Wake::Loop, other) | (other, Wake::Loop) => other,
+    }
 }

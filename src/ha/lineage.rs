@@ -1,10 +1,17 @@
 //! Is the local history part of the leader's, or has it left it? Ancestry first, then position.
+//!
+//! Who began a timeline is known from the record: whom this node was about to follow when it took WAL in. One way around that
+//! is left: a server whose agent stands still goes on streaming from another standby, which may hand it the timeline of a
+//! leader that this agent has never heard of. A second timeline of that number matters only if the first one was lost before
+//! the store knew of it. Then the bytes tell: whoever comes back, or stops streaming, asks the leader for what is at its own last
+//! checkpoint, and where something else is there ([`Containment::Differs`]) the data is copied. Before that checkpoint
+//! PostgreSQL itself has the last word: a record that does not fit the one before it is not replayed.
 
 use std::time::Duration;
 
 use crate::dcs::{Member, MemberState, Role, Snapshot};
 use crate::postgres::status::{Answer, Control, ControlState};
-use crate::postgres::{StartAs, Upstream};
+use crate::postgres::{Containment, StartAs, Upstream};
 use crate::record::{Followed, Record};
 use crate::types::{Lsn, NodeName, Timeline};
 
@@ -92,8 +99,17 @@ pub fn foreign(view: &View, snapshot: &Snapshot, local: Timeline) -> Option<(Tim
 }
 
 /// Whether the data holds what somebody else than this leader began, as far as is known without the store.
-pub fn is_of_another(view: &View, local: Timeline, leader: &NodeName) -> bool {
-    taken(view, local).is_some_and(|(author, _)| author != leader)
+pub fn is_of_another(view: &View, local: Timeline, asked: &Ancestry) -> bool {
+    asked.contains_ours == Containment::Differs
+        || taken(view, local).is_some_and(|(author, _)| *author != asked.leader)
+}
+
+/// The same once the leader was asked: bytes tell more than numbers and names.
+pub fn kin_by_bytes(view: &View, snapshot: &Snapshot, local: Timeline, asked: &Ancestry) -> Kin {
+    match asked.contains_ours {
+        Containment::Differs => Kin::Other,
+        Containment::Shown | Containment::Unshown => kin(view, snapshot, local, &asked.leader),
+    }
 }
 
 /// Whether the local timeline is the leader's, or a part of what the leader's came from.
@@ -121,7 +137,7 @@ pub fn kin(view: &View, snapshot: &Snapshot, local: Timeline, leader: &NodeName)
 }
 
 /// The timeline that a leader says it writes as a primary.
-fn written_by(snapshot: &Snapshot, leader: &NodeName) -> Option<Timeline> {
+pub(super) fn written_by(snapshot: &Snapshot, leader: &NodeName) -> Option<Timeline> {
     let serving = |m: &&Member| m.state == MemberState::Running && m.role == Role::Primary;
     snapshot.member(leader).filter(serving).and_then(|m| m.timeline)
 }
@@ -158,8 +174,9 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
     };
     match (view.snapshot(), view.control()) {
         (Some(_), _) => record.followed = source(view),
-        // The store is silent and says nothing of this leader: what it begins from here on is its own.
-        (None, Some(control)) if record.followed.is_none() => {
+        // The store is silent and says nothing of this leader: what it begins from here on is its own, and whoever was followed
+        // before has begun nothing that is here (else this one would not be followed).
+        (None, Some(control)) if view.volume.taken.is_none() => {
             record.followed = Some(Followed { leader: upstream.name.clone(), known: control.reached() });
         }
         (None, Some(_) | None) => {}
@@ -178,8 +195,10 @@ pub fn forget(view: &View, record: &mut Record) {
         let is_over = |begun: &Timeline| streams && (shared || (follows && answer.timeline < *begun));
         record.promoted = record.promoted.filter(|begun| !is_over(begun));
     }
+    // What a primary holds of others' it has made part of a timeline of its own.
+    let own = matches!(view.instance(), Instance::Primary(answer, _) if view.volume.promoted == Some(answer.timeline));
     let settled = |f: &Followed| snapshot.leader_name() == Some(&f.leader) && is_settled(snapshot, &f.leader);
-    record.followed = record.followed.take().filter(|f| !settled(f));
+    record.followed = record.followed.take().filter(|f| !own && !settled(f));
 }
 
 /// What others may make of the local position in a vote.
@@ -230,7 +249,6 @@ pub(super) fn known_ancestry<'a>(view: &'a View, source: &Upstream) -> Option<&'
 mod tests {
     use super::*;
     use crate::clock::Moment;
-    use crate::postgres::Containment;
     use crate::types::{NodeName, SystemId, TimelineHistory};
 
     fn leader(history: &str, timeline: u32) -> Ancestry {

@@ -1,8 +1,9 @@
 //! The one place where a promise to a leader (see [`super::failsafe`]) and an attempt to take the leader key meet.
 //!
 //! Invariant: never both. While a promise binds, nobody begins to take the key; while the key is being taken, or may have been
-//! taken by a request whose outcome is unknown, nothing is promised. The promise is on disk before it is given: after a restart
-//! a volume that had promised is bound for its whole length once more, for the clock of the promise may be gone. It ends
+//! taken by a request whose outcome is unknown, nothing is promised. A promise binds this node from the moment that it is asked for,
+//! which is decided under one lock with the attempts; it is on disk before it is given, and no lock that others need is held for
+//! that. After a restart a volume that had promised is bound for its whole length once more, for the clock of the promise may be gone. It ends
 //! early in one case only: the leader itself is known to have stopped and given the key back ([`Promise::is_over`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +27,8 @@ pub struct Promises {
 
 #[derive(Debug, Default)]
 struct State {
-    promised: Option<Promise>,
+    /// What binds this node, and as it stands in the record.
+    promised: Option<(Promise, Loyalty)>,
     standing: Option<Moment>,
 }
 
@@ -64,12 +66,15 @@ pub struct Bound(NodeName);
 impl Promises {
     /// A promise that an earlier life has written down binds once more, from now.
     pub fn open(record: record::Keeper, now: Moment) -> Self {
-        let promised = record.read().failsafe.map(|kept| Promise {
-            until: now + Duration::from_millis(kept.millis),
-            given: now,
-            position: None,
-            upstream: upstream_at(&kept.leader, kept.node_id, &kept.conn_url),
-            leader: kept.leader,
+        let promised = record.read().failsafe.map(|kept| {
+            let promise = Promise {
+                until: now + Duration::from_millis(kept.millis),
+                given: now,
+                position: None,
+                upstream: upstream_at(&kept.leader, kept.node_id.clone(), &kept.conn_url),
+                leader: kept.leader.clone(),
+            };
+            (promise, kept)
         });
         Self { state: Arc::new(Mutex::new(State { promised, standing: None })), record }
     }
@@ -78,44 +83,55 @@ impl Promises {
     ///
     /// # Errors
     /// The key is being taken, or the promise cannot be written down.
-    pub fn promise(&self, ping: &Ping, now: Moment, ttl: Duration) -> Result<(), Refusal> {
+    pub async fn promise(&self, ping: &Ping, now: Moment, ttl: Duration) -> Result<(), Refusal> {
+        let until = self.bind(ping, now, ttl)?;
+        let written = self.write_down().await.is_ok();
+        // Over before it was written is not given.
+        let binds = |(promise, _): &(Promise, Loyalty)| promise.leader == ping.name && promise.until >= until;
+        let given = written && self.lock().promised.as_ref().is_some_and(binds);
+        if given { Ok(()) } else { Err(Refusal::NotWritten) }
+    }
+
+    /// From here on this node takes no key, whatever becomes of the record.
+    fn bind(&self, ping: &Ping, now: Moment, ttl: Duration) -> Result<Moment, Refusal> {
         let mut state = self.lock();
         if state.standing.is_some_and(|until| now < until) {
             return Err(Refusal::Standing);
         }
         // Never shorter than what was promised before.
-        let until = state.promised.as_ref().map_or(now + ttl, |before| (now + ttl).max(before.until));
+        let before = state.promised.as_ref().map(|(before, _)| before.until);
+        let until = before.map_or(now + ttl, |before| (now + ttl).max(before));
         let millis = u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX);
         let (leader, node_id, conn_url) = (ping.name.clone(), ping.node_id.clone(), ping.conn_url.clone());
         let upstream = upstream_at(&leader, node_id.clone(), &conn_url);
         let loyalty = Loyalty { leader: leader.clone(), millis, conn_url, node_id };
-        if self.record.update(|record| record.failsafe = Some(loyalty)).is_err() {
-            return Err(Refusal::NotWritten);
-        }
-        state.promised = Some(Promise { leader, until, given: now, position: ping.position(), upstream });
-        Ok(())
+        let promise = Promise { leader, until, given: now, position: ping.position(), upstream };
+        state.promised = Some((promise, loyalty));
+        Ok(until)
+    }
+
+    /// Brings the record to what binds this node when its turn comes, so that no older state is written over a newer one.
+    async fn write_down(&self) -> Result<(), record::Error> {
+        let binds = || self.lock().promised.as_ref().map(|(_, loyalty)| loyalty.clone());
+        self.record.update(|record| record.failsafe = binds()).await.map(|_record| ())
     }
 
     /// What binds this node; what has run out is forgotten, on disk too.
-    pub fn promised(&self, now: Moment) -> Option<Promise> {
-        let mut state = self.lock();
-        if state.promised.as_ref().is_some_and(|promise| now >= promise.until) {
-            self.forget(&mut state);
-        }
-        state.promised.clone()
+    pub async fn promised(&self, now: Moment) -> Option<Promise> {
+        self.forget_if(|promise| now >= promise.until).await;
+        self.lock().promised.as_ref().map(|(promise, _)| promise.clone())
     }
 
     /// Takes in a snapshot: a promise to a leader that has given the key back by itself has no object any more.
-    pub fn saw_store(&self, snapshot: &Snapshot) {
-        let mut state = self.lock();
-        if state.promised.as_ref().is_some_and(|promise| promise.is_over(snapshot)) {
-            self.forget(&mut state);
-        }
+    pub async fn saw_store(&self, snapshot: &Snapshot) {
+        self.forget_if(|promise| promise.is_over(snapshot)).await;
     }
 
-    fn forget(&self, state: &mut State) {
-        state.promised = None;
-        if let Err(error) = self.record.update(|record| record.failsafe = None) {
+    async fn forget_if(&self, is_over: impl Fn(&Promise) -> bool) {
+        if self.lock().promised.take_if(|(promise, _)| is_over(promise)).is_none() {
+            return;
+        }
+        if let Err(error) = self.write_down().await {
             tracing::warn!(%error, "a promise that has run out stays in the record");
         }
     }
@@ -126,7 +142,7 @@ impl Promises {
     /// A promise binds this node.
     pub fn stand(&self, now: Moment, until: Moment) -> Result<(), Bound> {
         let mut state = self.lock();
-        if let Some(promise) = state.promised.as_ref().filter(|promise| now < promise.until) {
+        if let Some((promise, _)) = state.promised.as_ref().filter(|(promise, _)| now < promise.until) {
             return Err(Bound(promise.leader.clone()));
         }
         state.standing = Some(until);
@@ -200,45 +216,56 @@ mod tests {
         Snapshot { status, ..nobody(taken) }
     }
 
-    #[test]
-    fn a_promise_and_an_attempt_never_meet() {
+    #[tokio::test]
+    async fn a_promise_and_an_attempt_never_meet() {
         let (_keep, record) = record();
         let promises = Promises::open(record, at(0));
         promises.stand(at(1), at(11)).unwrap();
         assert_eq!(
-            promises.promise(&ping(), at(2), TTL),
+            promises.promise(&ping(), at(2), TTL).await,
             Err(Refusal::Standing),
             "the outcome may be unknown"
         );
         promises.sit_down();
-        promises.promise(&ping(), at(3), TTL).unwrap();
+        promises.promise(&ping(), at(3), TTL).await.unwrap();
         assert!(promises.stand(at(12), at(22)).is_err());
         // A shorter one does not shorten it.
-        promises.promise(&ping(), at(4), Duration::from_secs(1)).unwrap();
+        promises.promise(&ping(), at(4), Duration::from_secs(1)).await.unwrap();
         assert!(promises.stand(at(12), at(22)).is_err());
         promises.stand(at(13), at(23)).unwrap();
     }
 
-    #[test]
-    fn a_restart_does_not_forget_a_promise() {
+    #[tokio::test]
+    async fn a_promise_binds_while_it_is_written() {
         let (_keep, record) = record();
-        Promises::open(record.clone(), at(0)).promise(&ping(), at(1), TTL).unwrap();
+        let promises = Promises::open(record.clone(), at(0));
+        let given = tokio::time::timeout(Duration::ZERO, promises.promise(&ping(), at(1), TTL)).await;
+        drop(given);
+        assert!(promises.stand(at(2), at(12)).is_err(), "it may be on disk already");
+        record.update(|_unchanged| {}).await.unwrap();
+        assert!(record.read().failsafe.is_some(), "whoever asked has gone, the write goes on");
+    }
+
+    #[tokio::test]
+    async fn a_restart_does_not_forget_a_promise() {
+        let (_keep, record) = record();
+        Promises::open(record.clone(), at(0)).promise(&ping(), at(1), TTL).await.unwrap();
         let again = Promises::open(record.clone(), at(5));
-        let bound = again.promised(at(14)).unwrap();
+        let bound = again.promised(at(14)).await.unwrap();
         assert_eq!((bound.leader.as_str(), bound.until), ("n1", at(15)));
         let upstream = bound.upstream.unwrap();
         assert_eq!((upstream.port, upstream.node_id), (5432, ping().node_id));
-        again.saw_store(&ended("n1", Lsn(HERE.0 + 114), at(9)));
-        assert!(again.promised(at(14)).is_some(), "nothing is known of its position");
-        assert_eq!(again.promised(at(15)), None);
-        assert_eq!(Promises::open(record, at(16)).promised(at(16)), None, "it was forgotten on disk");
+        again.saw_store(&ended("n1", Lsn(HERE.0 + 114), at(9))).await;
+        assert!(again.promised(at(14)).await.is_some(), "nothing is known of its position");
+        assert_eq!(again.promised(at(15)).await, None);
+        assert_eq!(Promises::open(record, at(16)).promised(at(16)).await, None, "it was forgotten on disk");
     }
 
-    #[test]
-    fn a_leader_that_has_stopped_and_given_the_key_back_needs_no_promise() {
+    #[tokio::test]
+    async fn a_leader_that_has_stopped_and_given_the_key_back_needs_no_promise() {
         let (_keep, record) = record();
         let promises = Promises::open(record.clone(), at(0));
-        promises.promise(&ping(), at(3), TTL).unwrap();
+        promises.promise(&ping(), at(3), TTL).await.unwrap();
         let end = Lsn(HERE.0 + 114);
         let mut held = ended("n1", end, at(4));
         held.leader = Some(Leader { name: "n1".into(), lease: LeaseId(7), revision: Revision(9) });
@@ -250,16 +277,16 @@ mod tests {
             (nobody(at(4)), "a key that has run out says nothing of its holder"),
         ];
         for (snapshot, why) in not_yet {
-            promises.saw_store(&snapshot);
+            promises.saw_store(&snapshot).await;
             assert!(promises.stand(at(4), at(14)).is_err(), "{why}");
         }
-        promises.promise(&Ping { slots: None, ..ping() }, at(4), TTL).unwrap();
-        promises.saw_store(&ended("n1", end, at(5)));
+        promises.promise(&Ping { slots: None, ..ping() }, at(4), TTL).await.unwrap();
+        promises.saw_store(&ended("n1", end, at(5))).await;
         assert!(promises.stand(at(5), at(15)).is_err(), "its server was down: nothing to compare with");
-        promises.promise(&ping(), at(5), TTL).unwrap();
-        promises.saw_store(&ended("n1", end, at(6)));
-        assert_eq!(promises.promised(at(6)), None);
+        promises.promise(&ping(), at(5), TTL).await.unwrap();
+        promises.saw_store(&ended("n1", end, at(6))).await;
+        assert_eq!(promises.promised(at(6)).await, None);
         promises.stand(at(6), at(16)).unwrap();
-        assert_eq!(Promises::open(record, at(7)).promised(at(7)), None, "it was forgotten on disk");
+        assert_eq!(Promises::open(record, at(7)).promised(at(7)).await, None, "it was forgotten on disk");
     }
 }

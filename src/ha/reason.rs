@@ -381,6 +381,8 @@ pub enum Reason {
     RemoteIsAnother(SystemId),
     /// This cluster has begun its timeline, and the one that is to be followed is not shown to have it.
     RemoteUnshown(Timeline),
+    /// The cluster that is to be followed has another timeline of the number of ours.
+    RemoteDiffers(Timeline),
     /// The server of the other cluster that answers is on a timeline before ours.
     RemoteBehind(Timeline),
     /// The cluster that is to be followed is named in no way that can be used.
@@ -540,6 +542,11 @@ impl fmt::Display for Reason {
                 f,
                 "timeline {timeline} was begun by this cluster, and the one that is to be followed is not shown to have it: \
                  not followed"
+            ),
+            Self::RemoteDiffers(timeline) => write!(
+                f,
+                "the cluster that is to be followed has another timeline {timeline}: not followed; reinitialize this node if \
+                 that one is to stay"
             ),
             Self::RemoteBehind(theirs) => write!(
                 f,

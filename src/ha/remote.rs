@@ -3,7 +3,8 @@
 //!
 //! Invariants: no server here is started or kept as a primary, and none is made by initdb; nothing is streamed or copied over
 //! data of another database; where this cluster has begun the timeline that its data is on, the other one is followed
-//! only when its log is shown to hold ours, since two promotions can give their timelines one number. What is absent: any
+//! only when its log is shown to hold ours, since two promotions can give their timelines one number; where it is shown to hold
+//! something else there, it is not followed whoever began ours. What is absent: any
 //! deadman's business (a standby can always go on), and a way to follow an archive from the store's word alone in a container.
 
 use serde_json::{Value, json};
@@ -227,6 +228,9 @@ enum Course {
     Another(SystemId),
     /// Both are on a timeline of this number, and nothing shows that it is the same one.
     Unshown,
+    /// It came by where we were, and was on another timeline of this number then: neither rewound (pg_rewind goes by numbers) nor
+    /// replaced, since which of the two is to stay is a person's to say.
+    Differs,
     /// It is on a timeline before ours, which came from there: a server that has been left behind answers.
     Behind,
 }
@@ -241,6 +245,9 @@ fn heard<'a>(view: &'a View, upstream: &Upstream, local: Timeline) -> Option<&'a
 fn course(view: &View, ancestry: &Ancestry, timeline: Timeline, lineage: Lineage) -> Course {
     if let Some(id) = another(view, ancestry) {
         return Course::Another(id);
+    }
+    if ancestry.contains_ours == Containment::Differs {
+        return Course::Differs;
     }
     if began_here(view, timeline) && !shows(view, ancestry, timeline) {
         return Course::Unshown;
@@ -299,6 +306,7 @@ fn lead(view: &View, snapshot: &Snapshot, remote: &Remote, mine: (&Answer, Lsn))
     match course(view, ancestry, timeline, part) {
         Course::Another(id) => apart(actions, Reason::RemoteIsAnother(id)),
         Course::Unshown => apart(actions, Reason::RemoteUnshown(timeline)),
+        Course::Differs => apart(actions, Reason::RemoteDiffers(timeline)),
         // Its walreceiver finds the newer one again when that is back.
         Course::Behind => {
             Decision { actions, reason: Reason::RemoteBehind(ancestry.timeline), wake: Wake::Soon(STALLED) }

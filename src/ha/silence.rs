@@ -67,7 +67,7 @@ fn start(view: &View, control: &Control, reason: Reason) -> Decision {
     match known_ancestry(view, &leader) {
         None if view.n_failures(Job::Compare) == 0 => compare(view, leader),
         Some(ancestry)
-            if !lineage::is_of_another(view, control.reached(), &leader.name)
+            if !lineage::is_of_another(view, control.reached(), ancestry)
                 && lineage::of_stopped(control, ancestry) == Lineage::Part =>
         {
             start_standby(view, Some(leader), reason)
@@ -82,7 +82,7 @@ fn follow(view: &View, (answer, position): (&Answer, Lsn), reason: Reason) -> De
     match known_ancestry(view, &leader) {
         None => compare(view, leader),
         Some(ancestry)
-            if !lineage::is_of_another(view, timeline, &leader.name)
+            if !lineage::is_of_another(view, timeline, ancestry)
                 && lineage::of_running(timeline, position, ancestry) == Lineage::Part =>
         {
             act(vec![Action::Follow(Some(leader))], reason)

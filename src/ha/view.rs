@@ -166,6 +166,8 @@ pub struct Volume {
     pub taken: Option<Followed>,
     /// Data from before pgherd that lies aside.
     pub adopted: Option<Adopted>,
+    /// The data was a primary's, and no leader's history is known to hold it ([`super::door`]).
+    pub unconfirmed: bool,
 }
 
 /// What this process remembers from tick to tick.

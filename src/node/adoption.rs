@@ -14,7 +14,7 @@ pub(super) async fn adopt(postgres: &Postgres, record: &Keeper) -> anyhow::Resul
     let memory = if fresh { Memory::OfNoCluster } else { Memory::OfACluster };
     let adopted = postgres.adopt(memory).await.context("the data on this volume cannot be used")?;
     if known.adopted != adopted {
-        record.update(|record| record.adopted = adopted)?;
+        record.update(|record| record.adopted = adopted).await?;
     }
     Ok(adopted)
 }

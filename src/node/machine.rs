@@ -189,7 +189,7 @@ struct Place {
 }
 
 impl Place {
-    fn prepare(config: &Agent) -> anyhow::Result<Self> {
+    async fn prepare(config: &Agent) -> anyhow::Result<Self> {
         let run_as =
             RunAs::account(ACCOUNT).context("could not look up the account that PostgreSQL runs as")?;
         let bin_dir = config.bin_dir().context("PostgreSQL was not found: set postgresql.bin_dir")?;
@@ -198,13 +198,13 @@ impl Place {
             .with_context(|| format!("could not prepare {state_dir}, which lies beside the data"))?;
         let lock = VolumeLock::take(&state_dir.join(".lock"), &run_as)?;
         let record = Keeper::open(&state_dir, &run_as)?;
-        record.update(|record| record.node_name = Some(config.name.clone()))?;
+        record.update(|record| record.node_name = Some(config.name.clone())).await?;
         Ok(Self { run_as, bin_dir, _lock: lock, record })
     }
 }
 
 async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> anyhow::Result<Running> {
-    let place = Place::prepare(&config)?;
+    let place = Place::prepare(&config).await?;
     say_what_is_odd(&config);
     let (stop_ha, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let client = peer_client(&config)?;

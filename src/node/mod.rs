@@ -167,7 +167,7 @@ impl Ground {
         let certificates = Certificates::new(&config, &place, root)?;
         let address = find_address(&config, &place, &certificates, &peers).await?;
         let certificates = certificates.for_address(address)?;
-        let name = settle_name(&config, &place.record, address)?;
+        let name = settle_name(&config, &place.record, address).await?;
         let known = known_addresses(peers.clone(), &place.record, address).await;
         let (network, timing) = config.timing.resolve(&known);
         info!(%address, %name, node_id = %place.record.read().node_id, network = network.as_str(), ?timing, "who we are");
@@ -362,13 +362,14 @@ async fn known_addresses(
 }
 
 /// The display name: fixed at the first start, so that a change of address does not change who a member is.
-fn settle_name(config: &Config, record: &Keeper, address: IpAddr) -> anyhow::Result<NodeName> {
+async fn settle_name(config: &Config, record: &Keeper, address: IpAddr) -> anyhow::Result<NodeName> {
     let fresh = || NodeName(format!("node-{}", address.to_string().replace(['.', ':'], "-")));
     let name = record.read().node_name.or_else(|| config.node_name.clone()).unwrap_or_else(fresh);
-    record.update(|record| {
+    let settled = record.update(|record| {
         record.node_name = Some(name.clone());
         record.last_address = Some(address);
-    })?;
+    });
+    settled.await?;
     Ok(name)
 }
 

@@ -1,8 +1,7 @@
-//! The question whose history is which: an upstream is asked for its timelines, and the server of another cluster also whether
-//! its log holds ours.
+//! The question whose history is which: an upstream is asked for its timelines, and whether its log holds ours.
 //!
-//! A timeline's number is no identity. Towards a member the record and the history in the store tell who began one; of another
-//! cluster nothing is known but what it says. So its log is read at our own last checkpoint: the record there carries the
+//! A timeline's number is no identity. Towards a member the record and the history in the store tell who began one, as a rule; of
+//! another cluster nothing is known but what it says. So its log is read at our own last checkpoint: the record there carries the
 //! time, the counters and a checksum, and whoever has the same bytes at the same place has everything before them.
 
 use std::time::Duration;
@@ -27,18 +26,20 @@ pub struct Pedigree {
     pub timeline: Timeline,
     /// Its forks.
     pub history: TimelineHistory,
-    /// Whether it has what is here; of a member nobody asks.
+    /// Whether it has what is here.
     pub contains_ours: Containment,
 }
 
 /// Whether an upstream's log has been shown to hold ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Containment {
-    /// It has not: it was not asked, it cannot tell, or it differs.
+    /// It has not: it was not asked, it cannot tell, or it does not say that it has come this way.
     #[default]
     Unshown,
     /// It has.
     Shown,
+    /// By its history it came this way, and something else is there: its timeline has the number of ours, and no more.
+    Differs,
 }
 
 /// See [`super::Postgres::upstream_history`].
@@ -47,14 +48,12 @@ pub(super) async fn ask(shared: &Shared, upstream: &Upstream) -> Result<Pedigree
     let what = "ask the upstream for its history";
     let asked = async {
         let identity = replication_command(shared, upstream, "IDENTIFY_SYSTEM").await?;
-        let (system_id, timeline) = parse_identity(&identity)
+        let (system_id, timeline, end) = parse_identity(&identity)
             .ok_or_else(|| Error::Unparsable { what: "IDENTIFY_SYSTEM", text: identity.clone() })?;
         let history = history_of(shared, upstream, timeline).await?;
-        let contains_ours = match &upstream.foreign {
-            Some(_) => containment(shared, upstream, timeline).await,
-            None => Containment::Unshown,
-        };
-        Ok(Pedigree { system_id, timeline, history, contains_ours })
+        let mut pedigree = Pedigree { system_id, timeline, history, contains_ours: Containment::Unshown };
+        pedigree.contains_ours = containment(shared, upstream, (&pedigree, end)).await;
+        Ok(pedigree)
     };
     // Each host before the one that answers may cost each question a connection's time.
     let hosts = upstream.address.to_string().matches(',').count();
@@ -78,20 +77,30 @@ async fn history_of(
 }
 
 /// Whether the bytes at our last checkpoint are the same there. What cannot be read shows nothing.
-async fn containment(shared: &Shared, upstream: &Upstream, theirs: Timeline) -> Containment {
-    match same_bytes(shared, upstream, theirs).await {
-        Ok(true) => Containment::Shown,
-        Ok(false) => Containment::Unshown,
-        Err(error) => {
-            tracing::debug!(error = %crate::types::Chain(&error), "the other cluster's log was not read");
-            Containment::Unshown
-        }
-    }
+async fn containment(shared: &Shared, upstream: &Upstream, theirs: (&Pedigree, Lsn)) -> Containment {
+    same_bytes(shared, upstream, theirs).await.unwrap_or_else(|error| {
+        tracing::debug!(error = %crate::types::Chain(&error), "the upstream's log was not read");
+        Containment::Unshown
+    })
 }
 
-async fn same_bytes(shared: &Shared, upstream: &Upstream, theirs: Timeline) -> Result<bool, Error> {
+/// Whether a server with this history, which has come to `end`, says that it has what is at this place of this timeline.
+fn came_by(theirs: &Pedigree, end: Lsn, (timeline, at): (Timeline, Lsn)) -> bool {
+    let of_timeline =
+        theirs.history.end_of(timeline).or_else(|| (timeline == theirs.timeline).then_some(end));
+    of_timeline.is_some_and(|of_timeline| at.0.saturating_add(RECORD) <= of_timeline.min(end).0)
+}
+
+async fn same_bytes(
+    shared: &Shared,
+    upstream: &Upstream,
+    (pedigree, end): (&Pedigree, Lsn),
+) -> Result<Containment, Error> {
     let data_dir = &shared.config.data_dir;
     let (at, timeline, segment_size) = control::last_checkpoint(shared).await?;
+    if !came_by(pedigree, end, (timeline, at)) {
+        return Ok(Containment::Unshown);
+    }
     let place = Place::of(at, segment_size);
     let path = data_dir.join("pg_wal").join(place.file(timeline));
     let ours = conf::off_thread(move || place.read(&path)).await?;
@@ -99,10 +108,14 @@ async fn same_bytes(shared: &Shared, upstream: &Upstream, theirs: Timeline) -> R
     let read = |of: Timeline| {
         format!("pg_read_binary_file('pg_wal/{}', {}, {}, true)", place.file(of), place.offset, place.length)
     };
-    let sql = format!("SELECT encode(coalesce({}, {}), 'hex')", read(timeline), read(theirs));
+    let sql = format!("SELECT encode(coalesce({}, {}), 'hex')", read(timeline), read(pedigree.timeline));
     let conninfo = conf::rewind_conninfo(&shared.config, upstream);
     let text = psql(shared, &conninfo, &sql).await?;
-    Ok(!ours.is_empty() && text.trim() == ours)
+    Ok(match text.trim() {
+        "" => Containment::Unshown,
+        same if same == ours => Containment::Shown,
+        _ => Containment::Differs,
+    })
 }
 
 /// A piece of the log.
@@ -162,9 +175,10 @@ async fn psql(shared: &Shared, conninfo: &str, ask: &str) -> Result<String, Erro
 }
 
 /// `systemid|timeline|xlogpos|dbname`
-fn parse_identity(row: &str) -> Option<(SystemId, Timeline)> {
+fn parse_identity(row: &str) -> Option<(SystemId, Timeline, Lsn)> {
     let mut words = row.trim().split('|');
-    Some((words.next()?.parse().ok()?, Timeline(words.next()?.parse().ok()?)))
+    let mut next = || words.next();
+    Some((next()?.parse().ok()?, Timeline(next()?.parse().ok()?), next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -174,8 +188,20 @@ mod tests {
     #[test]
     fn an_identity_is_read() {
         let read = parse_identity("7575001234567890123|2|0/3000148|\n");
-        assert_eq!(read, Some((SystemId(7_575_001_234_567_890_123), Timeline(2))));
+        assert_eq!(read, Some((SystemId(7_575_001_234_567_890_123), Timeline(2), Lsn(0x300_0148))));
         assert_eq!(parse_identity(""), None);
+    }
+
+    #[test]
+    fn a_place_is_looked_at_only_where_the_history_came_by_it() {
+        let history = TimelineHistory::parse("1\t0/5000000\tx\n").unwrap();
+        let (system_id, contains_ours) = (SystemId(1), Containment::Unshown);
+        let theirs = Pedigree { system_id, timeline: Timeline(2), history, contains_ours };
+        let came = |timeline, at| came_by(&theirs, Lsn(0x600_0000), (Timeline(timeline), Lsn(at)));
+        assert!(came(1, 0x4ff_0000) && came(2, 0x5ff_0000));
+        assert!(!came(1, 0x500_0000), "they have left it before");
+        assert!(!came(2, 0x5ff_fff0), "they are not there yet");
+        assert!(!came(3, 0x100_0000));
     }
 
     #[test]

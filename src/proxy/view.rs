@@ -164,10 +164,7 @@ impl Local<'_> {
         let leader = snapshot.leader_name()?;
         let target = self.target(snapshot.member(leader)?)?;
         match target.knowledge {
-            Knowledge::Known => {
-                let lets_in = self.status.door == postgres::Door::Open;
-                (self.runs() && self.status.role == Role::Primary && lets_in).then_some(target)
-            }
+            Knowledge::Known => (self.runs() && self.status.role == Role::Primary).then_some(target),
             Knowledge::Assumed => Some(target),
         }
     }
@@ -190,8 +187,9 @@ impl Local<'_> {
         (serves && wanted).then_some(Replica { target, lag, stay })
     }
 
+    /// Whether it runs and lets clients in.
     fn runs(self) -> bool {
-        let answers = self.status.postgres.sql.is_some();
+        let answers = self.status.postgres.sql.is_some() && self.status.door == postgres::Door::Open;
         answers && matches!(self.status.postgres.process, UnitState::Running { .. })
     }
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use pgherd::ha::door::Closed;
+use pgherd::ha::door::{self, Closed};
 use pgherd::ha::reason::{Action, Reason, Task, Wake};
 use pgherd::ha::rules::Mode;
 use pgherd::ha::view::{Lease, SyncWrite};
 use pgherd::postgres::StartAs;
-use pgherd::postgres::status::ControlState;
-use pgherd::types::{Lsn, SyncMode};
+use pgherd::postgres::status::{ControlState, Kind};
+use pgherd::record::Record;
+use pgherd::types::{Lsn, NodeId, SyncMode, Timeline};
 
 use crate::scene::{HERE, POSITION, Scene, ago, name, only};
 
@@ -111,4 +112,64 @@ fn a_door_that_is_closed_is_opened_for_whatever_is_started_next() {
     );
     assert!(opens(&shut(Scene::new().standby(HERE))));
     assert!(!opens(&Scene::new().standby(HERE)), "it is open");
+}
+
+/// What was a primary, and is started as a standby while nobody leads.
+fn was_a_primary() -> Scene {
+    Scene::new().no_leader().data(ControlState::InProduction).sync_mode(SyncMode::Quorum)
+}
+
+#[test]
+fn what_was_a_primary_hides_its_commits_when_it_is_started_to_vote() {
+    let start = Action::Start(StartAs::Standby(None), String::new());
+    let hidden = [Action::CloseDoor, start.clone()];
+    assert_eq!(was_a_primary().decide().actions, hidden);
+    let shut_down = was_a_primary().data(ControlState::ShutDown);
+    assert_eq!(shut_down.decide().actions, hidden, "a shutdown lets commits go");
+    let standby = was_a_primary().data(ControlState::InArchiveRecovery);
+    assert_eq!(only(standby.decide()), start, "what a standby has shown before it may show again");
+    let again = standby.with(|v| v.volume.unconfirmed = true);
+    assert_eq!(again.decide().actions, hidden, "it was started like this before");
+    assert_eq!(only(was_a_primary().sync_mode(SyncMode::Off).decide()), start, "nothing waits for standbys");
+    let agent = was_a_primary().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new() });
+    assert_eq!(only(agent.decide()), start, "whose rules are not ours");
+    let compared = |scene: Scene| scene.leader("n1").same_timeline().decide().actions;
+    let judged = was_a_primary().data(ControlState::ShutDown);
+    assert!(!compared(judged.clone()).contains(&Action::CloseDoor), "up to its last record");
+    // Of what was started since nobody knows where it ends: it was compared up to where it is consistent.
+    let again = judged.data(ControlState::ShutDownInRecovery).with(|v| v.volume.unconfirmed = true);
+    assert_eq!(compared(again).first(), Some(&Action::CloseDoor));
+}
+
+#[test]
+fn what_is_hidden_is_remembered_until_it_is_shown() {
+    let scene = was_a_primary();
+    let mut record = Record::new(NodeId("00000000000000a0".into()));
+    door::remember(&scene.0, &Action::CloseDoor, &mut record);
+    door::remember(&scene.0, &Action::Start(StartAs::Standby(None), String::new()), &mut record);
+    door::remember(&scene.0, &Action::Freeze, &mut record);
+    assert!(record.unconfirmed);
+    door::remember(&scene.0, &Action::OpenDoor, &mut record);
+    assert!(!record.unconfirmed);
+}
+
+#[test]
+fn readers_wait_until_a_former_primary_streams_the_leaders_timeline() {
+    let hidden = |scene: Scene| scene.with(|v| v.memory.closed = Some(closed(ago(0))));
+    let follows = || hidden(Scene::new().standby(HERE).sync_mode(SyncMode::Quorum));
+    assert!(opens(&follows()));
+    let writes = |timeline| {
+        follows().snapshot(|s| s.members.iter_mut().for_each(|m| m.timeline = Some(Timeline(timeline))))
+    };
+    assert!(!opens(&writes(2)), "the end of the timeline before, which it may have gone beyond");
+    assert!(!opens(&follows().snapshot(|s| s.leader = None)));
+    assert!(!opens(&follows().store_silent()));
+    let idle = follows().with(|v| match &mut v.local.sql.as_mut().unwrap().kind {
+        Kind::Standby { replication, .. } => *replication = None,
+        Kind::Primary { .. } => unreachable!(),
+    });
+    assert!(!opens(&idle));
+    assert_eq!(idle.decide().wake, Wake::Soon(Duration::from_millis(300)), "nothing tells");
+    let holds = follows().with(|v| v.memory.frozen = Some(ago(1)));
+    assert!(!opens(&holds), "what it last streamed was another leader's");
 }

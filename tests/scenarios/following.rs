@@ -1,10 +1,11 @@
 //! Another node leads: start, stream, rewind, copy.
 
-use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::Job;
+use pgherd::ha::{lineage, publish};
 use pgherd::postgres::status::ControlState;
-use pgherd::postgres::{StartAs, StopMode};
+use pgherd::postgres::{Containment, StartAs, StopMode};
+use pgherd::record::{Followed, Record};
 use pgherd::types::{SystemId, Timeline};
 
 use crate::scene::{CLUSTER, HERE, Scene, ago, name, nothing_because, only, upstream};
@@ -232,4 +233,45 @@ fn a_server_that_fails_at_each_start_is_not_started_without_a_pause() {
     assert!(matches!(nothing_because(after(2, 0)), Reason::RetryLater(Job::Start, _)));
     assert!(matches!(nothing_because(after(4, 1)), Reason::RetryLater(Job::Start, _)), "each time longer");
     assert_eq!(only(after(2, 60)), start);
+}
+
+/// Nothing in the record tells that another leader's timeline was taken in: the leader's own log does.
+#[test]
+fn what_the_leaders_log_does_not_hold_is_copied_whatever_the_numbers_say() {
+    let differs = |scene: Scene| {
+        scene.same_timeline().with(|v| {
+            v.memory.ancestry.as_mut().unwrap().contains_ours = Containment::Differs;
+        })
+    };
+    let down = differs(Scene::new());
+    assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))), "pg_rewind goes by numbers");
+    let running = differs(Scene::new().standby(HERE).not_streaming(3));
+    assert_eq!(running.decide().reason, Reason::Diverged(name("n1")));
+}
+
+#[test]
+fn who_was_followed_is_forgotten_when_what_it_began_is_part_of_a_timeline_begun_here() {
+    let forgets = |scene: Scene| {
+        let mut record = Record::new(scene.0.node_id.clone());
+        record.followed = Some(Followed { leader: name("n2"), known: Timeline(1) });
+        lineage::forget(&scene.0, &mut record);
+        record.followed.is_none()
+    };
+    let leads = Scene::new().leads().primary("", &[]);
+    assert!(!forgets(leads.clone()), "it goes on where another one was followed");
+    assert!(forgets(leads.with(|v| v.volume.promoted = Some(Timeline(1)))));
+}
+
+#[test]
+fn without_the_store_whoever_is_followed_is_remembered_unless_another_one_left_something_here() {
+    let remembers = |scene: Scene| {
+        let mut record = Record::new(scene.0.node_id.clone());
+        record.followed = Some(Followed { leader: name("n2"), known: Timeline(1) });
+        lineage::remember(&scene.0, &Action::Follow(Some(upstream("n1"))), &mut record);
+        record.followed.unwrap().leader
+    };
+    let silent = Scene::new().standby(HERE).store_silent();
+    assert_eq!(remembers(silent.clone()), name("n1"));
+    let taken = silent.with(|v| v.volume.taken = Some(Followed { leader: name("n2"), known: Timeline(1) }));
+    assert_eq!(remembers(taken), name("n2"));
 }

@@ -43,8 +43,12 @@ fn said(scene: Scene, system_id: SystemId, timeline: u32, fork: u64) -> Scene {
     scene
 }
 
-fn shown(mut scene: Scene) -> Scene {
-    scene.0.memory.ancestry.as_mut().unwrap().contains_ours = Containment::Shown;
+fn shown(scene: Scene) -> Scene {
+    compared(scene, Containment::Shown)
+}
+
+fn compared(mut scene: Scene, containment: Containment) -> Scene {
+    scene.0.memory.ancestry.as_mut().unwrap().contains_ours = containment;
     scene
 }
 
@@ -91,6 +95,21 @@ fn another_database_is_not_followed() {
     assert_eq!(told(&scene.decide()), None);
     let attached = follows_it(scene).not_streaming(3);
     assert_eq!(told(&attached.decide()), Some(&Action::Follow(None)));
+}
+
+/// By its number the timeline is one that nobody here has begun; the log says that it is another.
+#[test]
+fn another_timeline_of_the_same_number_is_not_joined() {
+    for timeline in [1, 2] {
+        let differs = compared(said(leads_unattached(), CLUSTER, timeline, HERE + 1), Containment::Differs);
+        assert_eq!(differs.decide().reason, Reason::RemoteDiffers(Timeline(1)));
+        assert_eq!(told(&differs.decide()), None);
+        let attached = follows_it(differs).not_streaming(3);
+        assert_eq!(told(&attached.decide()), Some(&Action::Follow(None)));
+    }
+    let down = said(declared().leads().data(ControlState::ShutDown), CLUSTER, 2, HERE - 0x1000);
+    let alone = Action::Start(StartAs::Standby(None), String::new());
+    assert_eq!(only(compared(down, Containment::Differs).decide()), alone, "nothing to rewind by numbers");
 }
 
 #[test]

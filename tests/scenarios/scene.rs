@@ -108,6 +108,7 @@ impl Scene {
                 followed: None,
                 taken: None,
                 adopted: None,
+                unconfirmed: false,
             },
             memory: Memory { name: Name::Claimed, sync_write: SyncWrite::Settled, ..Memory::default() },
         };

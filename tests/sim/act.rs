@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd::clock::Moment;
 use pgherd::dcs::{Failover, Precondition, Shutdown};
-use pgherd::ha::door::Closed;
+use pgherd::ha::door::{self, Closed};
 use pgherd::ha::lineage;
 use pgherd::ha::orders::{Accepted, Order, Orders, Settled};
 use pgherd::ha::publish;
@@ -100,7 +100,10 @@ impl World {
         if self.nodes[n].crash_at.is_some() && self.crash_before(n, &word(&action)) {
             return;
         }
-        self.record(n, |view, record| lineage::remember(view, &action, record));
+        self.record(n, |view, record| {
+            lineage::remember(view, &action, record);
+            door::remember(view, &action, record);
+        });
         let put = |document, when| Request::Put(Box::new(document), when);
         match action {
             Action::Acquire(claim) if self.stand(n) => self.send_act(n, Request::Acquire(claim)),
@@ -290,6 +293,7 @@ impl World {
             LocalOp::OpenDoor => {
                 self.agent(n).memory.closed = None;
                 self.nodes[n].pg.closed = false;
+                self.saw_own(n);
                 Ok(())
             }
             LocalOp::Start(upstream, names) => self.start_postgres(n, upstream, &names),

@@ -534,6 +534,7 @@ impl World {
             taken: disk.followed.clone().filter(|f| taken > f.known),
             followed: disk.followed.clone(),
             adopted: None,
+            unconfirmed: disk.unconfirmed,
         };
         let node_id = NodeId(format!("{:016x}", n * 16 + disk.generation as usize));
         let misses_wal = self.nodes[n].pg.misses_wal;

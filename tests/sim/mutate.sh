@@ -48,8 +48,9 @@ follow-foreign|decide.rs|s/if Some\(control.system_id\) != view.cluster_system_i
 follow-wal-removed|decide.rs|s/DataDir::Cluster\(_\)\) if view.memory.upstream_wal == UpstreamWal::Removed =>/DataDir::Cluster(_)) if false =>/
 ancestry-current|decide.rs|s/known_ancestry\(view, &source\).filter\(current\)/known_ancestry(view, \&source).filter(|a| current(a) || true)/
 ancestry-age|lineage.rs|s/view.now.since\(a.at\) < ANCESTRY_AGE/true/
-kin-down|decide.rs|s/match lineage::kin\(view, snapshot, control.reached\(\), &source.name\) \{/match Kin::Same {/
-kin-reached|decide.rs|s/match lineage::kin\(view, snapshot, control.reached\(\), &source.name\) \{/match lineage::kin(view, snapshot, control.timeline, \&source.name) {/
+kin-down|decide.rs|s/match lineage::kin_by_bytes\(view, snapshot, control.reached\(\), ancestry\) \{/match Kin::Same {/
+kin-bytes|lineage.rs|s/        Containment::Differs => Kin::Other,/        Containment::Differs => kin(view, snapshot, local, \&asked.leader),/
+kin-reached|decide.rs|s/match lineage::kin_by_bytes\(view, snapshot, control.reached\(\), ancestry\) \{/match lineage::kin_by_bytes(view, snapshot, control.timeline, ancestry) {/
 kin-running|decide.rs|s/match lineage::kin\(view, snapshot, lineage::standby_timeline\(view, answer\), &source.name\) \{/match Kin::Same {/
 lineage|decide.rs|s/match lineage::of_stopped\(control, ancestry\) \{/let _ = control; match Lineage::Part {/
 rewind-limit|decide.rs|s/view.n_failures\(Job::Rewind\) >= REWINDS/false/
@@ -98,6 +99,11 @@ race-other-timeline|race.rs|s/    lineage::foreign\(view, snapshot, timeline\)\n
 close-sync-key-again|lead.rs|s/        && view.memory.sync_write == SyncWrite::Settled;\n    if/;\n    if/
 pause-candidate|pause.rs|s/view.leads\(\) \|\| manual::is_forced\(view, snapshot\) \|\| manual::has_left\(view, snapshot\)/true/
 door-closed|door.rs|s/StartAs::Primary if must_wait\(view, names\) =>/StartAs::Primary if false \&\& must_wait(view, names) =>/
+door-standby|door.rs|s/StartAs::Standby\(whom\) if hides\(view, whom.as_ref\(\)\) =>/StartAs::Standby(whom) if false \&\& hides(view, whom.as_ref()) =>/
+door-standby-remembered|door.rs|s/        view.volume.unconfirmed \|\| !/        !/
+door-standby-streams|door.rs|s/let receives = /let receives = true || /
+door-standby-judged|door.rs|s/ && control.state == ControlState::ShutDown;/;/
+door-standby-timeline|door.rs|s/leader.flatten\(\) == Some\(answer.timeline\)/(leader.flatten() == Some(answer.timeline) || true)/
 door-all-have-it|door.rs|s/        Instance::Primary\(answer, _\) => match missing\(view, answer, closed\) \{/        Instance::Primary(answer, _) => match missing(view, answer, closed).filter(|_| false) {/
 retake-other-leader|decide.rs|s/match since.filter\(\|name\| \*name != view.me\) \{/match since.filter(|name| *name != view.me \&\& false) {/
 promise-ends-with-key|promises.rs|s/snapshot.leader.is_none\(\) && snapshot.taken/snapshot.taken/

@@ -40,6 +40,7 @@ pub(crate) struct Disk {
     pub(crate) bootstrap: Bootstrap,
     pub(crate) promoted: Option<Timeline>,
     pub(crate) followed: Option<pgherd::record::Followed>,
+    pub(crate) unconfirmed: bool,
     pub(crate) generation: u32,
     /// The promise that the record remembers.
     pub(crate) promised_to: Option<usize>,
@@ -55,6 +56,8 @@ pub(crate) struct Files {
     pub(crate) min_end: u64,
     /// What is before has been recycled.
     pub(crate) wal_from: u64,
+    /// What it had as a primary: visible to whoever reads it as a standby.
+    pub(crate) own: Option<(usize, u64)>,
     pub(crate) control: Control,
 }
 
@@ -146,8 +149,10 @@ impl Disk {
     pub(crate) fn record(&mut self, view: &View, change: impl FnOnce(&mut Record)) {
         let mut record = Record::new(view.node_id.clone());
         (record.promoted, record.followed) = (self.promoted, self.followed.take());
+        record.unconfirmed = self.unconfirmed;
         change(&mut record);
         (self.promoted, self.followed) = (record.promoted, record.followed);
+        self.unconfirmed = record.unconfirmed;
     }
 
     pub(crate) fn data(&self, known: Option<&Control>) -> DataDir {
@@ -285,7 +290,7 @@ impl World {
         let end = FIRST + RECORD;
         let branch = self.branches.len() - 1;
         self.nodes[n].disk.files =
-            Some(Files { branch, end, replayed: end, min_end: 0, wal_from: 0, control });
+            Some(Files { branch, end, replayed: end, min_end: 0, wal_from: 0, own: None, control });
     }
 
     pub(crate) fn pg_start(
@@ -309,6 +314,7 @@ impl World {
         let was_standby =
             matches!(known.state, ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery);
         let primary = upstream.is_none();
+        files.own = if was_standby { files.own } else { Some((files.branch, files.end)) };
         files.replayed = if was_standby && !primary { files.min_end.min(files.end) } else { files.end };
         files.control.state =
             if primary { ControlState::InProduction } else { ControlState::InArchiveRecovery };
@@ -347,6 +353,7 @@ impl World {
             return;
         }
         self.log(n, || "PostgreSQL answers as a standby".into());
+        self.saw_own(n);
         let behind = !self.nodes[n].pg.local_replay;
         let replay = if behind && self.rng.chance(300) { self.rng.range(100_000, 3_000_000) } else { 5_000 };
         self.at(replay, Ev::LocalReplayed(n, pid));
@@ -705,7 +712,7 @@ impl World {
         if mine.control.timeline == theirs.control.timeline {
             return Ok(());
         }
-        *mine = Files { min_end: theirs.end, replayed: theirs.end, ..theirs };
+        *mine = Files { min_end: theirs.end, replayed: theirs.end, own: None, ..theirs };
         mine.control.state = ControlState::InArchiveRecovery;
         mine.control.min_recovery_end = Lsn(mine.end);
         mine.control.min_recovery_timeline = Timeline(self.branches[mine.branch].tli);
@@ -714,6 +721,7 @@ impl World {
 
     pub(crate) fn pg_clone(&mut self, n: usize, source: usize) -> Result<(), String> {
         let mut theirs = self.nodes[source].disk.files.clone().ok_or("no source")?;
+        theirs.own = None;
         theirs.control.state = ControlState::InArchiveRecovery;
         theirs.control.timeline = Timeline(self.branches[theirs.branch].tli);
         theirs.control.min_recovery_end = Lsn(theirs.end);

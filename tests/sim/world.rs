@@ -601,10 +601,12 @@ impl World {
         self.tell(|| format!("client: {} is committed on n{n} and waits", Lsn(end)));
     }
 
-    /// A client reads everything that is visible on a primary.
+    /// A client reads everything that is visible on a primary, or was while it was one.
     fn read_all(&mut self, n: usize) {
         if !self.accepts(n) {
-            return self.tell(|| format!("client: n{n} is no primary, the read promises nothing"));
+            self.saw_own(n);
+            return self
+                .tell(|| format!("client: n{n} is no primary, the read promises only what it had as one"));
         }
         let seen = self.nodes[n].pg.visible;
         self.tell(|| format!("client: reads up to {} on n{n}", Lsn(seen)));
@@ -617,6 +619,16 @@ impl World {
         let seen = self.nodes[n].pg.visible;
         let known = self.read.entry(branch).or_default();
         *known = (*known).max(seen);
+    }
+
+    /// A standby that lets readers in and was a primary: what it had then is seen, and must not vanish any more.
+    pub(crate) fn saw_own(&mut self, n: usize) {
+        let pg = &self.nodes[n].pg;
+        let reads = pg.state == State::Ready && !pg.primary && !pg.closed && !pg.hung;
+        let Some((branch, end)) = self.files(n).and_then(|f| f.own).filter(|_| reads) else { return };
+        self.tell(|| format!("client: reads on n{n} what it had as a primary, up to {}", Lsn(end)));
+        let known = self.read.entry(branch).or_default();
+        *known = (*known).max(end);
     }
 
     /// The machine crashes in the middle of what its agent does.
