@@ -60,7 +60,7 @@ fn sync_write<T>(put: &Result<T, dcs::Error>) -> SyncWrite {
 impl<D: Dcs> Agent<D> {
     /// Performs the actions in order, up to the first that fails, and writes the member key.
     pub(super) async fn act(&mut self, view: &View, decision: Decision) -> Next {
-        let mut wake = decision.wake;
+        let (mut wake, hurries) = (decision.wake, door::hurries(&decision));
         let mut finished = false;
         self.disarm_if_harmless(view);
         for action in decision.actions {
@@ -71,7 +71,7 @@ impl<D: Dcs> Agent<D> {
                 break;
             }
         }
-        if view.snapshot().is_some() {
+        if view.snapshot().is_some() && !hurries {
             self.put_member(view).await;
         }
         if finished { Next::End } else { Next::Wait(wake) }

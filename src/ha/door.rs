@@ -21,7 +21,7 @@ use crate::postgres::{StartAs, Upstream};
 use crate::record::{Bootstrap, Record};
 use crate::types::{Lsn, NodeName, SyncMode};
 
-use super::lead::PROMPTLY;
+use super::lead::{NOW, PROMPTLY};
 use super::lineage;
 use super::publish;
 use super::reason::{Action, Decision, Reason, Task, Wake};
@@ -41,7 +41,7 @@ const UNTIL_IT_STREAMS: Wake = Wake::Soon(Duration::from_millis(300));
 /// The door is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed {
-    /// Since when.
+    /// Since when; from the first answer of the primary on, since that.
     pub since: Moment,
     /// What must be confirmed: the end of the log as the primary first told it; nobody but us has written since.
     pub end: Option<Lsn>,
@@ -61,17 +61,26 @@ pub(super) fn also_mind(view: &View, mut decision: Decision) -> Decision {
         return decision;
     }
     match view.instance() {
-        Instance::Standby(answer, _) if is_part_of_the_leaders(view, answer) => {
-            decision.actions.insert(0, Action::OpenDoor);
-        }
+        Instance::Standby(answer, _) if is_part_of_the_leaders(view, answer) => open(&mut decision),
         Instance::Standby(..) => decision.wake = sooner(decision.wake, UNTIL_IT_STREAMS),
         Instance::Primary(answer, _) => match missing(view, answer, closed) {
-            None => decision.actions.insert(0, Action::OpenDoor),
+            None => open(&mut decision),
             Some(who) => decision = wait(view, decision, closed, who),
         },
         Instance::Down | Instance::Silent | Instance::Ending => {}
     }
     decision
+}
+
+/// Clients, proxies and `/primary` hear of it at the next look.
+fn open(decision: &mut Decision) {
+    decision.actions.insert(0, Action::OpenDoor);
+    decision.wake = NOW;
+}
+
+/// Whether clients wait for the next look: the others are told by then, not before.
+pub fn hurries(decision: &Decision) -> bool {
+    matches!(decision.reason, Reason::ClientsWait(_)) && decision.wake == ALERT
 }
 
 fn stops(action: &Action) -> bool {
@@ -145,8 +154,13 @@ fn missing(view: &View, answer: &Answer, closed: Closed) -> Option<Vec<NodeName>
     (!enough).then_some(missing)
 }
 
-fn wait(view: &View, decision: Decision, closed: Closed, who: Vec<NodeName>) -> Decision {
-    let soon = if view.now.since(closed.since) < AT_FIRST { ALERT } else { PROMPTLY };
+fn wait(view: &View, mut decision: Decision, closed: Closed, who: Vec<NodeName>) -> Decision {
+    let at_first = view.now.since(closed.since) < AT_FIRST;
+    let soon = if at_first { ALERT } else { PROMPTLY };
+    if at_first {
+        // Nobody has written since the crash: what it would say is no news, and the store's disk takes its time.
+        decision.actions.retain(|action| !matches!(action, Action::PutStatus(_)));
+    }
     let wake = sooner(decision.wake, soon);
     let is_the_news = matches!(decision.reason, Reason::Leading | Reason::CommitsWait(_));
     let reason = if is_the_news { Reason::ClientsWait(who) } else { decision.reason };

@@ -76,7 +76,10 @@ impl Memory {
                     (self.sync_since, self.sync_barrier) = (None, None);
                 }
                 self.note_barrier(&in_force, lsn, view.now);
-                self.closed = self.closed.map(|c| Closed { end: c.end.or(Some(lsn)), ..c });
+                self.closed = self.closed.map(|c| match c.end {
+                    Some(_) => c,
+                    None => Closed { since: view.now, end: Some(lsn) },
+                });
                 self.sync_names = Some(answer.sync_names.clone());
                 (self.frozen, self.following, self.not_streaming) = (None, None, None);
                 self.answered(view);

@@ -70,7 +70,7 @@ pub(super) async fn open_door(shared: &Shared) -> Result<(), Error> {
     let config = shared.config.clone();
     let effective = lock(&shared.configuration).in_files();
     let changed = off_thread(move || match pg_hba(&config, &effective, Door::Open)? {
-        Some(text) => write(&config, &config.config_dir().join("pg_hba.conf"), &text),
+        Some(text) => write_rules(&config, &text),
         None => Ok(false),
     })
     .await?;
@@ -115,7 +115,7 @@ pub(super) fn write_settings(
     effective: &Effective,
 ) -> Result<bool, Error> {
     let hba = match pg_hba(config, effective, settings.door)? {
-        Some(text) => write(config, &config.config_dir().join("pg_hba.conf"), &text)?,
+        Some(text) => write_rules(config, &text)?,
         None => false,
     };
     let ident = write_ident(config, effective)?;
@@ -294,6 +294,17 @@ pub(super) fn write_passfile(config: &Config) -> Result<(), Error> {
         lines.push_str(&pgpass_line(&machine.rewind.user, machine.rewind.password.expose_secret()));
     }
     write(config, &passfile(config), &lines).map(|_changed| ())
+}
+
+/// Clients wait for this file when the door is opened, and the start of a primary that has crashed does when it is closed. In a
+/// container nobody starts the server but us, and every start compares it first.
+fn write_rules(config: &Config, text: &str) -> Result<bool, Error> {
+    let path = config.config_dir().join("pg_hba.conf");
+    match config.premises {
+        Premises::Container => process::write_whole(&path, text.as_bytes(), &config.run_as, Mode::Private)
+            .map_err(|source| Error::Write { path, source }),
+        Premises::Machine(_) => write(config, &path, text),
+    }
 }
 
 /// Writes a file that only PostgreSQL's account may read.

@@ -32,19 +32,40 @@ impl Mode {
 /// # Errors
 /// Any step failed; the file is then as it was.
 pub fn write_atomic(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> Result<bool, Error> {
+    replace(path, contents, (owner, mode), File::sync_all)?
+        .then(|| sync_dir(path))
+        .transpose()
+        .map(|written| written.is_some())
+        .map_err(|source| Error::WriteFile { path: path.to_owned(), source })
+}
+
+/// The same without waiting for the disk: for what is compared again before anybody relies on it after a crash of the machine.
+///
+/// # Errors
+/// Any step failed; the file is then as it was.
+pub fn write_whole(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> Result<bool, Error> {
+    replace(path, contents, (owner, mode), |_file| Ok(()))
+}
+
+fn replace(
+    path: &Utf8Path,
+    contents: &[u8],
+    (owner, mode): (&RunAs, Mode),
+    settle: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<bool, Error> {
     let failed = |source| Error::WriteFile { path: path.to_owned(), source };
     if is_right(path, contents, owner, mode).map_err(failed)? {
         return Ok(false);
     }
     let temporary = beside(path).map_err(failed)?;
-    let written =
-        write_new(&temporary, contents, owner, mode).and_then(|()| std::fs::rename(&temporary, path));
+    let written = write_new(&temporary, contents, owner, mode)
+        .and_then(|file| settle(&file))
+        .and_then(|()| std::fs::rename(&temporary, path));
     if let Err(source) = written {
         // Best effort: the next write removes it as well.
         drop(std::fs::remove_file(&temporary));
         return Err(failed(source));
     }
-    sync_dir(path).map_err(failed)?;
     Ok(true)
 }
 
@@ -66,7 +87,7 @@ fn beside(path: &Utf8Path) -> io::Result<Utf8PathBuf> {
     Ok(path.with_file_name(format!(".{name}.pgherd-new")))
 }
 
-fn write_new(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> io::Result<()> {
+fn write_new(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> io::Result<File> {
     // Left by a crash. Whatever else lies here is not followed: the name must be new.
     match std::fs::remove_file(path) {
         Ok(()) => {}
@@ -77,7 +98,7 @@ fn write_new(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> io:
     give_to(&file, owner)?;
     file.set_permissions(Permissions::from_mode(mode.bits()))?;
     file.write_all(contents)?;
-    file.sync_all()
+    Ok(file)
 }
 
 pub(super) fn give_to(file: &File, owner: &RunAs) -> io::Result<()> {

@@ -35,7 +35,7 @@ pub use alarm::{Alarm, Setting};
 pub use child::{Child, End, Feed, News, PidHandle, Streams, Waiting, pump, read_out, spawn};
 pub use command::{Command, Fate, LogLines, oom_score_above};
 pub use environment::take_environment;
-pub use file::{Mode, give_tree, make_private_dir, make_shared_dir, write_atomic};
+pub use file::{Mode, give_tree, make_private_dir, make_shared_dir, write_atomic, write_whole};
 pub use kin::{Kin, Kinship};
 pub use lines::Lines;
 pub use link::{InitEnd, InitLink, LINK_FDS, MESSAGE_BYTES, Message};

@@ -75,8 +75,17 @@ fn clients_wait_until_so_many_have_confirmed_as_a_commit_needs() {
     assert!(opens(&recovered(&[("n1", HERE - 1), ("n2", HERE)])));
     assert!(!opens(&recovered(&[])), "nobody streams");
     assert!(!opens(&recovered(&[("n3", HERE)])), "somebody else's copy elects nobody");
-    let later = behind.with(|v| v.memory.closed = Some(Closed { since: ago(2), end: Some(POSITION) }));
+    let later =
+        behind.clone().with(|v| v.memory.closed = Some(Closed { since: ago(2), end: Some(POSITION) }));
     assert_eq!(later.decide().wake, Wake::Soon(Duration::from_millis(50)));
+    assert!(door::hurries(&decision), "nothing else is done meanwhile");
+    let status = |scene: &Scene| scene.decide().actions.iter().any(|a| matches!(a, Action::PutStatus(_)));
+    assert!(!status(&behind) && status(&later));
+    let after_a_long_recovery = Closed { since: ago(60), end: None };
+    let first_told = recovered(&[]).with(|v| v.memory.closed = Some(after_a_long_recovery)).seen();
+    assert!(door::hurries(&first_told.decide()), "nobody could look before");
+    let open = recovered(&[("n1", HERE)]).decide();
+    assert_eq!((open.actions.first(), open.wake), (Some(&Action::OpenDoor), Wake::Soon(Duration::ZERO)));
     let written_since = recovered(&[("n1", HERE), ("n2", HERE - 1)]);
     let written_since =
         written_since.with(|v| v.memory.closed = Some(Closed { since: ago(0), end: Some(Lsn(HERE - 1)) }));
