@@ -543,11 +543,9 @@ impl fmt::Display for Reason {
                 "timeline {timeline} was begun by this cluster, and the one that is to be followed is not shown to have it: \
                  not followed"
             ),
-            Self::RemoteDiffers(timeline) => write!(
-                f,
-                "the cluster that is to be followed has another timeline {timeline}: not followed; reinitialize this node if \
-                 that one is to stay"
-            ),
+            Self::RemoteDiffers(timeline) => {
+                write!(f, "the cluster that is to be followed has another timeline {timeline}: not followed")
+            }
             Self::RemoteBehind(theirs) => write!(
                 f,
                 "the server that answers for the other cluster is left behind on timeline {theirs}: waiting for a newer one"

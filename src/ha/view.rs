@@ -512,10 +512,8 @@ impl View {
 
     /// When this node must have begun to stop its primary, if nothing renews the lease before.
     pub fn demote_at(&self) -> Option<Moment> {
-        match self.lease {
-            Lease::Held { sent, ttl } => Some(sent + ttl - demote_margin(ttl)),
-            Lease::None | Lease::Lost => None,
-        }
+        let Lease::Held { sent, ttl } = self.lease else { return None };
+        Some(sent + ttl - demote_margin(ttl))
     }
 
     /// Whether the lease is ours and good for now.
