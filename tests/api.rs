@@ -184,6 +184,7 @@ async fn start(listen: &str, plain: Plain) -> Api {
         desk: None,
         access: api::access::Access::default(),
         certificates: watch::channel(None).1,
+        processes: api::Processes::default(),
     };
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     let config = api::Config { listen: listen.to_owned(), port: 0, plain };
@@ -626,6 +627,7 @@ async fn a_busy_port_is_an_error_at_the_start() {
         desk: None,
         access: api::access::Access::default(),
         certificates: watch::channel(None).1,
+        processes: api::Processes::default(),
     };
     let config =
         api::Config { listen: "127.0.17.10".into(), port: api.address.port(), plain: Plain::Accepted };

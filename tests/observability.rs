@@ -34,6 +34,8 @@ fn what_is_watched_is_served() {
         peers: &peers,
         certificate_life: None,
         log_lines_dropped: 0,
+        restarts: &[],
+        reaped_orphans: 0,
         now: Moment(1),
     };
     let served = metrics(&render(&facts));

@@ -41,6 +41,10 @@ pub struct Facts<'a> {
     pub certificate_life: Option<jiff::SignedDuration>,
     /// Lines of the log that nobody took in time.
     pub log_lines_dropped: u64,
+    /// How often each service was started again.
+    pub restarts: &'a [(&'static str, u64)],
+    /// Processes that were nobody's child any more, and that `init` has reaped.
+    pub reaped_orphans: u64,
     /// The present.
     pub now: Moment,
 }
@@ -308,6 +312,17 @@ fn pgherd_process(page: &mut Page, facts: &Facts<'_>) {
         "Lines of the log that were dropped because nobody took them in time.",
         facts.log_lines_dropped,
     );
+    page.family(
+        "pgherd_restarts_total",
+        "How often a service of this node was started again, for whatever reason.",
+        "unit",
+        facts.restarts,
+    );
+    page.counter(
+        "pgherd_reaped_orphans_total",
+        "Processes without a parent that init has reaped since this node's process was started.",
+        facts.reaped_orphans,
+    );
 }
 
 /// A standby's side of replication; all zero on a primary.
@@ -497,6 +512,8 @@ mod tests {
             peers: &peers,
             certificate_life: None,
             log_lines_dropped: 0,
+            restarts: &[("postgres", 2)],
+            reaped_orphans: 5,
             now: NOW,
         })
     }

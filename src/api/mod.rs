@@ -35,6 +35,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::peer::DataFacts;
+use crate::process::InitLink;
+use crate::supervisor::Unit;
 use crate::types::{NodeId, NodeName};
 use crate::{discovery, etcd, ha};
 
@@ -92,6 +94,24 @@ pub struct State {
     pub access: access::Access,
     /// When the first of this node's certificates ends; `None`: somebody else looks after them.
     pub certificates: watch::Receiver<Option<jiff::Timestamp>>,
+    /// What this node runs.
+    pub processes: Processes,
+}
+
+/// What a node runs, for its metrics.
+#[derive(Debug, Clone)]
+pub struct Processes {
+    /// Its services.
+    pub units: watch::Receiver<Vec<Unit>>,
+    /// Who reaps what is nobody's child any more.
+    pub init: InitLink,
+}
+
+impl Default for Processes {
+    /// Nothing.
+    fn default() -> Self {
+        Self { units: watch::channel(Vec::new()).1, init: InitLink::dead() }
+    }
 }
 
 /// Binds the port, then serves it on `tasks` until `stop` is cancelled. Returns the bound address. Without a TLS

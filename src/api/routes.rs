@@ -116,6 +116,8 @@ fn failsafe_map(ha: Option<&ha::Status>) -> Option<Value> {
 
 fn metrics_page(state: &State, ha: Option<&ha::Status>, now: Moment) -> Response {
     let (store, peers) = (state.store.borrow(), state.peers.borrow());
+    let restarts: Vec<_> =
+        state.processes.units.borrow().iter().map(|unit| (unit.name(), unit.n_restarts())).collect();
     let life = state.certificates.borrow().map(|end| end.duration_since(clock::wall()));
     let facts = metrics::Facts {
         node: &state.node,
@@ -124,6 +126,8 @@ fn metrics_page(state: &State, ha: Option<&ha::Status>, now: Moment) -> Response
         peers: &peers,
         certificate_life: life,
         log_lines_dropped: log::n_dropped(),
+        restarts: &restarts,
+        reaped_orphans: state.processes.init.n_reaped(),
         now,
     };
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&facts)).into_response()

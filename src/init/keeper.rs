@@ -274,6 +274,8 @@ impl<'a> Keeper<'a> {
         while let Some((pid, code)) = family::reap_next() {
             if let Some(node) = self.node.take_if(|node| node.pid == pid) {
                 self.node_ended(&node, code, now);
+            } else if let Some(node) = &self.node {
+                node.link.reaped.add_one();
             }
         }
     }

@@ -246,6 +246,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
         desk: Some(desk),
         access: config.api.access.clone(),
         certificates: watch::channel(None).1,
+        processes: api::Processes { units: watch::channel(vec![unit.clone()]).1, init: InitLink::dead() },
         promises: Some(promises.clone()),
     };
     serve_api(&config, state, background, stop_rest.clone()).await?;

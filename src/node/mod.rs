@@ -85,13 +85,15 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
     let reports = Reports::listen().context("could not listen for signals")?;
     let mut stop = StopSignals::listen()?;
 
+    let (known, units) = watch::channel(Vec::new());
+    let processes = api::Processes { units: units.clone(), init: init.clone() };
     let mut node = tokio::select! {
-        node = start(config, init.clone(), &mut background) => node?,
+        node = start(config, processes, &mut background) => node?,
         // Nothing has been started that would need an order.
         () = stop.first() => return Ok(ExitCode::SUCCESS),
     };
-    let units = [node.postgres.clone(), node.etcd.clone()].into_iter().chain(node.proxy.clone());
-    let (_fixed, units) = watch::channel(units.collect());
+    let all = [node.postgres.clone(), node.etcd.clone()].into_iter().chain(node.proxy.clone());
+    known.send_replace(all.collect());
     background.spawn(reports.answer(units, init));
     tokio::select! {
         () = stop.first() => info!("asked to stop"),
@@ -180,9 +182,16 @@ struct Channels {
     status: watch::Sender<Option<ha::Status>>,
     data: watch::Sender<DataFacts>,
     primary: watch::Sender<PrimaryHere>,
+    /// For the API.
+    processes: api::Processes,
 }
 
-async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> anyhow::Result<Node> {
+async fn start(
+    config: Config,
+    processes: api::Processes,
+    background: &mut JoinSet<()>,
+) -> anyhow::Result<Node> {
+    let init = processes.init.clone();
     let mut ha_tasks = JoinSet::new();
     let (stop_ha, stop_store, stop_api) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -198,6 +207,7 @@ async fn start(config: Config, init: InitLink, background: &mut JoinSet<()>) -> 
         status: watch::channel(None).0,
         data: watch::channel(facts).0,
         primary: watch::channel(PrimaryHere::No).0,
+        processes,
     };
     let client = ground.certificates.peer_client(&ground.config)?;
     let etcd_unit = Unit::spawn(etcd_unit(), init.clone(), background);
@@ -274,6 +284,7 @@ async fn serve_api(
         desk: Some(desk),
         access: ground.config.rest.clone(),
         certificates: ground.certificates.good_until(),
+        processes: channels.processes.clone(),
     };
     let tls = Arc::clone(&ground.certificates.bundle.api_server);
     let bound = api::serve(api_config(&ground.config), state, Some(tls), background, stop).await?;

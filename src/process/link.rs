@@ -16,10 +16,11 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, 
 
 use super::alarm::{Alarm, Setting};
 use super::signal_number;
+use super::tally::Tally;
 use crate::clock::{self, Moment};
 
-/// The numbers under which `node` finds its end: the socket, the lease's alarm, the alarm of silence.
-pub const LINK_FDS: [RawFd; 3] = [3, 4, 5];
+/// The numbers under which `node` finds its end: the socket, the lease's alarm, the alarm of silence, the count of orphans.
+pub const LINK_FDS: [RawFd; 4] = [3, 4, 5, 6];
 /// The size of every message.
 pub const MESSAGE_BYTES: usize = 16;
 
@@ -75,6 +76,8 @@ pub struct InitEnd {
     pub lease: Alarm,
     /// Comes when `node` has been silent for too long.
     pub silence: Alarm,
+    /// How many orphans were reaped.
+    pub reaped: Tally,
 }
 
 /// What leads to `init`.
@@ -83,6 +86,8 @@ struct Line {
     socket: OwnedFd,
     lease: Alarm,
     silence: Alarm,
+    reaped: Tally,
+    n_reaped: AtomicU64,
     /// How long `node` may be silent.
     patience: Duration,
     /// The process that `init` knows to be the postmaster.
@@ -136,11 +141,14 @@ impl InitLink {
     pub fn pair(patience: Duration) -> io::Result<(Self, InitEnd)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (node, init) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        let end = InitEnd { socket: init, lease: Alarm::new()?, silence: Alarm::new()? };
+        let (lease, silence, reaped) = (Alarm::new()?, Alarm::new()?, Tally::new()?);
+        let end = InitEnd { socket: init, lease, silence, reaped };
         let line = Line {
             socket: node,
             lease: Alarm::of(end.lease.as_fd().try_clone_to_owned()?)?,
             silence: Alarm::of(end.silence.as_fd().try_clone_to_owned()?)?,
+            reaped: Tally::of(end.reaped.as_fd().try_clone_to_owned()?),
+            n_reaped: AtomicU64::new(0),
             patience,
             armed_for: AtomicU32::new(0),
         };
@@ -151,7 +159,8 @@ impl InitLink {
     /// Our descriptors and the numbers that `node` must find them under.
     pub fn handed_down(&self) -> Vec<(RawFd, RawFd)> {
         let fds = self.line.iter().flat_map(|line| {
-            [line.socket.as_raw_fd(), line.lease.as_fd().as_raw_fd(), line.silence.as_fd().as_raw_fd()]
+            let shared = [line.lease.as_fd(), line.silence.as_fd(), line.reaped.as_fd()];
+            std::iter::once(line.socket.as_raw_fd()).chain(shared.map(|fd| fd.as_raw_fd()))
         });
         fds.zip(LINK_FDS).collect()
     }
@@ -181,6 +190,14 @@ impl InitLink {
     pub fn least_margin(&self) -> Option<Duration> {
         let least = self.margin.least.load(Ordering::Relaxed);
         (least != Margin::NEVER).then(|| Duration::from_nanos(least))
+    }
+
+    /// How many processes that were nobody's child any more `init` has reaped since this `node` was started.
+    pub fn n_reaped(&self) -> u64 {
+        self.line.as_ref().map_or(0, |line| {
+            let news = line.reaped.take();
+            line.n_reaped.fetch_add(news, Ordering::Relaxed) + news
+        })
     }
 
     /// Not primary any more: nothing to stop.
@@ -235,7 +252,7 @@ fn complain_of(moved: io::Result<()>, what: &str) {
 
 /// The descriptors are ours only if the first is such a socket and our parent made it.
 fn inherited() -> Option<Line> {
-    let [socket, lease, silence] = LINK_FDS;
+    let [socket, lease, silence, reaped] = LINK_FDS;
     let socket = taken_over(socket)?;
     let made_by = getsockopt(&socket.as_fd(), sockopt::PeerCredentials).ok()?.pid();
     let kind = getsockopt(&socket.as_fd(), sockopt::SockType).ok()?;
@@ -243,10 +260,12 @@ fn inherited() -> Option<Line> {
         return None;
     }
     let (lease, silence) = (Alarm::of(taken_over(lease)?).ok()?, Alarm::of(taken_over(silence)?).ok()?);
+    let reaped = Tally::of(taken_over(reaped)?);
     // `init` has set it before our first instruction.
     let setting = silence.setting()?;
     let patience = setting.made.until(setting.at);
-    Some(Line { socket, lease, silence, patience, armed_for: AtomicU32::new(0) })
+    let (armed_for, n_reaped) = (AtomicU32::new(0), AtomicU64::new(0));
+    Some(Line { socket, lease, silence, reaped, n_reaped, patience, armed_for })
 }
 
 /// A copy of a descriptor that we were born with. The original stays open, but no child may have it.
@@ -308,6 +327,18 @@ mod tests {
         drop(init);
         link.beat();
         InitLink::dead().sweep();
+    }
+
+    #[test]
+    fn orphans_are_counted_across_the_link() {
+        let (link, init) = InitLink::pair(MINUTE).unwrap();
+        assert_eq!(link.n_reaped(), 0);
+        for _ in 0..3 {
+            init.reaped.add_one();
+        }
+        assert_eq!((link.n_reaped(), link.n_reaped()), (3, 3));
+        init.reaped.add_one();
+        assert_eq!((link.n_reaped(), InitLink::dead().n_reaped()), (4, 0));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod plan;
 mod reader;
 mod run;
 mod surroundings;
+mod tally;
 mod timer;
 
 use std::io;
@@ -45,6 +46,7 @@ pub use plan::{Plan, Terminal, hide_memory, signal_number, take_name};
 pub use reader::{Look, read_aside};
 pub use run::{Output, run, with_terminal};
 pub use surroundings::Surroundings;
+pub use tally::Tally;
 pub use timer::Timer;
 
 /// How a process ended.

@@ -9,6 +9,7 @@ mod task;
 pub mod unit;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -108,6 +109,7 @@ pub struct Unit {
     requests: mpsc::Sender<Request>,
     state: watch::Receiver<UnitState>,
     lines: LastLines,
+    starts: Arc<AtomicU64>,
 }
 
 impl Unit {
@@ -138,12 +140,13 @@ impl Unit {
         let name = spec.name;
         // The task holds a sender of its own channel, so that the channel never closes.
         let keep_open = requests.clone();
-        let task = Task::new(spec, orphans, publish, lines.clone());
+        let starts = Arc::default();
+        let task = Task::new(spec, orphans, publish, (lines.clone(), Arc::clone(&starts)));
         tasks.spawn(async move {
             task.run(inbox).await;
             drop(keep_open);
         });
-        Self { name, requests, state, lines }
+        Self { name, requests, state, lines, starts }
     }
 
     /// Starts the service, when it is down (or waiting in backoff). Waits until `exec` has succeeded or failed.
@@ -199,6 +202,16 @@ impl Unit {
     /// What it is doing, now and from now on.
     pub fn state(&self) -> watch::Receiver<UnitState> {
         self.state.clone()
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// How often it was started again after its first start, by whomever.
+    pub fn n_restarts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed).saturating_sub(1)
     }
 
     /// The last lines it logged (for a crash loop's report), oldest first.

@@ -3,6 +3,8 @@
 //! Invariant: no action waits. Everything that takes time comes back as an event.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -102,6 +104,7 @@ pub(super) struct Task {
     orphans: Orphans,
     publish: watch::Sender<UnitState>,
     lines: LastLines,
+    starts: Arc<AtomicU64>,
     command: Option<Command>,
     child: Option<Main>,
     pumps: JoinSet<()>,
@@ -117,7 +120,7 @@ impl Task {
         spec: UnitSpec,
         orphans: Orphans,
         publish: watch::Sender<UnitState>,
-        lines: LastLines,
+        (lines, starts): (LastLines, Arc<AtomicU64>),
     ) -> Self {
         Self {
             machine: Machine::new(spec.restart),
@@ -125,6 +128,7 @@ impl Task {
             orphans,
             publish,
             lines,
+            starts,
             command: None,
             child: None,
             pumps: JoinSet::new(),
@@ -325,6 +329,7 @@ impl Task {
             self.pumps.spawn(feed.write());
         }
         self.child = Some(Main::Child(child));
+        self.starts.fetch_add(1, Ordering::Relaxed);
         tracing::info!(unit = self.spec.name, pid, "started");
         Ok(pid)
     }

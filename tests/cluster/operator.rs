@@ -129,6 +129,8 @@ async fn a_restart_keeps_the_lead_and_a_reinitialized_replica_comes_back() {
     let answer = sends(&cluster, leader, reqwest::Method::POST, "/restart", &json!({})).await;
     assert_eq!(answer, (200, "restarted successfully".to_owned()));
     assert_ne!(cluster.node(leader).postmaster().unwrap(), old);
+    assert!(cluster.metric(leader, "unit=\"postgres\"").await.is_some_and(|n| n >= 1.0));
+    assert_eq!(cluster.metric(leader, "unit=\"etcd\"").await, Some(0.0));
     assert_eq!(cluster.all_stream(FORMED).await, leader, "a planned restart is no failure");
 
     let pending = json!({ "restart_pending": true });

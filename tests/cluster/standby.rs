@@ -103,6 +103,8 @@ async fn a_cluster_follows_another_one_takes_over_and_is_followed_in_turn() {
     }
     assert_eq!(follows(&second).await, other);
     assert_ne!(second.node(other).postmaster(), Some(postmaster));
+    let orphans = second.metric(other, "pgherd_reaped_orphans_total").await;
+    assert!(orphans.is_some_and(|n| n >= 2.0), "its backends were nobody's children: {orphans:?}");
 
     they_change_parts((&first, 1), (&second, other), (By::Pgherd, 4)).await;
     // And back: now it is a timeline of the second one's own that must be shown to be in the first one's log.

@@ -246,6 +246,13 @@ impl Cluster {
         map.and_then(|(_, map)| Some(map.as_object()?.len())).unwrap_or(0)
     }
 
+    /// The value of the first line of a node's metrics that has this in it.
+    pub(crate) async fn metric(&self, node: u8, what: &str) -> Option<f64> {
+        let page = self.http.get(self.url(node, "metrics")).send().await.ok()?.text().await.ok()?;
+        let line = page.lines().find(|line| !line.starts_with('#') && line.contains(what))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
     /// A page of a node's API: status and JSON.
     pub(crate) async fn page(&self, node: u8, page: &str) -> Option<(u16, Value)> {
         let answer = self.http.get(self.url(node, page)).send().await.ok()?;
