@@ -81,17 +81,12 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Doctor(args) => in_node(async |config, odd| cli::doctor::run(&args, &config, &odd).await),
         Command::Report => done(in_node(async |config, odd| cli::report::run(&config, &odd).await)),
-        Command::Config(ConfigCommand::Check) => check_config(),
+        Command::Config(ConfigCommand::Check(json)) => check_config(json),
         Command::Drill(cli::drill::Drill::Failover(args)) => {
             let url = api_url(&args.api)?;
-            print(&in_node(async |config, _odd| cli::drill::failover(&args, &url, &config).await)?)?;
-            Ok(ExitCode::SUCCESS)
+            done(in_node(async |config, _odd| cli::drill::failover(&args, &url, &config).await))
         }
-        Command::RestoreVolume => {
-            let (config, _warnings) = Config::from_env().map_err(Failure::Configuration)?;
-            print(&cli::restore_volume(&config)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::RestoreVolume(json) => done(cli::restore_volume(&quiet_configuration()?, json)),
         Command::Health(api) => {
             install_tls();
             let healthy = block_on(cli::is_healthy(&api_url(&api)?))?;
@@ -204,10 +199,20 @@ fn install_tls() {
     pgherd::tls::install_provider();
 }
 
-fn check_config() -> Result<ExitCode, Failure> {
-    configuration()?;
-    print("the configuration is complete\n")?;
-    Ok(ExitCode::SUCCESS)
+/// Says what is wrong with the environment, and what is odd.
+fn check_config(json: cli::ctl::Json) -> Result<ExitCode, Failure> {
+    if !json.json {
+        configuration()?;
+        return done(cli::print("the configuration is complete\n"));
+    }
+    let (errors, warnings, code) = match Config::from_env() {
+        Ok((_config, warnings)) => (Vec::new(), warnings, ExitCode::SUCCESS),
+        Err(config::Errors(errors)) => (errors, Vec::new(), ExitCode::from(EXIT_CONFIGURATION)),
+    };
+    let warnings: Vec<_> = warnings.into_iter().map(|config::Warning(text)| text).collect();
+    let told = serde_json::json!({ "complete": errors.is_empty(), "errors": errors, "warnings": warnings });
+    cli::print(&format!("{told:#}\n"))?;
+    Ok(code)
 }
 
 /// The API to ask: this node's own unless another was named.

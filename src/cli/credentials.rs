@@ -8,8 +8,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value, json};
 
-use super::ctl::Json;
 use super::ctl::client::{Cluster, Errand};
+use super::ctl::{Json, say};
 use super::{Api, Printed, print, yaml};
 use crate::clock;
 use crate::config::Config;
@@ -55,6 +55,9 @@ pub struct ClientCert {
     /// Write ca.crt, client.crt and client.key here instead of printing certificate and key
     #[arg(long, value_name = "DIR")]
     pub out: Option<Utf8PathBuf>,
+    /// How to print: also the authority's certificate then.
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// Options of `patronictl-config`.
@@ -71,6 +74,9 @@ pub struct Patronictl {
     /// Which node to ask for the members.
     #[command(flatten)]
     pub api: Api,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
 }
 
 fn root(config: &Config) -> anyhow::Result<Root> {
@@ -136,11 +142,17 @@ pub fn client_cert(config: &Config, args: &ClientCert) -> anyhow::Result<Printed
     }
     let files = client_files(config, &args.cn, (args.purpose, args.days))?;
     let Some(dir) = &args.out else {
+        if args.json.json {
+            let pems: Map<_, _> =
+                files.iter().map(|file| (file.name.to_owned(), file.pem.as_str().into())).collect();
+            return print(&format!("{:#}\n", Value::from(pems)));
+        }
         let text: String = files.iter().filter(|f| f.name != "ca.crt").map(|f| f.pem.as_str()).collect();
         return print(&text);
     };
     write_files(dir, &files)?;
-    print(&format!("wrote ca.crt, client.crt and client.key to {dir}\n"))
+    let told = json!({ "dir": dir, "files": files.iter().map(|file| file.name).collect::<Vec<_>>() });
+    say(args.json, &format!("wrote ca.crt, client.crt and client.key to {dir}"), &told)
 }
 
 fn client_files(config: &Config, name: &str, (purpose, days): (For, u32)) -> anyhow::Result<Vec<File>> {
@@ -182,11 +194,12 @@ pub async fn patronictl_config(config: &Config, args: &Patronictl) -> anyhow::Re
     write_files(&dir, &files)?;
     let path = dir.join("patronictl.yaml");
     write(&path, yaml::write(&patronictl_yaml(config, &dir, &hosts)).as_bytes(), Mode::Private)?;
-    print(&format!(
+    let words = format!(
         "patronictl -c {path} list\n\
-         etcdctl --endpoints https://{} --cacert {dir}/ca.crt --cert {dir}/client.crt --key {dir}/client.key member list\n",
+         etcdctl --endpoints https://{} --cacert {dir}/ca.crt --cert {dir}/client.crt --key {dir}/client.key member list",
         hosts.first().map_or("", String::as_str)
-    ))
+    );
+    say(args.json, &words, &json!({ "file": path, "dir": dir, "etcd": hosts }))
 }
 
 async fn etcd_hosts(config: &Config, args: &Patronictl) -> anyhow::Result<Vec<String>> {

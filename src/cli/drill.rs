@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Api, client, fetch};
+use super::ctl::{Json, say};
+use super::{Api, Printed, client, fetch};
 use crate::clock::{self, Moment};
 use crate::config::Config;
 use crate::postgres::ClientTls;
@@ -52,13 +53,16 @@ pub struct Args {
     /// Who shall lead; without it the member that is best placed
     #[arg(long, value_name = "MEMBER")]
     pub candidate: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub json: Json,
 }
 
-/// Runs the drill and returns its report.
+/// Runs the drill and prints its report.
 ///
 /// # Errors
 /// The cluster is not whole, refuses, or is not writable afterwards; or a confirmed write is gone.
-pub async fn failover(args: &Args, url: &str, config: &Config) -> anyhow::Result<String> {
+pub async fn failover(args: &Args, url: &str, config: &Config) -> anyhow::Result<Printed> {
     let http = client().context("could not make an HTTP client")?;
     let before = Members::read(&fetch(&http, url, "cluster").await?)?;
     let candidate = before.candidate(args.candidate.as_deref())?;
@@ -72,9 +76,10 @@ pub async fn failover(args: &Args, url: &str, config: &Config) -> anyhow::Result
     });
     let (moved, written) = (moved?, written?);
     let lost = database.missing(&written).await?;
-    let report = report(&before.leader, &moved, &written, &lost);
-    ensure!(lost.is_empty(), "{report}");
-    Ok(report)
+    let told = report(&before.leader, &moved, &written, &lost);
+    let (words, value) = (told.words(), told.value());
+    ensure!(lost.is_empty(), "{words}");
+    say(args.json, &words, &value)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,17 +310,44 @@ async fn insert(client: &Client, id: i64) -> Result<u64, tokio_postgres::Error> 
     client.execute("INSERT INTO pgherd_drill.writes VALUES ($1)", &[&id]).await
 }
 
-fn report(old: &str, moved: &Moved, written: &Written, lost: &BTreeSet<i64>) -> String {
-    format!(
-        "{old} -> {new}: led by {new} after {took} ms\n\
-         a client saw {outage} ms without a confirmed write\n\
-         {n} writes were confirmed, {lost} of them are lost\n",
-        new = moved.leader,
-        took = moved.took.as_millis(),
-        outage = written.outage().as_millis(),
-        n = written.confirmed.len(),
-        lost = lost.len(),
-    )
+/// What came of it.
+struct Report<'a> {
+    old: &'a str,
+    new: &'a str,
+    led_after: Duration,
+    outage: Duration,
+    n_confirmed: usize,
+    n_lost: usize,
+}
+
+fn report<'a>(old: &'a str, moved: &'a Moved, written: &Written, lost: &BTreeSet<i64>) -> Report<'a> {
+    Report {
+        old,
+        new: &moved.leader,
+        led_after: moved.took,
+        outage: written.outage(),
+        n_confirmed: written.confirmed.len(),
+        n_lost: lost.len(),
+    }
+}
+
+impl Report<'_> {
+    fn words(&self) -> String {
+        let Self { old, new, n_confirmed, n_lost, .. } = self;
+        let (took, outage) = (self.led_after.as_millis(), self.outage.as_millis());
+        format!(
+            "{old} -> {new}: led by {new} after {took} ms\n\
+             a client saw {outage} ms without a confirmed write\n\
+             {n_confirmed} writes were confirmed, {n_lost} of them are lost"
+        )
+    }
+
+    fn value(&self) -> Value {
+        json!({
+            "from": self.old, "to": self.new, "led_after_seconds": self.led_after.as_secs_f64(),
+            "outage_seconds": self.outage.as_secs_f64(), "confirmed": self.n_confirmed, "lost": self.n_lost,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -347,5 +379,13 @@ mod tests {
         let at = |millis: u64| Moment(0) + Duration::from_millis(millis);
         let written = Written { confirmed: vec![(0, at(0)), (1, at(5)), (4, at(150)), (5, at(155))] };
         assert_eq!(written.outage(), Duration::from_millis(145));
+        let moved = Moved { leader: "n2".to_owned(), took: Duration::from_millis(1500) };
+        let lost = BTreeSet::from([4]);
+        let told = report("n1", &moved, &written, &lost);
+        let expected = json!({
+            "from": "n1", "to": "n2", "led_after_seconds": 1.5, "outage_seconds": 0.145, "confirmed": 4, "lost": 1,
+        });
+        assert_eq!(told.value(), expected);
+        assert!(told.words().ends_with("4 writes were confirmed, 1 of them are lost"));
     }
 }

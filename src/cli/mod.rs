@@ -75,7 +75,7 @@ pub enum Command {
     #[command(subcommand)]
     Drill(drill::Drill),
     /// Put data from before pgherd back where it was; no node may run on the volume
-    RestoreVolume,
+    RestoreVolume(ctl::Json),
     /// Print the version; with names, or --cluster, those of the members
     Version(Version),
     /// Print the certificate of an authority of this cluster
@@ -171,7 +171,7 @@ pub fn manual() -> anyhow::Result<Printed> {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Check the environment and say everything that is wrong with it
-    Check,
+    Check(ctl::Json),
 }
 
 /// Which API to ask.
@@ -215,9 +215,11 @@ pub async fn is_healthy(url: &str) -> anyhow::Result<bool> {
 ///
 /// # Errors
 /// A node runs on the volume, nothing was adopted there, or something is in the way.
-pub fn restore_volume(config: &Config) -> anyhow::Result<String> {
+pub fn restore_volume(config: &Config, json: ctl::Json) -> anyhow::Result<Printed> {
     let state_dir = config.state_dir();
     let _alone = VolumeLock::take(&state_dir.join(".lock"), &RunAs::Same)?;
     let n = postgres::restore(&state_dir, &config.database.data_dir)?;
-    Ok(format!("{n} entries are back on the root of {}\n", config.data_volume))
+    let volume = &config.data_volume;
+    let told = serde_json::json!({ "entries": n, "volume": volume });
+    ctl::say(json, &format!("{n} entries are back on the root of {volume}"), &told)
 }

@@ -57,10 +57,12 @@ fn refused(mine: Option<Adopted>, answers: &BTreeMap<IpAddr, SurveyAnswer>) -> O
     })
 }
 
-/// A Patroni node that founds a cluster takes `initialize` first and the lock last: the lock is free while it works.
+/// A Patroni node that founds a cluster takes `initialize` first and the lock last: the lock is free while it works. Its member
+/// key stands as long as it lives: when nobody else is there, whoever took `initialize` has died, and the key is nobody's.
 pub(super) fn founded_elsewhere(view: &View) -> bool {
     let patronis = view.rules.mode != Mode::Node;
-    patronis && view.volume.bootstrap == Bootstrap::Settled
+    let somebody = view.snapshot().is_some_and(|s| s.members.iter().any(|member| member.name != view.me));
+    patronis && somebody && view.volume.bootstrap == Bootstrap::Settled
 }
 
 /// Whether this node may make the cluster, with the lock in hand.

@@ -60,6 +60,7 @@ async fn a_switchover_moves_the_lead_and_loses_nothing_and_the_old_leader_follow
     let mut cluster = cluster;
     the_doctor_is_content(&cluster, leader).await;
     a_report_keeps_secrets(&cluster, leader);
+    programs_are_told_in_json(&cluster, leader);
     the_doctor_notices_a_death(&mut cluster, leader).await;
 }
 
@@ -97,6 +98,19 @@ async fn the_doctor_is_content(cluster: &Cluster, node: u8) {
         assert!(of_area.iter().all(|finding| finding["grade"] == "good"), "{findings:#?}");
     }
     assert_eq!(seen.status.code(), Some(0));
+}
+
+fn programs_are_told_in_json(cluster: &Cluster, node: u8) {
+    let told = |args: &[&str]| -> (Option<i32>, Value) {
+        let output = cluster.exec(node, args);
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    };
+    let (code, checked) = told(&["config", "check", "--json"]);
+    assert_eq!((code, &checked["complete"], &checked["errors"]), (Some(0), &json!(true), &json!([])));
+    let (_, pems) = told(&["client-cert", "--cn", "tool", "--json"]);
+    for name in ["ca.crt", "client.crt", "client.key"] {
+        assert!(pems[name].as_str().unwrap().starts_with("-----BEGIN "), "{name}");
+    }
 }
 
 fn a_report_keeps_secrets(cluster: &Cluster, node: u8) {

@@ -19,8 +19,10 @@ pub(crate) struct Tool {
 impl Tool {
     pub(crate) fn new((cluster, node): (&Cluster, u8), program: PathBuf) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let written = cluster.exec(node, &["patronictl-config", dir.path().to_str().unwrap()]);
+        let written = cluster.exec(node, &["patronictl-config", dir.path().to_str().unwrap(), "--json"]);
         assert!(written.status.success(), "{written:?}");
+        let told: Value = serde_json::from_slice(&written.stdout).unwrap();
+        assert!(told["file"].as_str().unwrap().ends_with("/patronictl.yaml"), "{told}");
         Self { program, dir, file: "patronictl.yaml" }
     }
 

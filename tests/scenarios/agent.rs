@@ -50,6 +50,17 @@ fn nobody_founds_a_cluster_beside_a_patroni_node_that_founds_one() {
     assert_eq!(only(our_own.decide()), Action::Begin(Task::Initdb), "begun here, and interrupted");
 }
 
+/// Its process died before it was done, and the key has no lease: without this nobody would ever found the cluster.
+#[test]
+fn what_a_dead_founder_has_left_stands_in_nobodys_way() {
+    for left in [Initialize::InProgress, Initialize::Invalid] {
+        let alone = |scene: Scene| initialize(scene.empty(), Some(left)).snapshot(|s| s.members.clear());
+        assert_eq!(only(alone(agent().no_leader()).decide()), Action::Acquire(Claim::Vacant), "{left:?}");
+        let actions = alone(agent().leads()).decide().actions;
+        assert_eq!(actions.last(), Some(&Action::Begin(Task::Initdb)), "{left:?}");
+    }
+}
+
 /// There is no list of nodes: `initialize` decides.
 #[test]
 fn a_cluster_is_founded_without_asking_anybody() {

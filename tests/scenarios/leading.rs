@@ -144,6 +144,10 @@ fn a_leader_keeps_status_slots_and_missing_keys() {
     scene.0.memory.seen_slots.insert(name("gone").slot_name(), ago(3600));
     let actions = scene.decide().actions;
     assert!(actions.contains(&Action::PutInitialize(CLUSTER)));
+    for broken in [Initialize::InProgress, Initialize::Invalid] {
+        let scene = Scene::new().leads().primary("", &[]).initialize(Some(broken));
+        assert!(scene.decide().actions.contains(&Action::PutInitialize(CLUSTER)), "{broken:?}");
+    }
     assert!(actions.contains(&Action::PutConfig));
     let create = ["n1", "n2"].map(|member| (name(member).slot_name(), SlotKind::Physical)).into();
     let plan = SlotPlan { create, ..SlotPlan::default() };
