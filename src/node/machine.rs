@@ -228,8 +228,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
     let (status, data) = (watch::channel(None).0, watch::channel(facts).0);
     let (desk, inbox) = ha::desk::open();
     background.spawn(reload_on_hangup(desk.clone()));
-    let nobody = Peers { fetched_at: Some(clock::now()), ..Peers::default() };
-    let peers = watch::channel(nobody).1;
+    let peers = watch::channel(Peers { fetched_at: Some(clock::now()), ..Peers::default() }).1;
     let facts = api::NodeFacts {
         node_id: record.node_id.clone(),
         name: config.name.clone(),

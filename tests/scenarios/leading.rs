@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgherd::dcs::{Claim, Precondition, Sync};
+use pgherd::dcs::{Claim, Initialize, Precondition, Sync};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Approval, Job, Lease, ShutdownMark, SyncWrite};
 use pgherd::postgres::status::ControlState;
