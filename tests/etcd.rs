@@ -134,6 +134,7 @@ impl Node {
             desk: None,
             access: api::access::Access::default(),
             certificates: watch::channel(None).1,
+            processes: api::Processes::default(),
         };
         let config = api::Config { listen: self.address.to_string(), port: PORTS.api, plain: Plain::Refused };
         api::serve(config, state, Some(bundle.api_server), &mut tasks, stop.clone()).await.unwrap();

@@ -247,6 +247,8 @@ fn schemas() -> Value {
     let number = json!({ "type": "integer" });
     let flag = json!({ "type": "boolean" });
     let time = json!({ "type": "string", "format": "date-time" });
+    // An empty one is as good as none.
+    let moment = json!({ "anyOf": [time, { "type": "string", "maxLength": 0 }] });
     let closed = |properties: Value, required: &[&str]| json!({ "type": "object", "properties": properties, "additionalProperties": false, "required": required });
     json!({
         "Object": { "type": "object" },
@@ -283,10 +285,10 @@ fn schemas() -> Value {
                 } }
             }
         },
-        "Switchover": closed(json!({ "leader": name, "candidate": name, "member": name, "scheduled_at": time }), &["leader"]),
+        "Switchover": closed(json!({ "leader": name, "candidate": name, "member": name, "scheduled_at": moment }), &["leader"]),
         // With a leader it is a switchover.
         "Failover": { "type": "object", "additionalProperties": false,
-            "properties": { "candidate": name, "member": name, "leader": name, "scheduled_at": time },
+            "properties": { "candidate": name, "member": name, "leader": name, "scheduled_at": moment },
             "anyOf": [
                 { "required": ["candidate"] }, { "required": ["member"] }, { "required": ["leader"] }
             ] },
