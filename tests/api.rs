@@ -811,6 +811,12 @@ mod actions {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 411 "), "{answer}");
+        let mut stream = TcpStream::connect(api.address).await.unwrap();
+        let garbage = b"POST /restart HTTP/1.1\r\nHost: n0\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+        stream.write_all(garbage).await.unwrap();
+        let mut head = [0; 13];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 400 ");
         api.end().await;
     }
 }

@@ -4,6 +4,7 @@
 //! HEAD and OPTIONS answer every path with GET's status and no body. (Patroni answers 503 to them on the pages that
 //! are not health checks; nobody can want that.)
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,7 +217,14 @@ pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Option<T> {
 pub(super) async fn bytes(request: Request, limit: usize) -> Result<Bytes, StatusCode> {
     let _until_it_is_whole = request.extensions().get::<Work>().map(Work::wait_for_client);
     let body = timeout(BODY_PATIENCE, to_bytes(request.into_body(), limit)).await;
-    body.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)?.map_err(|_too_long| StatusCode::PAYLOAD_TOO_LARGE)
+    body.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)?.map_err(|error| fault(&error))
+}
+
+/// What a connection cannot read is no request; everything else that goes wrong is the length.
+fn fault(error: &axum::Error) -> StatusCode {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let broken = causes.into_iter().any(|cause| cause.is::<hyper::Error>());
+    if broken { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE }
 }
 
 fn stranger() -> Response {
