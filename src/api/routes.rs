@@ -222,8 +222,11 @@ pub(super) async fn bytes(request: Request, limit: usize) -> Result<Bytes, Statu
 
 /// What a connection cannot read is no request; everything else that goes wrong is the length.
 fn fault(error: &axum::Error) -> StatusCode {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    let broken = causes.into_iter().any(|cause| cause.is::<hyper::Error>());
+    let (mut next, mut broken) = (error.source(), false);
+    while let Some(cause) = next {
+        broken |= cause.is::<hyper::Error>();
+        next = cause.source();
+    }
     if broken { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE }
 }
 
