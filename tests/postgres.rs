@@ -628,9 +628,8 @@ async fn the_upstreams_log_is_looked_into(a: &Node, b: &Node) {
     let DataDir::Cluster(control) = a.status().await.data else { panic!("no cluster") };
     assert_eq!((shown.system_id, shown.contains_ours), (control.system_id, Containment::Shown));
     assert_eq!(asked(b, a).await.contains_ours, Containment::Shown);
-    let place =
-        "pg_walfile_name(checkpoint_lsn), (checkpoint_lsn - '0/0') % (16 << 20) FROM pg_control_checkpoint()";
-    let place = a.ask(&format!("SELECT concat_ws('/', {place})")).await;
+    let place = "pg_walfile_name(checkpoint_lsn), (checkpoint_lsn - '0/0') % (16 << 20)";
+    let place = a.ask(&format!("SELECT concat_ws('/', {place}) FROM pg_control_checkpoint()")).await;
     let (file, offset) = place.split_once('/').unwrap();
     let path = b.config.data_dir.join("pg_wal").join(file);
     let (wal, offset) =
