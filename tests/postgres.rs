@@ -34,6 +34,8 @@ const PRIVATE: &str = "nobody has followed this";
 /// Generous: the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Several looks at a pid file.
+const OPEN: Duration = Duration::from_millis(20);
 const FAST: StopMode = StopMode::Fast { patience: Duration::from_secs(30) };
 
 /// One node: its directories, its handle, and the tasks that drive it.
@@ -806,6 +808,10 @@ async fn a_killed_postmaster_and_any_lock_file_it_left_do_not_stop_the_next_star
         nix::unistd::chown(pid_file.as_std_path(), Some(owner(&node)), None).unwrap();
         node.start_primary().await;
         assert_eq!(node.ask("SELECT n FROM t").await, "42");
+        let opened = tokio::time::timeout(DEADLINE, node.pg.opened(None)).await.unwrap();
+        assert_eq!(opened.cast_signed(), node.postmaster().as_raw());
+        let known = tokio::time::timeout(OPEN, node.pg.opened(Some(opened))).await;
+        assert!(known.is_err(), "that is no news");
         node.pg.stop(FAST).await.unwrap();
     }
     unit.stop(None).await;

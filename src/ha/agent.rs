@@ -145,6 +145,7 @@ pub fn spawn<D: Dcs>(
         errands: JoinSet::new(),
         waiting: Waiting::new(),
         last_started: None,
+        opened: None,
         pause,
         signs: JoinSet::new(),
         rounds: JoinSet::new(),
@@ -196,6 +197,8 @@ pub(super) struct Agent<D> {
     pub(super) waiting: Waiting,
     /// When the postmaster that last answered was started.
     pub(super) last_started: Option<i64>,
+    /// The postmaster that was last seen to take connections.
+    opened: Option<u32>,
     /// Maintenance mode, for the lease task.
     pause: watch::Sender<Pause>,
     pub(super) young: Youth,
@@ -248,6 +251,7 @@ impl<D: Dcs> Agent<D> {
             self.ask_for_signs(&view);
             let Next::Wait(wake) = self.act(&view, decision).await else { return };
             let next = self.next_look(&view, wake);
+            let silent = view.instance() == Instance::Silent;
             tokio::select! {
                 () = stop.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
                 () = self.renamed.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
@@ -260,6 +264,7 @@ impl<D: Dcs> Agent<D> {
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
                 Ok(()) = renewals.changed(), if self.lease.state() == Lease::None => {}
+                pid = self.deps.postgres.opened(self.opened), if silent => self.opened = Some(pid),
                 () = timer.at(next) => {}
             }
         }

@@ -158,8 +158,8 @@ fn wait(view: &View, mut decision: Decision, closed: Closed, who: Vec<NodeName>)
     let at_first = view.now.since(closed.since) < AT_FIRST;
     let soon = if at_first { ALERT } else { PROMPTLY };
     if at_first {
-        // Nobody has written since the crash: what it would say is no news, and the store's disk takes its time.
-        decision.actions.retain(|action| !matches!(action, Action::PutStatus(_)));
+        // Nobody has written since the crash, so the status is no news; and who of the set has not come back yet is about to.
+        decision.actions.retain(|action| !matches!(action, Action::PutStatus(_) | Action::SetSyncNames(_)));
     }
     let wake = sooner(decision.wake, soon);
     let is_the_news = matches!(decision.reason, Reason::Leading | Reason::CommitsWait(_));

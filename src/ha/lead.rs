@@ -26,8 +26,6 @@ pub const PROMPTLY: Wake = Wake::Soon(Duration::from_millis(50));
 const SOON: Wake = Wake::Soon(Duration::from_millis(300));
 /// After this many failed starts in a row the lock is given to another node, if there is one that runs.
 pub const FAILED_STARTS: u32 = 5;
-/// What a crash recovery of a small server takes at most.
-const BRIEF: Duration = Duration::from_secs(1);
 /// A standby that reconnects needs less.
 const STARVED: Duration = Duration::from_secs(1);
 
@@ -226,9 +224,7 @@ pub fn starting(view: &View, snapshot: &Snapshot) -> Decision {
         None => view.rules.primary_start_timeout,
     };
     if ran_for(view) < limit || !somebody_else_runs(view, snapshot) {
-        // Most recoveries are over in a tenth of a second, nothing tells when, and clients may be waiting for the next look.
-        let wake = if ran_for(view) < BRIEF { Wake::Soon(BRIEF / 100) } else { PROMPTLY };
-        return Decision { actions: vec![], reason: Reason::Starting, wake };
+        return Decision { actions: vec![], reason: Reason::Starting, wake: PROMPTLY };
     }
     let actions = vec![Action::GiveAway, Action::Begin(Task::Stop(StopMode::Immediate))];
     Decision { actions, reason: Reason::StartTooSlow, wake: PROMPTLY }

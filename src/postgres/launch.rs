@@ -23,6 +23,9 @@ use crate::types::Chain;
 
 /// `postgres -C` reads two files.
 const READ_LIMIT: Duration = Duration::from_secs(5);
+/// A server that starts is looked at this often at first, and then every hundredth of the time that it takes: its file is small, and
+/// clients wait.
+const OPENING: Duration = Duration::from_millis(5);
 /// How much more readily the kernel ends a backend than the postmaster when memory runs out.
 const EXPENDABLE_BACKEND: i32 = 300;
 
@@ -48,6 +51,32 @@ pub(super) async fn adopt_running(shared: &Shared) -> Result<Option<u32>, Error>
     *lock(&shared.settings) = Settings { upstream: None, sync_names, found: Some(found), door: Door::Open };
     shared.unit.adopt(process).await.map_err(|source| Error::Start { source })?;
     Ok(Some(pid))
+}
+
+impl super::Postgres {
+    /// Returns when the server, if its pid is another than `known`, takes connections: it says so in its pid file. Its pid.
+    pub async fn opened(&self, known: Option<u32>) -> u32 {
+        let began = clock::now();
+        let path = self.shared.config.data_dir.join("postmaster.pid");
+        loop {
+            let path = path.clone();
+            let text = conf::off_thread(move || read_if_there(&path)).await.ok().flatten();
+            let open = text.as_deref().and_then(open_pid).filter(|pid| Some(*pid) != known);
+            // What a server before this one has left behind says the same.
+            let runs = |pid: &u32| matches!(*self.process().borrow(), UnitState::Running { pid: ours, .. } if ours == *pid);
+            match open.filter(runs) {
+                Some(pid) => return pid,
+                None => tokio::time::sleep(OPENING.max(clock::now().since(began) / 100)).await,
+            }
+        }
+    }
+}
+
+/// The pid in a pid file whose eighth line says that connections are taken.
+fn open_pid(text: &str) -> Option<u32> {
+    let mut lines = text.lines();
+    let pid = lines.next()?.trim().parse().ok()?;
+    (lines.nth(6)?.trim() == "ready").then_some(pid)
 }
 
 /// What the files say of a setting: a server that does not answer yet goes by it as well.

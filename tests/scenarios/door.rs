@@ -81,6 +81,10 @@ fn clients_wait_until_so_many_have_confirmed_as_a_commit_needs() {
     assert!(door::hurries(&decision), "nothing else is done meanwhile");
     let status = |scene: &Scene| scene.decide().actions.iter().any(|a| matches!(a, Action::PutStatus(_)));
     assert!(!status(&behind) && status(&later));
+    let names = |scene: &Scene| scene.decide().actions.iter().any(|a| matches!(a, Action::SetSyncNames(_)));
+    let one = recovered(&[("n1", HERE - 1)]);
+    let later = one.clone().with(|v| v.memory.closed = Some(Closed { since: ago(2), end: Some(POSITION) }));
+    assert!(!names(&one) && names(&later), "the other one is about to come back");
     let after_a_long_recovery = Closed { since: ago(60), end: None };
     let first_told = recovered(&[]).with(|v| v.memory.closed = Some(after_a_long_recovery)).seen();
     assert!(door::hurries(&first_told.decide()), "nobody could look before");
