@@ -805,6 +805,7 @@ mod actions {
                 assert!(code == 400 && page.contains("400 - Bad Request"), "{path} {body}: {code} {page}");
             }
         }
+        assert_eq!(sends(&api, Method::POST, "/reinitialize", "{\"force\":\"yes\"}").await.0, 400);
         assert_eq!(sends(&api, Method::DELETE, "/reinitialize", "").await.0, 501);
         let mut stream = TcpStream::connect(api.address).await.unwrap();
         stream.write_all(b"PATCH /config HTTP/1.1\r\nHost: n0\r\nConnection: close\r\n\r\n").await.unwrap();

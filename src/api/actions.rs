@@ -100,7 +100,7 @@ async fn perform(state: &State, request: Request) -> Answered<Response> {
         (_, "sigterm") => Ok(text(StatusCode::ACCEPTED, "shutdown scheduled")),
         (_, "reinitialize") => {
             let body = optional(request).await?;
-            Ok(reinitialize(state, &body).await)
+            reinitialize(state, &body).await
         }
         (_, "restart") => {
             let body = optional(request).await?;
@@ -426,12 +426,17 @@ fn ended(ha: &ha::Status, before: &Option<NodeName>, written: Moment) -> Option<
 
 // ---- this node
 
-async fn reinitialize(state: &State, body: &Map<String, Value>) -> Response {
-    let forced = body.get("force").and_then(Value::as_bool).unwrap_or(false);
-    let insistence = if forced { Insistence::Forced } else { Insistence::Careful };
+async fn reinitialize(state: &State, body: &Map<String, Value>) -> Answered<Response> {
+    let insistence = match body.get("force") {
+        None | Some(Value::Null | Value::Bool(false)) => Insistence::Careful,
+        Some(Value::Bool(true)) => Insistence::Forced,
+        Some(Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_)) => {
+            return Err(deny_page(StatusCode::BAD_REQUEST));
+        }
+    };
     let order = Reinitialize { insistence, stage: Accepted::No };
     let reply = state.ask(Ask::Reinitialize(order), ANSWER_PATIENCE).await;
-    carried_out(&reply, "reinitialize", "reinitialize started")
+    Ok(carried_out(&reply, "reinitialize", "reinitialize started"))
 }
 
 /// What became of an order.

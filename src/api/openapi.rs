@@ -285,10 +285,10 @@ fn schemas() -> Value {
                 } }
             }
         },
-        "Switchover": closed(json!({ "leader": name, "candidate": name, "member": name, "scheduled_at": moment }), &["leader"]),
+        "Switchover": closed(json!({ "leader": name, "candidate": text, "member": text, "scheduled_at": moment }), &["leader"]),
         // With a leader it is a switchover.
         "Failover": { "type": "object", "additionalProperties": false,
-            "properties": { "candidate": name, "member": name, "leader": name, "scheduled_at": moment },
+            "properties": { "candidate": text, "member": text, "leader": name, "scheduled_at": moment },
             "anyOf": [
                 { "required": ["candidate"] }, { "required": ["member"] }, { "required": ["leader"] }
             ] },
@@ -302,6 +302,6 @@ fn schemas() -> Value {
             "postgres_version": { "type": "string", "pattern": r"^[0-9]{1,2}\.[0-9]{1,2}(\.[0-9]{1,2})?$" },
             "restart_pending": flag, "timeout": { "type": "integer", "minimum": 1, "maximum": 86400 }
         } },
-        "Reinitialize": { "type": "object", "properties": { "force": flag } }
+        "Reinitialize": { "type": "object", "properties": { "force": flag, "from_leader": flag } }
     })
 }
