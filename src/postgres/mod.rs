@@ -179,7 +179,8 @@ pub enum StopMode {
 }
 
 impl StopMode {
-    fn ladder(self) -> Vec<Rung> {
+    /// The signals, and how long each has.
+    pub fn ladder(self) -> Vec<Rung> {
         match self {
             Self::Fast { patience } => vec![
                 Rung { signal: Signal::SIGINT, wait: patience },

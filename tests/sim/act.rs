@@ -12,6 +12,7 @@ use pgherd::ha::reason::{Action, Wake};
 use pgherd::ha::view::{Job, ShutdownMark, SyncWrite, View};
 use pgherd::postgres::{SlotPlan, StartAs, Upstream};
 use pgherd::record::Record;
+use pgherd::supervisor::unit;
 use pgherd::types::{Lsn, Timeline};
 
 use crate::agent::{Acting, CALL, Ended, LocalOp, RELEASES, Slot, Stage, addresses, index};
@@ -354,7 +355,9 @@ impl World {
         names: &str,
     ) -> Result<(), String> {
         let now = self.clock(n);
-        if let Err(why) = self.pg_start(n, upstream, names) {
+        let refusal = self.nodes[n].agent.unit.refusal().map(|doing| Err(doing.to_owned()));
+        let start = |world: &mut Self, n| world.pg_start(n, upstream, names);
+        if let Err(why) = refusal.unwrap_or_else(|| self.unit_step(n, unit::Event::StartAsked, start)) {
             self.agent(n).memory.failed(Job::Start, now, why.clone());
             return Err(why);
         }

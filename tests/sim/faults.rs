@@ -307,7 +307,7 @@ impl Schedule {
     fn one(&mut self, rng: &mut Rng, at: u64, end: u64) {
         let n = rng.range(0, self.nodes as u64) as usize;
         let other = (n + 1 + rng.range(0, self.nodes as u64 - 1) as usize) % self.nodes;
-        let pairs: Vec<(u64, Fault)> = match rng.range(0, 26) {
+        let pairs: Vec<(u64, Fault)> = match rng.range(0, 27) {
             0 | 1 => vec![(at, Fault::CrashNode(n)), (end, Fault::StartNode(n))],
             2..=4 => vec![(at, Fault::CrashPostgres(n))],
             5 => vec![(at, Fault::KillAgent(n))],
@@ -336,6 +336,10 @@ impl Schedule {
             24 => {
                 let when = (*rng.pick(ACTIONS)).to_owned();
                 vec![(at, Fault::CrashAt(n, when)), (end, Fault::StartNode(n))]
+            }
+            25 => {
+                let on = outlasts(self.seed);
+                vec![(at, failsafe(!on)), (end, failsafe(on))]
             }
             _ => {
                 let back = timing(self.ttl);
@@ -512,7 +516,7 @@ fn setting(key: Option<&&str>, value: Option<&&str>) -> Result<Fault, String> {
             }
             Mode::Off => return Err("quorum, on or strict is expected".into()),
         },
-        "pause" => Fault::Set("pause".into(), switch(value)?.into()),
+        key @ ("pause" | "failsafe_mode") => Fault::Set(key.into(), switch(value)?.into()),
         key @ "ttl" => Fault::Set(key.into(), within(value, 10, 120)?.into()),
         key @ "synchronous_node_count" => Fault::Set(key.into(), within(value, 1, MOST_NODES as u64)?.into()),
         key @ "maximum_lag_on_failover" => Fault::Set(key.into(), within(value, 0, u64::MAX)?.into()),
@@ -520,8 +524,8 @@ fn setting(key: Option<&&str>, value: Option<&&str>) -> Result<Fault, String> {
         key @ "retry_timeout" => Fault::Set(key.into(), within(value, 3, 60)?.into()),
         _ => {
             return Err(
-                "mode, ttl, pause, synchronous_node_count, maximum_lag_on_failover, loop_wait or retry_timeout \
-                        is expected"
+                "mode, ttl, pause, failsafe_mode, synchronous_node_count, maximum_lag_on_failover, loop_wait or \
+                        retry_timeout is expected"
                     .into(),
             );
         }
@@ -535,6 +539,15 @@ fn switch(value: &str) -> Result<bool, String> {
         "off" | "false" => Ok(false),
         _ => Err("on or off is expected".to_owned()),
     }
+}
+
+/// Whether a seed's nodes have failsafe mode. One in four: it costs events, and hides what only a primary that stops shows.
+pub(crate) fn outlasts(seed: u64) -> bool {
+    seed % 4 == 3
+}
+
+fn failsafe(on: bool) -> Fault {
+    Fault::Set("failsafe_mode".into(), on.into())
 }
 
 fn pause(on: bool) -> Fault {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use pgherd::ha::Phase;
 use pgherd::ha::lineage;
@@ -14,6 +15,7 @@ use pgherd::ha::view::{
 };
 use pgherd::postgres::{StopMode, Upstream};
 use pgherd::record::Bootstrap;
+use pgherd::supervisor::unit;
 use pgherd::types::{NodeName, SystemId, Timeline};
 
 use crate::agent::{Stage, address, index};
@@ -138,16 +140,12 @@ impl World {
             }
             Task::Promote => self.ends(n, Err("it is no primary yet".into())),
             Task::Stop(mode) | Task::StopAfterCheckpoint(mode) => {
-                let patience = match mode {
-                    StopMode::Fast { patience } => Some(patience.as_micros() as u64),
-                    StopMode::Immediate => None,
-                };
-                self.pg_stop(n, patience);
+                self.stop_postgres(n, mode);
                 self.log(n, || "stops PostgreSQL".into());
                 self.at(0, Ev::Process(n));
             }
             Task::HandOver { .. } if step == 0 => {
-                self.pg_stop(n, Some(10_000_000));
+                self.stop_postgres(n, StopMode::Fast { patience: Duration::from_secs(10) });
                 self.log(n, || "stops PostgreSQL to hand over".into());
                 self.at(0, Ev::Process(n));
             }
@@ -157,6 +155,13 @@ impl World {
             }
             Task::Poll | Task::Survey => self.all_said(n),
         }
+    }
+
+    fn stop_postgres(&mut self, n: usize, mode: StopMode) {
+        self.unit_step(n, unit::Event::StopAsked { ladder: mode.ladder() }, |_, _| {
+            unreachable!("nothing starts")
+        })
+        .ok();
     }
 
     /// Who of these has everything that this node wrote, its shutdown checkpoint included.
@@ -360,19 +365,20 @@ impl World {
         }
         self.arm(n);
         let pg = &self.nodes[n].pg;
-        let (state, primary, made) = (pg.state, pg.primary, !pg.checkpoint_owed);
+        let (serves, made) = (pg.primary && pg.state == State::Ready, !pg.checkpoint_owed);
+        let down = self.unit_is_down(n);
         let agent = self.agent(n);
         if agent.memory.checkpoint == Checkpoint::Owed && made {
             agent.memory.checkpoint = Checkpoint::Made;
         }
-        if state == State::Down && agent.doing.is_some_and(|d| d.job == Job::HandOver) {
+        if down && agent.doing.is_some_and(|d| d.job == Job::HandOver) {
             let (inc, job) = (agent.inc, agent.job);
             return self.at(20_000, Ev::Work(n, inc, job, 1));
         }
         let result = match agent.doing.map(|d| d.job).filter(|_| agent.finished.is_none()) {
-            Some(Job::Stop) if state == State::Down => Some(Ok(Out::Stopped)),
-            Some(Job::Promote) if state == State::Down => Some(Err("it has ended".to_owned())),
-            Some(Job::Promote) if primary && state == State::Ready => Some(Ok(Out::Promoted)),
+            Some(Job::Stop) if down => Some(Ok(Out::Stopped)),
+            Some(Job::Promote) if down => Some(Err("it has ended".to_owned())),
+            Some(Job::Promote) if serves => Some(Ok(Out::Promoted)),
             Some(_) | None => None,
         };
         if let Some(result) = result {

@@ -18,13 +18,18 @@
 
 mod act;
 mod agent;
+mod breaking;
 mod failsafe;
 mod faults;
+mod invariants;
 mod jobs;
+mod lease;
 mod postgres;
 mod queue;
 mod rng;
 mod store;
+mod streaming;
+mod unit;
 mod world;
 
 use std::path::Path;

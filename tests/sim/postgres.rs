@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use nix::sys::signal::Signal;
 use pgherd::dcs::ReplicationState;
 use pgherd::ha::sync::Names;
 use pgherd::ha::view::View;
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby, Status};
 use pgherd::postgres::{Horizon, Slot, SlotKind, SlotWal};
 use pgherd::record::{Bootstrap, Record};
-use pgherd::supervisor::UnitState;
 use pgherd::types::{Lsn, SlotName, SystemId, Timeline, TimelineFork, TimelineHistory};
 
 use crate::world::{Ev, World, name};
@@ -18,11 +18,6 @@ use crate::world::{Ev, World, name};
 pub(crate) const RECORD: u64 = 120;
 /// Where initdb leaves off.
 const FIRST: u64 = 0x300_0000;
-/// `wal_receiver_timeout` and `wal_sender_timeout`.
-const SILENT: u64 = 20_000_000;
-/// A sender that has nothing to send says so this often.
-const KEEPALIVE: u64 = 3_000_000;
-
 #[derive(Debug, Clone)]
 pub(crate) struct Branch {
     pub(crate) tli: u32,
@@ -67,6 +62,8 @@ pub(crate) enum State {
     Starting,
     Ready,
     Stopping,
+    /// The postmaster has ended, and something of it lives on.
+    Draining,
 }
 
 #[derive(Debug)]
@@ -88,6 +85,10 @@ pub(crate) struct Pg {
     pub(crate) checkpoint_owed: bool,
     /// Data directory as read before the start.
     pub(crate) known: Option<Control>,
+    /// A signal that waits until it goes on.
+    pub(crate) pending: Option<Signal>,
+    /// What has outlived it is being killed.
+    pub(crate) swept: bool,
     /// Nothing of it moves or answers.
     pub(crate) hung: bool,
     /// Clients are not let in.
@@ -106,16 +107,16 @@ pub(crate) struct Conn {
     pub(crate) pid: u32,
     pub(crate) heard: u64,
     /// When the sender next looks for something to send.
-    pump: u64,
+    pub(crate) pump: u64,
 }
 
 /// The primary's side.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stream {
-    id: u64,
-    flushed: u64,
-    caught_up: bool,
-    heard: u64,
+    pub(crate) id: u64,
+    pub(crate) flushed: u64,
+    pub(crate) caught_up: bool,
+    pub(crate) heard: u64,
 }
 
 impl Default for Pg {
@@ -136,6 +137,8 @@ impl Default for Pg {
             slots: Vec::new(),
             checkpoint_owed: false,
             known: None,
+            pending: None,
+            swept: false,
             hung: false,
             visible: 0,
             closed: false,
@@ -213,12 +216,8 @@ impl World {
     pub(crate) fn pg_status(&mut self, n: usize) -> Status {
         let at = self.clock(n);
         let pg = &self.nodes[n].pg;
-        let process = match pg.state {
-            State::Down => UnitState::Down { last: None },
-            State::Starting | State::Ready => UnitState::Running { pid: pg.pid, since: at },
-            State::Stopping => UnitState::Stopping { pid: pg.pid },
-        };
-        let known = if pg.state == State::Down { None } else { pg.known.as_ref() };
+        let process = self.unit_state(n);
+        let known = if self.unit_is_down(n) { None } else { pg.known.as_ref() };
         let data = self.nodes[n].disk.data(known);
         let sql = (pg.state == State::Ready && !pg.hung).then(|| self.pg_answer(n));
         Status { at, process, data, sql, silence: None }
@@ -298,7 +297,7 @@ impl World {
         n: usize,
         upstream: Option<Option<usize>>,
         names: &str,
-    ) -> Result<(), String> {
+    ) -> Result<u32, String> {
         let slow = self.rng.chance(50);
         let takes = if slow { self.rng.range(1_000_000, 6_000_000) } else { self.rng.range(50_000, 600_000) };
         let node = &mut self.nodes[n];
@@ -338,7 +337,7 @@ impl World {
             ..Pg::default()
         };
         self.at(takes, Ev::PgReady(n, pid));
-        Ok(())
+        Ok(pid)
     }
 
     pub(crate) fn pg_ready(&mut self, n: usize, pid: u32) {
@@ -370,237 +369,8 @@ impl World {
         }
     }
 
-    /// A standby's walreceiver tries to connect, every 100 ms.
-    pub(crate) fn pg_connect(&mut self, n: usize, pid: u32) {
-        let node = &self.nodes[n];
-        if node.pg.pid != pid || node.pg.state != State::Ready || node.pg.primary {
-            return;
-        }
-        self.at(100_000, Ev::Connect(n, pid));
-        let node = &self.nodes[n];
-        let Some(to) = node.pg.upstream.filter(|_| node.pg.conn.is_none() && node.pg.local_replay) else {
-            return;
-        };
-        let there = self.nodes[to].pg.state == State::Ready && !self.nodes[to].pg.hung;
-        if !self.both_ways(n, to) || !there || self.nodes[to].paused || self.nodes[n].pg.hung {
-            return;
-        }
-        let mine = self.nodes[n].disk.files.clone().expect("running");
-        let theirs = self.nodes[to].disk.files.clone().expect("running");
-        if mine.control.system_id != theirs.control.system_id || !self.may_stream(n, to, &mine, &theirs) {
-            return;
-        }
-        self.nodes[n].pg.misses_wal = mine.end < theirs.wal_from;
-        if self.nodes[n].pg.misses_wal {
-            return;
-        }
-        self.last_conn += 1;
-        let id = self.last_conn;
-        let heard = self.now;
-        let (pid, pump) = (self.nodes[to].pg.pid, heard + 1_000);
-        self.nodes[n].pg.conn = Some(Conn { id, to, pid, heard, pump });
-        self.nodes[n].pg.received = Some(mine.end);
-        if self.nodes[to].pg.primary {
-            let stream = Stream { id, flushed: 0, caught_up: false, heard };
-            self.nodes[to].pg.streams.insert(n, stream);
-        }
-        self.log(n, || format!("streams from n{to}"));
-        self.at(1_000, Ev::Pump(n, id));
-    }
-
-    /// PostgreSQL's own rule, which goes by timeline numbers; and whether it would be deceived by them.
-    fn may_stream(&mut self, n: usize, to: usize, mine: &Files, theirs: &Files) -> bool {
-        let (t, u) = (self.tli(mine.branch), self.tli(theirs.branch));
-        let end = if self.nodes[to].pg.primary { theirs.end } else { theirs.replayed };
-        let allowed = match t.cmp(&u) {
-            std::cmp::Ordering::Greater => false,
-            std::cmp::Ordering::Equal => mine.end <= end,
-            std::cmp::Ordering::Less => {
-                self.history(theirs.branch).end_of(Timeline(t)).is_some_and(|fork| mine.end <= fork.0)
-            }
-        };
-        let whole = self.contains((theirs.branch, theirs.end), (mine.branch, mine.end));
-        if allowed && !whole {
-            self.violate(
-                "mixed-histories",
-                format!("n{n} streams from n{to}, whose timeline {t} is another one"),
-            );
-        }
-        allowed
-    }
-
-    fn conn(&self, n: usize, id: u64) -> Option<Conn> {
-        let node = &self.nodes[n];
-        node.pg.conn.filter(|c| c.id == id && node.pg.state == State::Ready)
-    }
-
-    /// There is something to send (or the sender has gone): its streams look soon, not at the next keepalive.
-    pub(crate) fn poke(&mut self, from: usize) {
-        for n in 0..self.nodes.len() {
-            let Some(conn) = self.nodes[n].pg.conn.filter(|c| c.to == from) else { continue };
-            let soon = self.now + self.rng.range(1_000, 40_000);
-            if soon < conn.pump {
-                self.nodes[n].pg.conn = Some(Conn { pump: soon, ..conn });
-                self.at(soon - self.now, Ev::Pump(n, conn.id));
-            }
-        }
-    }
-
-    pub(crate) fn pump(&mut self, n: usize, id: u64) {
-        let Some(conn) = self.conn(n, id).filter(|c| c.pump <= self.now) else { return };
-        let up = &self.nodes[conn.to];
-        let gone = up.pg.pid != conn.pid || !matches!(up.pg.state, State::Ready | State::Stopping);
-        if (gone && self.both_ways(n, conn.to)) || self.now > conn.heard + SILENT {
-            return self.disconnect(n);
-        }
-        if !gone && self.reaches(conn.to, n) && !up.paused && !up.pg.hung {
-            let files = up.disk.files.as_ref().expect("running");
-            let end = if up.pg.primary { files.end } else { files.replayed };
-            let (branch, lat) = (files.branch, self.latency(conn.to, n));
-            self.at(lat, Ev::Deliver(n, id, branch, end));
-        }
-        let pump = self.now + KEEPALIVE;
-        if let Some(conn) = self.nodes[n].pg.conn.as_mut() {
-            conn.pump = pump;
-        }
-        self.at(KEEPALIVE, Ev::Pump(n, id));
-    }
-
-    pub(crate) fn deliver(&mut self, n: usize, id: u64, branch: usize, end: u64) {
-        let Some(conn) = self.conn(n, id) else { return };
-        let now = self.now;
-        let lag = if self.rng.chance(30) { self.rng.range(50_000, 900_000) } else { 2_000 };
-        let node = &mut self.nodes[n];
-        if node.pg.hung {
-            return;
-        }
-        if node.full && node.disk.files.as_ref().is_some_and(|f| end > f.end) {
-            return self.pg_down(n, self.nodes[n].pg.pid, false);
-        }
-        let files = node.disk.files.as_mut().expect("running");
-        if end < files.end {
-            return;
-        }
-        (files.branch, files.end) = (branch, end);
-        node.pg.received = Some(end);
-        node.pg.conn = Some(Conn { heard: now, ..conn });
-        let pid = node.pg.pid;
-        self.at(lag, Ev::Replayed(n, pid, end));
-        if self.reaches(n, conn.to) {
-            let lat = self.latency(n, conn.to);
-            self.at(lat, Ev::Reply(conn.to, conn.pid, n, id, end));
-        }
-    }
-
-    pub(crate) fn replayed(&mut self, n: usize, pid: u32, end: u64) {
-        let tli = self.files(n).map(|f| self.tli(f.branch));
-        let restartpoint = self.rng.chance(100);
-        let node = &mut self.nodes[n];
-        let Some(files) = node.disk.files.as_mut().filter(|f| end <= f.end) else { return };
-        if node.pg.pid == pid && !node.pg.primary && node.pg.state == State::Ready {
-            files.replayed = files.replayed.max(end);
-            if restartpoint {
-                files.min_end = files.replayed;
-                files.control.min_recovery_end = Lsn(files.replayed);
-                files.control.min_recovery_timeline = Timeline(tli.unwrap_or(0));
-            }
-            self.poke(n);
-        }
-    }
-
-    /// A standby has told the primary what it has flushed.
-    pub(crate) fn reply(&mut self, n: usize, pid: u32, from: usize, id: u64, flushed: u64) {
-        let now = self.now;
-        let node = &mut self.nodes[n];
-        if node.pg.pid != pid || node.pg.state != State::Ready || node.pg.hung {
-            return;
-        }
-        let end = node.disk.files.as_ref().map_or(0, |f| f.end);
-        let Some(stream) = node.pg.streams.get_mut(&from).filter(|s| s.id == id) else { return };
-        stream.flushed = stream.flushed.max(flushed);
-        stream.caught_up |= flushed + 10 * RECORD >= end;
-        stream.heard = now;
-        self.release_waiters(n);
-    }
-
-    fn release_waiters(&mut self, n: usize) {
-        while let Some(&lsn) = self.nodes[n].pg.waiters.front() {
-            let pg = &self.nodes[n].pg;
-            let confirmed = pg.streams.iter().filter(|(from, s)| {
-                s.caught_up && s.flushed >= lsn && pg.names.names.contains(&name(**from))
-            });
-            if (confirmed.count() as u32) < pg.names.need {
-                return;
-            }
-            self.nodes[n].pg.waiters.pop_front();
-            self.acknowledged(n, lsn);
-        }
-    }
-
-    pub(crate) fn set_names(&mut self, n: usize, text: &str) {
-        let pg = &mut self.nodes[n].pg;
-        (pg.names, pg.names_text) = (Names::parse(text), text.to_owned());
-        self.log(n, || format!("synchronous_standby_names = '{text}'"));
-        self.release_waiters(n);
-    }
-
-    /// Every client that reaches this node tries to commit.
-    pub(crate) fn client_write(&mut self, n: usize) {
-        let pause = self.rng.range(60_000, 240_000);
-        self.at(pause, Ev::Write(n));
-        if self.accepts(n) && self.clients_write() {
-            self.saw_all(n);
-            self.commit(n);
-            self.poke(n);
-        }
-    }
-
-    pub(crate) fn commit(&mut self, n: usize) {
-        if self.nodes[n].full {
-            return self.pg_down(n, self.nodes[n].pg.pid, false);
-        }
-        let files = self.nodes[n].disk.files.as_mut().expect("running");
-        files.end += RECORD;
-        files.replayed = files.end;
-        let end = files.end;
-        if self.nodes[n].pg.waiters.len() < 50 {
-            self.nodes[n].pg.waiters.push_back(end);
-        }
-        let now = self.now;
-        self.nodes[n].pg.streams.retain(|_, s| now < s.heard + SILENT);
-        self.release_waiters(n);
-    }
-
-    /// The walreceiver ends; the primary learns of it if the network lets it.
-    pub(crate) fn disconnect(&mut self, n: usize) {
-        let Some(conn) = self.nodes[n].pg.conn.take() else { return };
-        if self.reaches(n, conn.to) {
-            self.nodes[conn.to].pg.streams.remove(&n);
-        }
-    }
-
-    pub(crate) fn pg_stop(&mut self, n: usize, patience: Option<u64>) {
-        let shutdown = if self.rng.chance(100) { 10_000_000 } else { self.rng.range(30_000, 400_000) };
-        let quit = self.rng.range(20_000, 300_000);
-        let node = &mut self.nodes[n];
-        if node.pg.state == State::Down {
-            return;
-        }
-        let starting = node.pg.state == State::Starting || node.pg.hung;
-        node.pg.state = State::Stopping;
-        node.pg.waiters.clear();
-        let pid = node.pg.pid;
-        match patience {
-            Some(patience) if shutdown <= patience && !starting => {
-                self.at(shutdown, Ev::PgDown(n, pid, true))
-            }
-            Some(patience) => self.at(patience.min(shutdown) + quit, Ev::PgDown(n, pid, false)),
-            None => self.at(quit, Ev::PgDown(n, pid, false)),
-        }
-    }
-
     pub(crate) fn pg_down(&mut self, n: usize, pid: u32, clean: bool) {
-        if self.nodes[n].pg.pid != pid || self.nodes[n].pg.state == State::Down {
+        if self.nodes[n].pg.pid != pid || matches!(self.nodes[n].pg.state, State::Down | State::Draining) {
             return;
         }
         if clean && self.nodes[n].pg.primary {
@@ -609,7 +379,8 @@ impl World {
         self.disconnect(n);
         let tli = self.files(n).map_or(0, |f| self.tli(f.branch));
         let node = &mut self.nodes[n];
-        node.pg.state = State::Down;
+        node.pg.state = State::Draining;
+        node.pg.pending = None;
         node.pg.checkpoint_owed = false;
         node.pg.waiters.clear();
         node.pg.streams.clear();
@@ -625,7 +396,7 @@ impl World {
         }
         self.poke(n);
         self.log(n, || format!("PostgreSQL is down ({})", if clean { "clean" } else { "not clean" }));
-        self.process_changed(n);
+        self.pg_exited(n, clean);
     }
 
     fn shutdown_checkpoint(&mut self, n: usize) {

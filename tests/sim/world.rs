@@ -5,22 +5,17 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use pgherd::clock::Moment;
-use pgherd::dcs::{Failover, Precondition};
-use pgherd::ha::Phase;
-use pgherd::ha::orders::{
-    Accepted, Conditions, Insistence, Orders, Reinitialize, Restart, Stage as OrderStage,
-};
-use pgherd::ha::rules::Pause;
 use pgherd::ha::view::PollAnswer;
 use pgherd::postgres::Check;
+use pgherd::supervisor::unit;
 use pgherd::types::{Lsn, NodeName, SystemId};
 
 use crate::agent::{Agent, Ended, LocalOp, Slot};
-use crate::faults::{Fault, MOST_NODES, Mode, Schedule, Voters};
-use crate::postgres::{Branch, Disk, Pg, State};
+use crate::faults::{Fault, MOST_NODES, Schedule, Voters};
+use crate::postgres::{Branch, Disk, Pg};
 use crate::queue::Queue;
 use crate::rng::Rng;
-use crate::store::{Document, Request, Store};
+use crate::store::{Request, Store};
 
 /// After the faults have ended everything must be well within this time (microseconds).
 const BOUND: u64 = 60_000_000;
@@ -53,9 +48,12 @@ pub(crate) enum Ev {
     Promise(usize, u64, Moment, usize),
     RoundEnds(usize, u64, Moment),
     Deadman(usize, u64),
+    Unit(usize, u64, unit::Event),
     // PostgreSQL.
     PgReady(usize, u32),
     PgDown(usize, u32, bool),
+    /// What had outlived the postmaster is gone.
+    Gone(usize, u32),
     Promote(usize, u32),
     Promoted(usize, u32),
     Checkpoint(usize, u32),
@@ -78,12 +76,13 @@ impl Ev {
             | Self::Wake(n, ..)
             | Self::Renewal(n, ..) => Some(*n),
             Self::LocalStatus(n, ..) | Self::Local(n, ..) | Self::Work(n, ..) | Self::Said(n, ..) => Some(*n),
-            Self::Process(n) | Self::Sign(n, ..) => Some(*n),
+            Self::Process(n) | Self::Sign(n, ..) | Self::Unit(n, ..) => Some(*n),
             Self::Ask(_, _, _, to) | Self::Ping(_, _, _, to) => Some(*to),
             Self::Promise(n, ..) | Self::RoundEnds(n, ..) => Some(*n),
             Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) => None,
             Self::Deadman(..) | Self::PgReady(..) => None,
-            Self::PgDown(..) | Self::Promote(..) | Self::Promoted(..) | Self::Checkpoint(..) => None,
+            Self::PgDown(..) | Self::Gone(..) | Self::Promote(..) => None,
+            Self::Promoted(..) | Self::Checkpoint(..) => None,
             Self::LocalReplayed(..) | Self::Connect(..) | Self::Pump(..) | Self::Deliver(..) => None,
             Self::Replayed(..) | Self::Reply(..) | Self::Write(_) => None,
         }
@@ -92,7 +91,7 @@ impl Ev {
     /// The node on which it happens.
     fn machine(&self) -> Option<usize> {
         match self {
-            Self::PgReady(n, _) | Self::PgDown(n, ..) | Self::Promote(n, _) => Some(*n),
+            Self::PgReady(n, _) | Self::PgDown(n, ..) | Self::Gone(n, _) | Self::Promote(n, _) => Some(*n),
             Self::Promoted(n, _) | Self::Checkpoint(n, _) | Self::LocalReplayed(n, _) => Some(*n),
             Self::Connect(n, _) | Self::Pump(n, _) | Self::Deliver(n, ..) => Some(*n),
             Self::Replayed(n, ..) | Self::Reply(n, ..) | Self::Deadman(n, _) => Some(*n),
@@ -101,6 +100,7 @@ impl Ev {
             Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
             Self::Ping(..) | Self::Promise(..) | Self::RoundEnds(..) => self.agent(),
             Self::Ask(..) | Self::Said(..) | Self::Process(_) | Self::Sign(..) => self.agent(),
+            Self::Unit(..) => self.agent(),
         }
     }
 }
@@ -113,14 +113,14 @@ pub(crate) struct Node {
     pub(crate) paused: bool,
     /// The agent's process stands still.
     pub(crate) frozen: bool,
-    deferred: Vec<Ev>,
-    clock: (u64, i64),
+    pub(crate) deferred: Vec<Ev>,
+    pub(crate) clock: (u64, i64),
     /// When PostgreSQL must have stopped.
     pub(crate) deadman: Option<Moment>,
     pub(crate) deadman_gen: u64,
-    store_out: bool,
-    store_in: bool,
-    slow: u64,
+    pub(crate) store_out: bool,
+    pub(crate) store_in: bool,
+    pub(crate) slow: u64,
     /// Until somebody starts it again.
     pub(crate) off: bool,
     /// Nothing can be written.
@@ -146,15 +146,15 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) nodes: Vec<Node>,
     pub(crate) store: Store,
-    store_up: bool,
+    pub(crate) store_up: bool,
     pub(crate) branches: Vec<Branch>,
-    acked: BTreeMap<usize, u64>,
+    pub(crate) acked: BTreeMap<usize, u64>,
     /// What a client has read, by branch.
-    read: BTreeMap<usize, u64>,
+    pub(crate) read: BTreeMap<usize, u64>,
     /// Commits that the schedule asked for and that are not acknowledged yet.
-    asked_for: BTreeSet<(usize, u64)>,
-    last_ack: u64,
-    clients: bool,
+    pub(crate) asked_for: BTreeSet<(usize, u64)>,
+    pub(crate) last_ack: u64,
+    pub(crate) clients: bool,
     /// The location list: whether it answers, and whom it leaves out.
     pub(crate) api_up: bool,
     pub(crate) hidden: BTreeSet<usize>,
@@ -162,12 +162,12 @@ pub(crate) struct World {
     store_leader: Option<usize>,
     store_elected: u64,
     pub(crate) last_conn: u64,
-    cut: Vec<Vec<bool>>,
+    pub(crate) cut: Vec<Vec<bool>>,
     pub(crate) cluster_existed: bool,
     pub(crate) schedule: Schedule,
-    calm: bool,
+    pub(crate) calm: bool,
     /// Since when nothing keeps the cluster from becoming well.
-    calm_from: u64,
+    pub(crate) calm_from: u64,
     pub(crate) timeline: Option<Vec<String>>,
     pub(crate) violation: Option<Violation>,
     pub(crate) n_events: u64,
@@ -201,13 +201,6 @@ pub(crate) fn run(schedule: &Schedule, told: bool) -> Outcome {
         n_promotions: world.n_promotions,
         n_events: world.n_events,
     }
-}
-
-/// A copy in the place of this one, if two others are whole.
-const REINITIALIZE: Reinitialize = Reinitialize { insistence: Insistence::Careful, stage: Accepted::No };
-
-fn restart(now: Moment) -> Restart {
-    Restart { conditions: Conditions::default(), timeout: None, stage: OrderStage::Asked, since: now }
 }
 
 impl World {
@@ -326,7 +319,10 @@ impl World {
             Ev::Sign(n, inc, check) => self.sign(n, inc, check),
             Ev::Deadman(n, generation) => self.deadman(n, generation),
             Ev::PgReady(n, pid) => self.pg_ready(n, pid),
+            Ev::PgDown(n, pid, true) if self.nodes[n].pg.hung => self.at(100_000, Ev::PgDown(n, pid, true)),
             Ev::PgDown(n, pid, clean) => self.pg_down(n, pid, clean),
+            Ev::Gone(n, pid) => self.pg_gone(n, pid),
+            Ev::Unit(n, inc, event) => self.unit_event(n, inc, event),
             Ev::Promote(n, pid) => {
                 let takes = self.rng.range(20_000, 400_000);
                 self.at(takes, Ev::Promoted(n, pid));
@@ -451,385 +447,6 @@ impl World {
 
     pub(crate) fn is_calm(&self) -> bool {
         self.calm
-    }
-
-    // ---- faults
-
-    fn fault(&mut self, fault: &Fault) {
-        match *fault {
-            Fault::CrashNode(n) => self.crash(n),
-            Fault::StartNode(n) => self.start(n),
-            Fault::CrashPostgres(n) => self.pg_down(n, self.nodes[n].pg.pid, false),
-            Fault::KillAgent(n) => {
-                self.end_agent(n);
-                self.pg_stop(n, None);
-                self.reboot(n, 1_000_000);
-            }
-            Fault::Freeze(n) => self.nodes[n].frozen = true,
-            Fault::Thaw(n) => {
-                self.nodes[n].frozen = false;
-                self.catch_up(n);
-            }
-            Fault::Pause(n) => self.nodes[n].paused = true,
-            Fault::Resume(n) => self.resume(n),
-            Fault::Stop(n) => self.ask_to_stop(n),
-            Fault::Wipe(n) => self.wipe(n),
-            Fault::Cut(a, b) => self.cut[a][b] = true,
-            Fault::Heal(a, b) => self.cut[a][b] = false,
-            Fault::Isolate(n) => self.isolate(n, true),
-            Fault::Rejoin(n) => self.isolate(n, false),
-            Fault::StoreCut(n) => (self.nodes[n].store_out, self.nodes[n].store_in) = (false, false),
-            Fault::StoreMute(n) => self.nodes[n].store_in = false,
-            Fault::StoreHeal(n) => (self.nodes[n].store_out, self.nodes[n].store_in) = (true, true),
-            Fault::StoreDown => self.store_up = false,
-            Fault::StoreUp => self.store_up = true,
-            Fault::StoreElection => self.store.restart_leases(self.now),
-            Fault::Slow(n, ms) => self.nodes[n].slow = ms,
-            Fault::Write(n) => self.write_once(n),
-            Fault::Read(n) => self.read_all(n),
-            Fault::Set(ref key, ref value) => self.set(key, value),
-            Fault::CrashAt(n, ref action) => self.nodes[n].crash_at = Some(action.clone()),
-            Fault::DiskFull(n) => self.nodes[n].full = true,
-            Fault::DiskFree(n) => self.nodes[n].full = false,
-            Fault::Hang(n) => self.nodes[n].pg.hung = true,
-            Fault::Unhang(n) => self.unhang(n),
-            Fault::LoseWal(n) => self.lose_wal(n),
-            Fault::ApiDown => self.api_up = false,
-            Fault::ApiUp => self.api_up = true,
-            Fault::ApiHide(n) => drop(self.hidden.insert(n)),
-            Fault::ApiShow(n) => drop(self.hidden.remove(&n)),
-            Fault::Switchover(to) => self.ask_for_switchover(to),
-            Fault::Restart(n) => self.order(n, |orders, now| orders.restart = Some(restart(now))),
-            Fault::Reinitialize(n) => self.order(n, |orders, _now| orders.reinitialize = Some(REINITIALIZE)),
-        }
-    }
-
-    /// A person resumes the cluster once every primary is known to be there and paused.
-    fn set(&mut self, key: &str, value: &serde_json::Value) {
-        let resumes = key == "pause" && *value == false && self.paused_by_person();
-        if let Some(n) = (0..self.nodes.len()).find(|n| resumes && !self.may_resume(*n)) {
-            return self.tell(|| format!("(left out: n{n} may be a primary that does not hear of it)"));
-        }
-        let hints = self.store.hints;
-        self.store.configure(key, value);
-        if self.store.hints != hints && key == "pause" {
-            self.hint();
-        }
-    }
-
-    pub(crate) fn paused_by_person(&self) -> bool {
-        self.store.setting("pause") == Some(&true.into())
-    }
-
-    /// Whether this node is no primary, or one that sees the store and knows of the pause.
-    fn may_resume(&self, n: usize) -> bool {
-        let node = &self.nodes[n];
-        let agent = &node.agent;
-        let hears = agent.alive && !node.frozen && !node.paused && node.store_out && node.store_in;
-        let knows = agent.rules.pause == Pause::On && agent.silent_since.is_none();
-        !(node.pg.primary && node.pg.state != State::Down) || (hears && knows && self.store_up)
-    }
-
-    /// The end of maintenance, once everything is mended: as soon as it is safe.
-    fn resume_cluster(&mut self) {
-        if self.paused_by_person() {
-            self.tell(|| "--- set pause off".into());
-            self.set("pause", &false.into());
-            (self.calm_from, _) = (self.now, self.at(1_000_000, Ev::Resume));
-        }
-    }
-
-    /// A person asks for another leader, by way of a node that reaches the store.
-    fn ask_for_switchover(&mut self, to: Option<usize>) {
-        let leader = self.store.leader().cloned().filter(|_| self.store_up);
-        if leader.is_none() {
-            return self.tell(|| "(left out: nobody leads)".into());
-        }
-        let request = Failover { leader, member: to.map(name), scheduled_at: None };
-        let hints = self.store.hints;
-        let write = Request::Put(Box::new(Document::Failover(request)), Precondition::None);
-        self.store.apply(&NodeName::from("person"), write, self.now);
-        if self.store.hints != hints {
-            self.hint();
-        }
-    }
-
-    /// A person asks something of one node, which must be there to hear it.
-    fn order(&mut self, n: usize, give: impl FnOnce(&mut Orders, Moment)) {
-        let node = &self.nodes[n];
-        if !node.agent.alive || node.frozen || node.paused || node.agent.phase == Phase::Stopping {
-            return self.tell(|| "(left out: it does not answer)".into());
-        }
-        let now = self.clock(n);
-        give(&mut self.agent(n).memory.orders, now);
-        self.woken(n);
-    }
-
-    fn hint(&mut self) {
-        for to in 0..self.nodes.len() {
-            let delay = self.rng.range(500, 15_000);
-            if self.nodes[to].store_in {
-                self.at(delay, Ev::Hint(to));
-            }
-        }
-    }
-
-    fn unhang(&mut self, n: usize) {
-        self.nodes[n].pg.hung = false;
-        self.poke(n);
-        self.one_primary();
-    }
-
-    fn lose_wal(&mut self, n: usize) {
-        if let Some(files) = self.nodes[n].disk.files.as_mut() {
-            files.wal_from = files.end;
-        }
-    }
-
-    /// A client commits once.
-    fn write_once(&mut self, n: usize) {
-        if !self.accepts(n) {
-            return self.tell(|| format!("client: n{n} takes no writes"));
-        }
-        self.commit(n);
-        self.poke(n);
-        let Some((branch, end)) = self.files(n).map(|f| (f.branch, f.end)) else { return };
-        if self.acked.get(&branch).is_some_and(|acked| *acked >= end) {
-            return self.tell(|| format!("client: n{n} acknowledged {}", Lsn(end)));
-        }
-        self.asked_for.insert((branch, end));
-        self.tell(|| format!("client: {} is committed on n{n} and waits", Lsn(end)));
-    }
-
-    /// A client reads everything that is visible on a primary, or was while it was one.
-    fn read_all(&mut self, n: usize) {
-        if !self.accepts(n) {
-            self.saw_own(n);
-            return self
-                .tell(|| format!("client: n{n} is no primary, the read promises only what it had as one"));
-        }
-        let seen = self.nodes[n].pg.visible;
-        self.tell(|| format!("client: reads up to {} on n{n}", Lsn(seen)));
-        self.saw_all(n);
-    }
-
-    /// What is visible on a primary was seen: it must not vanish any more.
-    pub(crate) fn saw_all(&mut self, n: usize) {
-        let Some(branch) = self.files(n).map(|f| f.branch) else { return };
-        let seen = self.nodes[n].pg.visible;
-        let known = self.read.entry(branch).or_default();
-        *known = (*known).max(seen);
-    }
-
-    /// A standby that lets readers in and was a primary: what it had then is seen, and must not vanish any more.
-    pub(crate) fn saw_own(&mut self, n: usize) {
-        let pg = &self.nodes[n].pg;
-        let reads = pg.state == State::Ready && !pg.primary && !pg.closed && !pg.hung;
-        let Some((branch, end)) = self.files(n).and_then(|f| f.own).filter(|_| reads) else { return };
-        self.tell(|| format!("client: reads on n{n} what it had as a primary, up to {}", Lsn(end)));
-        let known = self.read.entry(branch).or_default();
-        *known = (*known).max(end);
-    }
-
-    /// The machine crashes in the middle of what its agent does.
-    pub(crate) fn crash_before(&mut self, n: usize, action: &str) -> bool {
-        let due = self.nodes[n].crash_at.as_deref() == Some(action);
-        if due {
-            self.nodes[n].crash_at = None;
-            self.tell(|| format!("--- n{n} crashes at {action}"));
-            self.crash(n);
-        }
-        due
-    }
-
-    fn isolate(&mut self, n: usize, cut: bool) {
-        for other in 0..self.nodes.len() {
-            (self.cut[n][other], self.cut[other][n]) = (cut, cut);
-        }
-        (self.nodes[n].store_out, self.nodes[n].store_in) = (!cut, !cut);
-    }
-
-    fn crash(&mut self, n: usize) {
-        (self.nodes[n].paused, self.nodes[n].frozen, self.nodes[n].off) = (false, false, true);
-        self.nodes[n].deferred.clear();
-        self.end_agent(n);
-        self.pg_down(n, self.nodes[n].pg.pid, false);
-    }
-
-    fn start(&mut self, n: usize) {
-        if std::mem::take(&mut self.nodes[n].off) {
-            self.reboot(n, 500_000);
-        } else {
-            self.wants_restart(n);
-        }
-    }
-
-    fn resume(&mut self, n: usize) {
-        if !self.nodes[n].paused {
-            return;
-        }
-        self.nodes[n].paused = false;
-        // The deadman is the first to look at the clock.
-        self.deadman(n, self.nodes[n].deadman_gen);
-        self.one_primary();
-        self.catch_up(n);
-    }
-
-    fn catch_up(&mut self, n: usize) {
-        let (late, answers): (Vec<_>, Vec<_>) = std::mem::take(&mut self.nodes[n].deferred)
-            .into_iter()
-            .partition(|e| matches!(e, Ev::Done(.., Ended::Unknown)));
-        for (i, event) in answers.into_iter().chain(late).enumerate() {
-            self.at(i as u64, event);
-        }
-    }
-
-    /// The volume is lost: of a node that does not hold the only copy of anything.
-    fn wipe(&mut self, n: usize) {
-        let others: Vec<_> = (0..self.nodes.len()).filter(|o| *o != n).collect();
-        let safe = others.iter().any(|o| self.holds_everything(*o));
-        let leads = self.store.leader() == Some(&name(n)) || self.store.sync_leader() == Some(&name(n));
-        if !safe || leads || self.schedule.mode == Mode::Off {
-            return self.tell(|| "(left out: it would be the last copy)".into());
-        }
-        self.crash(n);
-        let generation = self.nodes[n].disk.generation + 1;
-        self.nodes[n].disk = Disk { generation, ..Disk::default() };
-    }
-
-    fn mend(&mut self) {
-        self.tell(|| "--- calm: every fault is mended".into());
-        (self.calm, self.clients) = (true, true);
-        self.at(5_000_000, Ev::Resume);
-        (self.store_up, self.api_up) = (true, true);
-        self.hidden.clear();
-        for n in 0..self.nodes.len() {
-            for other in 0..self.nodes.len() {
-                self.cut[n][other] = false;
-            }
-            let node = &mut self.nodes[n];
-            (node.store_out, node.store_in, node.slow) = (true, true, 0);
-            (node.full, node.crash_at) = (false, None);
-            self.unhang(n);
-            self.resume(n);
-            self.nodes[n].frozen = false;
-            self.catch_up(n);
-            self.start(n);
-        }
-    }
-
-    // ---- what must hold
-
-    pub(crate) fn clients_write(&self) -> bool {
-        self.clients
-    }
-
-    pub(crate) fn violate(&mut self, invariant: &'static str, what: String) {
-        self.tell(|| format!("VIOLATION {invariant}: {what}"));
-        self.violation.get_or_insert(Violation { invariant, what, at: self.now });
-    }
-
-    /// Asked wherever a node begins to accept writes, or is let go on.
-    fn one_primary(&mut self) {
-        let mut serving = (0..self.nodes.len()).filter(|n| self.accepts(*n));
-        if let (true, Some(a), Some(b)) = (self.schedule.deadman, serving.next(), serving.next()) {
-            self.violate("two-primaries", format!("n{a} and n{b} both accept writes"));
-        }
-    }
-
-    fn durable(&self) -> bool {
-        self.schedule.mode != Mode::Off
-    }
-
-    /// What of the acknowledged commits this node's history lacks.
-    fn lacks(&self, n: usize) -> Option<(usize, u64)> {
-        self.lacks_of(n, &self.acked)
-    }
-
-    fn lacks_of(&self, n: usize, promised: &BTreeMap<usize, u64>) -> Option<(usize, u64)> {
-        let files = self.files(n)?;
-        let here = (files.branch, files.end);
-        promised.iter().map(|(b, l)| (*b, *l)).find(|commit| !self.contains(here, *commit))
-    }
-
-    fn holds_everything(&self, n: usize) -> bool {
-        self.files(n).is_some() && self.lacks(n).is_none()
-    }
-
-    /// A primary begins to accept writes.
-    pub(crate) fn serves(&mut self, n: usize) {
-        self.one_primary();
-        self.cluster_existed = true;
-        self.n_promotions += 1;
-        self.nodes[n].pg.visible = self.files(n).map_or(0, |f| f.end);
-        if let Some((branch, lsn)) = self.lacks_of(n, &self.read).filter(|_| self.durable()) {
-            let what =
-                format!("n{n} serves without {} on timeline {}, which was read", Lsn(lsn), self.tli(branch));
-            self.violate("lost-read", what);
-        }
-        if let Some((branch, lsn)) = self.lacks(n).filter(|_| self.durable()) {
-            let tli = self.tli(branch);
-            let what = format!("n{n} serves without {} on timeline {tli}, which was acknowledged", Lsn(lsn));
-            self.violate("lost-commit", what);
-        }
-    }
-
-    /// Data was replaced: is every acknowledged commit still somewhere?
-    pub(crate) fn check_copies(&mut self, n: usize) {
-        let whole = (0..self.nodes.len()).any(|n| self.holds_everything(n));
-        if self.durable() && !whole && !self.acked.is_empty() {
-            self.violate("last-copy", format!("n{n} has replaced the last copy of acknowledged commits"));
-        }
-    }
-
-    pub(crate) fn acknowledged(&mut self, n: usize, lsn: u64) {
-        let Some(files) = self.files(n) else { return };
-        let branch = files.branch;
-        self.n_acks += 1;
-        self.last_ack = self.now;
-        self.acked.insert(branch, lsn);
-        self.nodes[n].pg.visible = self.nodes[n].pg.visible.max(lsn);
-        if self.asked_for.remove(&(branch, lsn)) {
-            self.tell(|| format!("client: n{n} acknowledged {}", Lsn(lsn)));
-        }
-        if let Some((branch, lost)) = self.lacks(n).filter(|_| self.durable()) {
-            let what = format!("n{n} acknowledges without {} of timeline {}", Lsn(lost), self.tli(branch));
-            self.violate("lost-commit", what);
-        }
-    }
-
-    fn check_release(&mut self, n: usize) {
-        let node = &self.nodes[n];
-        // In maintenance a standby, which nobody promotes, drops a key that it does not use.
-        let standby = !node.pg.primary && node.agent.rules.pause == Pause::On;
-        if node.pg.state != State::Down && !standby {
-            let what = format!("the leader key of n{n} is released while its PostgreSQL runs");
-            self.violate("release-before-stop", what);
-        }
-    }
-
-    /// Whether a node streams from the primary, or from one that does.
-    fn is_fed(&self, n: usize, primary: usize) -> bool {
-        let pg = &self.nodes[n].pg;
-        let upstream = pg.conn.filter(|c| pg.state == State::Ready && c.pid == self.nodes[c.to].pg.pid);
-        // Whom the tag names streams from the primary itself.
-        upstream.is_some_and(|c| c.to == primary || self.nodes[c.to].pg.conn.is_some_and(|c| c.to == primary))
-    }
-
-    /// What is not as it should be in a calm cluster.
-    fn unwell(&self) -> Option<String> {
-        let all = 0..self.nodes.len();
-        let Some(primary) = all.clone().find(|n| self.accepts(*n)) else {
-            return Some("nobody accepts writes".into());
-        };
-        if let Some(n) = all.filter(|n| *n != primary).find(|n| !self.is_fed(*n, primary)) {
-            return Some(format!("n{n} does not stream from n{primary}"));
-        }
-        let strict = self.store.setting("synchronous_mode_strict") == Some(&true.into());
-        // Where commits must wait for a standby and there can be none, they wait.
-        let may_wait = strict && self.nodes.len() == 1;
-        (self.last_ack + 1_000_000 < self.now && !may_wait)
-            .then(|| "no commit was acknowledged within a second".into())
     }
 
     // ---- the timeline for people

@@ -1,0 +1,124 @@
+//! What must hold, and what is not as it should be in a calm cluster.
+
+use std::collections::BTreeMap;
+
+use pgherd::ha::rules::Pause;
+use pgherd::types::Lsn;
+
+use crate::faults::Mode;
+use crate::postgres::State;
+use crate::world::{Violation, World};
+
+impl World {
+    pub(crate) fn clients_write(&self) -> bool {
+        self.clients
+    }
+
+    pub(crate) fn violate(&mut self, invariant: &'static str, what: String) {
+        self.tell(|| format!("VIOLATION {invariant}: {what}"));
+        self.violation.get_or_insert(Violation { invariant, what, at: self.now });
+    }
+
+    /// Asked wherever a node begins to accept writes, or is let go on.
+    pub(crate) fn one_primary(&mut self) {
+        let mut serving = (0..self.nodes.len()).filter(|n| self.accepts(*n));
+        if let (true, Some(a), Some(b)) = (self.schedule.deadman, serving.next(), serving.next()) {
+            self.violate("two-primaries", format!("n{a} and n{b} both accept writes"));
+        }
+    }
+
+    pub(crate) fn durable(&self) -> bool {
+        self.schedule.mode != Mode::Off
+    }
+
+    /// What of the acknowledged commits this node's history lacks.
+    pub(crate) fn lacks(&self, n: usize) -> Option<(usize, u64)> {
+        self.lacks_of(n, &self.acked)
+    }
+
+    pub(crate) fn lacks_of(&self, n: usize, promised: &BTreeMap<usize, u64>) -> Option<(usize, u64)> {
+        let files = self.files(n)?;
+        let here = (files.branch, files.end);
+        promised.iter().map(|(b, l)| (*b, *l)).find(|commit| !self.contains(here, *commit))
+    }
+
+    pub(crate) fn holds_everything(&self, n: usize) -> bool {
+        self.files(n).is_some() && self.lacks(n).is_none()
+    }
+
+    /// A primary begins to accept writes.
+    pub(crate) fn serves(&mut self, n: usize) {
+        self.one_primary();
+        self.cluster_existed = true;
+        self.n_promotions += 1;
+        self.nodes[n].pg.visible = self.files(n).map_or(0, |f| f.end);
+        if let Some((branch, lsn)) = self.lacks_of(n, &self.read).filter(|_| self.durable()) {
+            let what =
+                format!("n{n} serves without {} on timeline {}, which was read", Lsn(lsn), self.tli(branch));
+            self.violate("lost-read", what);
+        }
+        if let Some((branch, lsn)) = self.lacks(n).filter(|_| self.durable()) {
+            let tli = self.tli(branch);
+            let what = format!("n{n} serves without {} on timeline {tli}, which was acknowledged", Lsn(lsn));
+            self.violate("lost-commit", what);
+        }
+    }
+
+    /// Data was replaced: is every acknowledged commit still somewhere?
+    pub(crate) fn check_copies(&mut self, n: usize) {
+        let whole = (0..self.nodes.len()).any(|n| self.holds_everything(n));
+        if self.durable() && !whole && !self.acked.is_empty() {
+            self.violate("last-copy", format!("n{n} has replaced the last copy of acknowledged commits"));
+        }
+    }
+
+    pub(crate) fn acknowledged(&mut self, n: usize, lsn: u64) {
+        let Some(files) = self.files(n) else { return };
+        let branch = files.branch;
+        self.n_acks += 1;
+        self.last_ack = self.now;
+        self.acked.insert(branch, lsn);
+        self.nodes[n].pg.visible = self.nodes[n].pg.visible.max(lsn);
+        if self.asked_for.remove(&(branch, lsn)) {
+            self.tell(|| format!("client: n{n} acknowledged {}", Lsn(lsn)));
+        }
+        if let Some((branch, lost)) = self.lacks(n).filter(|_| self.durable()) {
+            let what = format!("n{n} acknowledges without {} of timeline {}", Lsn(lost), self.tli(branch));
+            self.violate("lost-commit", what);
+        }
+    }
+
+    pub(crate) fn check_release(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        // In maintenance a standby, which nobody promotes, drops a key that it does not use.
+        let standby = !node.pg.primary && node.agent.rules.pause == Pause::On;
+        if node.pg.state != State::Down && !standby {
+            let what = format!("the leader key of n{n} is released while its PostgreSQL runs");
+            self.violate("release-before-stop", what);
+        }
+    }
+
+    /// Whether a node streams from the primary, or from one that does.
+    pub(crate) fn is_fed(&self, n: usize, primary: usize) -> bool {
+        let pg = &self.nodes[n].pg;
+        let upstream = pg.conn.filter(|c| pg.state == State::Ready && c.pid == self.nodes[c.to].pg.pid);
+        // Whom the tag names streams from the primary itself.
+        upstream.is_some_and(|c| c.to == primary || self.nodes[c.to].pg.conn.is_some_and(|c| c.to == primary))
+    }
+
+    /// What is not as it should be in a calm cluster.
+    pub(crate) fn unwell(&self) -> Option<String> {
+        let all = 0..self.nodes.len();
+        let Some(primary) = all.clone().find(|n| self.accepts(*n)) else {
+            return Some("nobody accepts writes".into());
+        };
+        if let Some(n) = all.filter(|n| *n != primary).find(|n| !self.is_fed(*n, primary)) {
+            return Some(format!("n{n} does not stream from n{primary}"));
+        }
+        let strict = self.store.setting("synchronous_mode_strict") == Some(&true.into());
+        // Where commits must wait for a standby and there can be none, they wait.
+        let may_wait = strict && self.nodes.len() == 1;
+        (self.last_ack + 1_000_000 < self.now && !may_wait)
+            .then(|| "no commit was acknowledged within a second".into())
+    }
+}
