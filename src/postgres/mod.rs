@@ -58,8 +58,7 @@ pub use settings::{Part, Stored};
 pub use slots::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
 pub use status::{Answer, Control, ControlState, DataDir, Kind, PendingSetting, Standby, Status};
 
-/// How long an immediate shutdown may take before SIGKILL: measured 57 ms; 5 s with a stopped backend, which is what
-/// the sweep is for (supervision 4.2).
+/// How long an immediate shutdown may take before SIGKILL: measured 57 ms; a stopped backend is what the sweep is for.
 const IMMEDIATE_WAIT: Duration = Duration::from_millis(300);
 /// How long the rung after a fast shutdown that took too long may last.
 const QUIT_WAIT: Duration = Duration::from_millis(700);

@@ -27,7 +27,7 @@ use pgherd::supervisor::unit::Machine;
 use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timeline, Timing};
 
 use crate::failsafe::{Asking, Promises};
-use crate::faults::{Mode, Schedule, outlasts};
+use crate::faults::{Mode, Schedule, Voters, outlasts};
 use crate::jobs::Out;
 use crate::postgres::State;
 use crate::store::{Answer, Request};
@@ -267,6 +267,9 @@ impl World {
         self.store.forget_lease(&name(n));
         self.store.set_ttl(&name(n), self.schedule.ttl * 1_000_000);
         self.open_promises(n);
+        if self.schedule.voters == Voters::Ours {
+            self.etcd_boots(n);
+        }
         self.log(n, || "starts".into());
         self.observe(n);
     }
@@ -276,6 +279,7 @@ impl World {
         agent.inc += 1;
         (agent.alive, agent.stage) = (false, Stage::Gone);
         self.nodes[n].frozen = false;
+        self.nodes[n].etcd.runs = None;
     }
 
     pub(crate) fn reboot(&mut self, n: usize, delay: u64) {

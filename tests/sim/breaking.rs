@@ -10,7 +10,8 @@ use pgherd::ha::rules::Pause;
 use pgherd::types::{Lsn, NodeName};
 
 use crate::agent::Ended;
-use crate::faults::{Fault, Mode};
+use crate::etcd::Here;
+use crate::faults::{Fault, Mode, Voters};
 use crate::postgres::{Disk, State};
 use crate::store::{Document, Request};
 use crate::world::{Ev, World, name};
@@ -261,12 +262,14 @@ impl World {
         let others: Vec<_> = (0..self.nodes.len()).filter(|o| *o != n).collect();
         let safe = others.iter().any(|o| self.holds_everything(*o));
         let leads = self.store.leader() == Some(&name(n)) || self.store.sync_leader() == Some(&name(n));
-        if !safe || leads || self.schedule.mode == Mode::Off {
+        let kept = self.schedule.voters != Voters::Ours || self.store_can_miss(n);
+        if !safe || leads || !kept || self.schedule.mode == Mode::Off {
             return self.tell(|| "(left out: it would be the last copy)".into());
         }
         self.crash(n);
         let generation = self.nodes[n].disk.generation + 1;
         self.nodes[n].disk = Disk { generation, ..Disk::default() };
+        self.nodes[n].etcd = Here::new(n, generation, self.nodes.len());
     }
 
     pub(crate) fn mend(&mut self) {

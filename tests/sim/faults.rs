@@ -73,6 +73,8 @@ pub(crate) enum Voters {
     Outside,
     /// On the first three (of five and more: five) nodes: it answers while a majority of them runs and is connected.
     Nodes,
+    /// As `etcd::decide` has it: it is founded by a ballot, joined, and left by who is gone.
+    Ours,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,9 +259,7 @@ impl Schedule {
             let last = schedule.faults[before..].iter().map(|(at, _)| *at).max();
             spans.push((at, last.unwrap_or(at)));
         }
-        if rng.chance(500) {
-            schedule.voters = Voters::Nodes;
-        }
+        schedule.voters = *rng.pick(&[Voters::Outside, Voters::Nodes, Voters::Nodes, Voters::Ours]);
         for _ in 0..if rng.chance(300) { rng.range(1, 4) } else { 0 } {
             let at = rng.range(FOUNDED, calm - 1000);
             schedule.faults.push((at, schedule.request(&mut rng)));
@@ -307,7 +307,7 @@ impl Schedule {
     fn one(&mut self, rng: &mut Rng, at: u64, end: u64) {
         let n = rng.range(0, self.nodes as u64) as usize;
         let other = (n + 1 + rng.range(0, self.nodes as u64 - 1) as usize) % self.nodes;
-        let pairs: Vec<(u64, Fault)> = match rng.range(0, 27) {
+        let pairs: Vec<(u64, Fault)> = match rng.range(0, 29) {
             0 | 1 => vec![(at, Fault::CrashNode(n)), (end, Fault::StartNode(n))],
             2..=4 => vec![(at, Fault::CrashPostgres(n))],
             5 => vec![(at, Fault::KillAgent(n))],
@@ -341,6 +341,8 @@ impl Schedule {
                 let on = outlasts(self.seed);
                 vec![(at, failsafe(!on)), (end, failsafe(on))]
             }
+            26 => vec![(at, Fault::ApiHide(n)), (end, Fault::ApiShow(n))],
+            27 => vec![(at, Fault::ApiDown), (end, Fault::ApiUp)],
             _ => {
                 let back = timing(self.ttl);
                 let ttl = *rng.pick(&[10_u64, 15, 20]);
@@ -416,8 +418,9 @@ impl Schedule {
             "voters" => {
                 self.voters = match value {
                     "nodes" => Voters::Nodes,
+                    "ours" => Voters::Ours,
                     "outside" => Voters::Outside,
-                    _ => return Err("nodes or outside is expected".into()),
+                    _ => return Err("nodes, ours or outside is expected".into()),
                 }
             }
             _ => {
@@ -438,9 +441,11 @@ impl Schedule {
             "seed {seed}\nnodes {nodes}\nmode {}\nttl {ttl}\ndeadman {deadman}\ncalm {calm}\n",
             mode.word()
         );
-        if self.voters == Voters::Nodes {
-            text.push_str("voters nodes\n");
-        }
+        text.push_str(match self.voters {
+            Voters::Outside => "",
+            Voters::Nodes => "voters nodes\n",
+            Voters::Ours => "voters ours\n",
+        });
         if !self.clients {
             text.push_str("clients off\n");
         }

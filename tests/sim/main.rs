@@ -19,6 +19,7 @@
 mod act;
 mod agent;
 mod breaking;
+mod etcd;
 mod failsafe;
 mod faults;
 mod invariants;
@@ -30,6 +31,7 @@ mod rng;
 mod store;
 mod streaming;
 mod unit;
+mod voters;
 mod world;
 
 use std::path::Path;

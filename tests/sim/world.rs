@@ -11,16 +11,18 @@ use pgherd::supervisor::unit;
 use pgherd::types::{Lsn, NodeName, SystemId};
 
 use crate::agent::{Agent, Ended, LocalOp, Slot};
+use crate::etcd::Here;
 use crate::faults::{Fault, MOST_NODES, Schedule, Voters};
 use crate::postgres::{Branch, Disk, Pg};
 use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::store::{Request, Store};
+use crate::voters::Founded;
 
 /// After the faults have ended everything must be well within this time (microseconds).
 const BOUND: u64 = 60_000_000;
-/// A standby whose WAL is gone is given a minute before it is copied anew.
-const BOUND_WITHOUT_WAL: u64 = 150_000_000;
+/// A standby whose WAL is gone is given a minute before it is copied anew, and so is a list that has not settled before a store is founded.
+const LONG_BOUND: u64 = 150_000_000;
 
 /// Something that happens at a time.
 #[derive(Debug, Clone)]
@@ -49,6 +51,7 @@ pub(crate) enum Ev {
     RoundEnds(usize, u64, Moment),
     Deadman(usize, u64),
     Unit(usize, u64, unit::Event),
+    Etcd(usize, u64),
     // PostgreSQL.
     PgReady(usize, u32),
     PgDown(usize, u32, bool),
@@ -76,7 +79,7 @@ impl Ev {
             | Self::Wake(n, ..)
             | Self::Renewal(n, ..) => Some(*n),
             Self::LocalStatus(n, ..) | Self::Local(n, ..) | Self::Work(n, ..) | Self::Said(n, ..) => Some(*n),
-            Self::Process(n) | Self::Sign(n, ..) | Self::Unit(n, ..) => Some(*n),
+            Self::Process(n) | Self::Sign(n, ..) | Self::Unit(n, ..) | Self::Etcd(n, _) => Some(*n),
             Self::Ask(_, _, _, to) | Self::Ping(_, _, _, to) => Some(*to),
             Self::Promise(n, ..) | Self::RoundEnds(n, ..) => Some(*n),
             Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) => None,
@@ -100,7 +103,7 @@ impl Ev {
             Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
             Self::Ping(..) | Self::Promise(..) | Self::RoundEnds(..) => self.agent(),
             Self::Ask(..) | Self::Said(..) | Self::Process(_) | Self::Sign(..) => self.agent(),
-            Self::Unit(..) => self.agent(),
+            Self::Unit(..) | Self::Etcd(..) => self.agent(),
         }
     }
 }
@@ -109,6 +112,7 @@ pub(crate) struct Node {
     pub(crate) disk: Disk,
     pub(crate) pg: Pg,
     pub(crate) agent: Agent,
+    pub(crate) etcd: Here,
     /// The whole machine stands still.
     pub(crate) paused: bool,
     /// The agent's process stands still.
@@ -147,6 +151,10 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) store: Store,
     pub(crate) store_up: bool,
+    /// Stores that were founded, where the nodes run their own.
+    pub(crate) founded: Vec<Founded>,
+    pub(crate) last_member: u64,
+    pub(crate) last_fault: u64,
     pub(crate) branches: Vec<Branch>,
     pub(crate) acked: BTreeMap<usize, u64>,
     /// What a client has read, by branch.
@@ -216,6 +224,9 @@ impl World {
             nodes,
             store: Store::new(schedule.ttl * 1_000_000),
             store_up: true,
+            founded: Vec::new(),
+            last_member: 0,
+            last_fault: 0,
             branches: Vec::new(),
             acked: BTreeMap::new(),
             read: BTreeMap::new(),
@@ -253,7 +264,7 @@ impl World {
 
     fn run(&mut self) {
         let without_wal = self.schedule.faults.iter().any(|(_, fault)| matches!(fault, Fault::LoseWal(_)));
-        let bound = if without_wal { BOUND_WITHOUT_WAL } else { BOUND };
+        let bound = if without_wal || self.schedule.voters == Voters::Ours { LONG_BOUND } else { BOUND };
         while let Some((at, slot)) = self.queue.pop() {
             let event = self.events[slot].take().expect("each is taken once");
             self.free.push(slot);
@@ -294,6 +305,7 @@ impl World {
             Ev::Fault(i) => {
                 let fault = self.schedule.faults[i].1.clone();
                 self.tell(|| format!("--- {fault}"));
+                self.last_fault = self.now;
                 self.fault(&fault);
             }
             Ev::Calm => self.mend(),
@@ -323,6 +335,7 @@ impl World {
             Ev::PgDown(n, pid, clean) => self.pg_down(n, pid, clean),
             Ev::Gone(n, pid) => self.pg_gone(n, pid),
             Ev::Unit(n, inc, event) => self.unit_event(n, inc, event),
+            Ev::Etcd(n, inc) => self.etcd_tick(n, inc),
             Ev::Promote(n, pid) => {
                 let takes = self.rng.range(20_000, 400_000);
                 self.at(takes, Ev::Promoted(n, pid));
@@ -420,8 +433,10 @@ impl World {
     /// Whether a majority of the voters runs, is connected, and can be reached from here. A voter keeps what it knows
     /// through a crash; one whose volume was lost comes back as another one at once (etcd's own rules are simulated in `src/etcd`).
     fn quorum_serves(&mut self, n: usize) -> bool {
-        if self.schedule.voters == Voters::Outside {
-            return true;
+        match self.schedule.voters {
+            Voters::Outside => return true,
+            Voters::Ours => return self.ready_store().is_some_and(|store| self.store_serves(n, store)),
+            Voters::Nodes => {}
         }
         let voters = if self.nodes.len() >= 5 { 5 } else { self.nodes.len().min(3) };
         let up = |v: usize| !self.nodes[v].off && !self.nodes[v].paused;
@@ -469,6 +484,7 @@ impl Node {
             disk: Disk::default(),
             pg: Pg::default(),
             agent: Agent::new(n, schedule),
+            etcd: Here::new(n, 0, schedule.nodes),
             paused: false,
             frozen: false,
             deferred: Vec::new(),
