@@ -222,6 +222,7 @@ impl World {
     }
 
     /// A change that the store itself takes, if it answers, and may refuse.
+    #[expect(clippy::too_many_lines, reason = "one arm for each change")]
     fn write_store(&mut self, n: usize, change: Action) {
         let now = self.clock(n);
         let store = self.nodes[n].etcd.view.store.as_ref().map(|s| s.cluster_id as usize);
