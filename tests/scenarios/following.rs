@@ -226,6 +226,15 @@ fn whole_data_is_readable_while_the_store_is_silent() {
 }
 
 #[test]
+fn who_is_followed_is_on_disk_before_anything_is_taken_in() {
+    // It is on a timeline that the store does not know yet.
+    let scene = Scene::new().member("n1", |m| m.timeline = Some(Timeline(2)));
+    let mut record = Record::new(scene.0.node_id.clone());
+    lineage::remember(&scene.0, &Action::Follow(Some(upstream("n1"))), &mut record);
+    assert_eq!(record.followed.map(|followed| followed.leader), Some(name("n1")));
+}
+
+#[test]
 fn a_server_that_fails_at_each_start_is_not_started_without_a_pause() {
     let start = Action::Start(StartAs::Standby(Some(upstream("n1"))), String::new());
     let after = |n, seconds| Scene::new().same_timeline().failed(Job::Start, n, seconds).decide();
