@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::dcs::{Member, MemberState, Role, Snapshot};
+use crate::dcs::{History, Member, MemberState, Role, Snapshot};
 use crate::postgres::status::{Answer, Control, ControlState};
 use crate::postgres::{Containment, StartAs, Upstream};
 use crate::record::{Followed, Record};
@@ -82,26 +82,49 @@ pub enum Kin {
     Open,
 }
 
-/// What the local data holds that the store did not know of when it came: from this timeline on, begun by this node in its
-/// promotion or by the leader that it followed then.
-pub(super) fn taken(view: &View, local: Timeline) -> Option<(&NodeName, Timeline)> {
-    if view.volume.promoted == Some(local) {
-        return Some((view.volume.promoted_as.as_ref().unwrap_or(&view.me), local));
-    }
-    view.volume.taken.as_ref().map(|f| (&f.leader, Timeline(f.known.0.saturating_add(1))))
+/// What the local data holds that the store did not know of when it came: timelines of which this node began the only one in its
+/// promotion, or the leader that it followed then the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken<'a> {
+    author: &'a NodeName,
+    first: Timeline,
+    last: Timeline,
 }
 
-/// The timeline of which the cluster has another one than the local data, and who began the cluster's.
+impl Taken<'_> {
+    fn holds(&self, timeline: Timeline) -> bool {
+        self.first <= timeline && timeline <= self.last
+    }
+
+    /// Who began these timelines, as far as the store knows by now.
+    fn begun(&self, history: &History) -> Vec<(Timeline, NodeName)> {
+        let named = |number| Some((Timeline(number), history.beginner_of(Timeline(number))?));
+        (self.first.0..=self.last.0).filter_map(named).collect()
+    }
+}
+
+pub(super) fn taken(view: &View, local: Timeline) -> Option<Taken<'_>> {
+    if view.volume.promoted == Some(local) {
+        let author = view.volume.promoted_as.as_ref().unwrap_or(&view.me);
+        return Some(Taken { author, first: local, last: local });
+    }
+    view.volume.taken.as_ref().map(|followed| {
+        let first = Timeline(followed.known.0.saturating_add(1));
+        Taken { author: &followed.leader, first, last: local.max(first) }
+    })
+}
+
+/// A timeline of which the cluster has another one than the local data, and who began the cluster's.
 pub fn foreign(view: &View, snapshot: &Snapshot, local: Timeline) -> Option<(Timeline, NodeName)> {
-    let (author, timeline) = taken(view, local)?;
-    let began = snapshot.history.as_ref()?.value.beginner_of(timeline)?;
-    (began != *author).then_some((timeline, began))
+    let taken = taken(view, local)?;
+    let begun = taken.begun(&snapshot.history.as_ref()?.value);
+    begun.into_iter().find(|(_, began)| began != taken.author)
 }
 
 /// Whether the data holds what somebody else than this leader began, as far as is known without the store.
 pub fn is_of_another(view: &View, local: Timeline, asked: &Ancestry) -> bool {
     asked.contains_ours == Containment::Differs
-        || taken(view, local).is_some_and(|(author, _)| *author != asked.leader)
+        || taken(view, local).is_some_and(|taken| *taken.author != asked.leader)
 }
 
 /// The same once the leader was asked: bytes tell more than numbers and names.
@@ -114,25 +137,26 @@ pub fn kin_by_bytes(view: &View, snapshot: &Snapshot, local: Timeline, asked: &A
 
 /// Whether the local timeline is the leader's, or a part of what the leader's came from.
 pub fn kin(view: &View, snapshot: &Snapshot, local: Timeline, leader: &NodeName) -> Kin {
-    let Some((author, timeline)) = taken(view, local).filter(|(author, _)| *author != leader) else {
+    let Some(taken) = taken(view, local).filter(|taken| taken.author != leader) else {
         return Kin::Same;
     };
-    let history = snapshot.history.as_ref().map(|h| &h.value);
+    let begun = snapshot.history.as_ref().map(|h| taken.begun(&h.value)).unwrap_or_default();
+    let is_authors = |(_, began): &(Timeline, NodeName)| began == taken.author;
+    let theirs_alone = !begun.is_empty() && begun.iter().all(is_authors);
     if remote::of(view).is_some() {
         // Nobody here begins a timeline: what the store does not know by now it never will.
-        let began = history.and_then(|h| h.beginner_of(timeline));
-        return if began.as_ref() == Some(author) { Kin::Same } else { Kin::Other };
+        return if theirs_alone { Kin::Same } else { Kin::Other };
     }
-    match (history.and_then(|h| h.beginner_of(timeline)), written_by(snapshot, leader)) {
+    match written_by(snapshot, leader) {
         // A primary has begun what it writes.
-        (_, Some(theirs)) if theirs == timeline => Kin::Other,
-        (Some(began), _) if began == *author => Kin::Same,
-        (Some(_), _) => Kin::Other,
-        (None, None) => Kin::Open,
-        (None, Some(_)) if view.volume.promoted == Some(local) => Kin::Other,
-        (None, Some(theirs)) if theirs > timeline && theirs > known(snapshot) => Kin::Open,
+        Some(written) if taken.holds(written) => Kin::Other,
+        Some(_) | None if theirs_alone => Kin::Same,
+        Some(_) | None if !begun.is_empty() => Kin::Other,
+        None => Kin::Open,
+        Some(_) if view.volume.promoted == Some(local) => Kin::Other,
+        Some(written) if written > taken.last && written > known(snapshot) => Kin::Open,
         // Rows of long ago, or without a name.
-        (None, Some(_)) => Kin::Same,
+        Some(_) => Kin::Same,
     }
 }
 

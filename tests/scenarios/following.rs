@@ -128,6 +128,24 @@ fn a_timeline_of_a_leader_that_is_gone_is_not_joined_with_another_of_its_number(
     assert_eq!(same.reason, Reason::Following(name("n1")), "what n2 began is a part of n1's history");
 }
 
+/// The leader that was followed had itself taken in a timeline that the store never heard of before it began its own.
+#[test]
+fn of_several_timelines_that_the_store_did_not_know_none_is_joined_with_another_of_its_number() {
+    let running = || Scene::new().standby(HERE).reached(Timeline(3)).followed("n2");
+    let writes = |scene: Scene, timeline| scene.member("n1", |m| m.timeline = Some(Timeline(timeline)));
+    assert!(matches!(only(writes(running(), 3).decide()), Action::Begin(Task::Stop(_))));
+    assert!(matches!(
+        only(writes(running().begun_by(&["", "n1", "n1"]), 4).decide()),
+        Action::Begin(Task::Stop(_))
+    ));
+    let same = running().begun_by(&["", "n2", "n1"]).member("n1", |m| m.timeline = Some(Timeline(4)));
+    assert_eq!(
+        same.decide().reason,
+        Reason::Following(name("n1")),
+        "what n2 began is a part of n1's history"
+    );
+}
+
 /// Who leads next writes down who began the timelines that the store had not heard of.
 #[test]
 fn a_timeline_that_the_store_did_not_know_is_written_down_as_its_beginners() {

@@ -353,10 +353,11 @@ impl Scene {
         self.with(|v| (v.volume.followed, v.volume.taken) = (followed.clone(), followed))
     }
 
-    /// The store knows who began timelines 2, 3, ...
+    /// The store knows who began timelines 2, 3, ...; an empty name stands for one that it never heard.
     pub(crate) fn begun_by(self, names: &[&str]) -> Self {
         let row = |(i, name): (usize, &&str)| {
-            vec![(i + 1).into(), HERE.into(), "".into(), "then".into(), (*name).into()]
+            let name = Some(*name).filter(|name| !name.is_empty());
+            vec![(i + 1).into(), HERE.into(), "".into(), "then".into(), name.into()]
         };
         let rows = names.iter().enumerate().map(row).collect();
         self.snapshot(|s| s.history = Some(versioned(History(rows))))
