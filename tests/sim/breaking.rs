@@ -53,6 +53,7 @@ impl World {
             Fault::StoreDown => self.store_up = false,
             Fault::StoreUp => self.store_up = true,
             Fault::StoreElection => self.store.restart_leases(self.now),
+            Fault::StoreAnswers => self.check_store_answers(),
             Fault::Slow(n, ms) => self.nodes[n].slow = ms,
             Fault::Write(n) => self.write_once(n),
             Fault::Read(n) => self.read_all(n),
@@ -77,7 +78,7 @@ impl World {
     pub(crate) fn set(&mut self, key: &str, value: &serde_json::Value) {
         let resumes = key == "pause" && *value == false && self.paused_by_person();
         if let Some(n) = (0..self.nodes.len()).find(|n| resumes && !self.may_resume(*n)) {
-            return self.tell(|| format!("(left out: n{n} may be a primary that does not hear of it)"));
+            return self.leave_out(format!("n{n} may be a primary that does not hear of it"));
         }
         let hints = self.store.hints;
         self.store.configure(key, value);
@@ -112,7 +113,7 @@ impl World {
     pub(crate) fn ask_for_switchover(&mut self, to: Option<usize>) {
         let leader = self.store.leader().cloned().filter(|_| self.store_up);
         if leader.is_none() {
-            return self.tell(|| "(left out: nobody leads)".into());
+            return self.leave_out("nobody leads".into());
         }
         let request = Failover { leader, member: to.map(name), scheduled_at: None };
         let hints = self.store.hints;
@@ -127,7 +128,7 @@ impl World {
     pub(crate) fn order(&mut self, n: usize, give: impl FnOnce(&mut Orders, Moment)) {
         let node = &self.nodes[n];
         if !node.agent.alive || node.frozen || node.paused || node.agent.phase == Phase::Stopping {
-            return self.tell(|| "(left out: it does not answer)".into());
+            return self.leave_out("it does not answer".into());
         }
         let now = self.clock(n);
         give(&mut self.agent(n).memory.orders, now);
@@ -257,6 +258,12 @@ impl World {
         }
     }
 
+    /// What makes no sense now changes nothing.
+    fn leave_out(&mut self, why: String) {
+        self.tell(|| format!("(left out: {why})"));
+        self.left_out.get_or_insert(why);
+    }
+
     /// The volume is lost: of a node that does not hold the only copy of anything.
     pub(crate) fn wipe(&mut self, n: usize) {
         let others: Vec<_> = (0..self.nodes.len()).filter(|o| *o != n).collect();
@@ -264,7 +271,7 @@ impl World {
         let leads = self.store.leader() == Some(&name(n)) || self.store.sync_leader() == Some(&name(n));
         let kept = self.schedule.voters != Voters::Ours || self.store_can_miss(n);
         if !safe || leads || !kept || self.schedule.mode == Mode::Off {
-            return self.tell(|| "(left out: it would be the last copy)".into());
+            return self.leave_out("it would be the last copy".into());
         }
         self.crash(n);
         let generation = self.nodes[n].disk.generation + 1;

@@ -27,6 +27,7 @@ pub(crate) enum Fault {
     StoreDown,
     StoreUp,
     StoreElection,
+    StoreAnswers,
     Slow(usize, u64),
     Write(usize),
     Read(usize),
@@ -128,6 +129,7 @@ impl fmt::Display for Fault {
             Self::StoreDown => write!(f, "store-down"),
             Self::StoreUp => write!(f, "store-up"),
             Self::StoreElection => write!(f, "store-election"),
+            Self::StoreAnswers => write!(f, "store-answers"),
             Self::Slow(n, ms) => write!(f, "slow n{n} {ms}"),
             Self::Write(n) => write!(f, "write n{n}"),
             Self::Read(n) => write!(f, "read n{n}"),
@@ -189,6 +191,7 @@ impl Fault {
             "store-down" => Self::StoreDown,
             "store-up" => Self::StoreUp,
             "store-election" => Self::StoreElection,
+            "store-answers" => Self::StoreAnswers,
             "slow" => Self::Slow(node(1)?, number(words.get(2))?),
             "write" => Self::Write(node(1)?),
             "read" => Self::Read(node(1)?),
@@ -222,7 +225,7 @@ impl Fault {
             Self::DiskFull(n) | Self::DiskFree(n) | Self::Hang(n) | Self::Unhang(n) => [n, n],
             Self::ApiHide(n) | Self::ApiShow(n) | Self::Restart(n) | Self::Reinitialize(n) => [n, n],
             Self::Switchover(n) => [n.unwrap_or(0), 0],
-            Self::StoreDown | Self::StoreUp | Self::StoreElection => [0, 0],
+            Self::StoreDown | Self::StoreUp | Self::StoreElection | Self::StoreAnswers => [0, 0],
             Self::Set(..) | Self::ApiDown | Self::ApiUp => [0, 0],
         }
     }

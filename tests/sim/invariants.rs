@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pgherd::ha::rules::Pause;
 use pgherd::types::Lsn;
 
-use crate::faults::Mode;
+use crate::faults::{Mode, Voters};
 use crate::postgres::State;
 use crate::world::{Violation, World};
 
@@ -108,6 +108,9 @@ impl World {
 
     /// What is not as it should be in a calm cluster.
     pub(crate) fn unwell(&self) -> Option<String> {
+        if let Some(why) = (self.schedule.voters == Voters::Ours).then(|| self.store_unwell()).flatten() {
+            return Some(why);
+        }
         let all = 0..self.nodes.len();
         let Some(primary) = all.clone().find(|n| self.accepts(*n)) else {
             return Some("nobody accepts writes".into());

@@ -106,6 +106,20 @@ impl World {
         self.founded.iter().position(|store| store.ready.is_some())
     }
 
+    /// What is not as it should be in the calm: all the voters that are wanted run, and nobody else is listed.
+    pub(crate) fn store_unwell(&self) -> Option<String> {
+        let Some(store) = self.ready_store() else { return Some("no store is READY".into()) };
+        let members = &self.founded[store].members;
+        let gone = |m: &&Member| {
+            !m.is_voter() || m.address.is_none_or(|a| !self.member_runs(store, (m.id, node_at(a))))
+        };
+        if let Some(member) = members.iter().find(gone) {
+            return Some(format!("the store lists {} at {:?}, no running voter", member.id, member.address));
+        }
+        let wanted = self.nodes[0].etcd.view.voters_wanted();
+        (members.len() != wanted).then(|| format!("the store has {} voters of {wanted}", members.len()))
+    }
+
     /// Whether the store lives on without the data of this node.
     pub(crate) fn store_can_miss(&self, n: usize) -> bool {
         let Some(store) = self.ready_store() else { return false };
@@ -288,6 +302,17 @@ impl World {
         }
         if self.could_lead(store).is_none() {
             self.violate("etcd-below-quorum", format!("n{n} has taken the store's quorum"));
+        }
+    }
+
+    /// A schedule says that the store has its quorum now.
+    pub(crate) fn check_store_answers(&mut self) {
+        let store = self.ready_store();
+        if store.is_none_or(|store| self.could_lead(store).is_none()) {
+            self.violate(
+                "store-silent",
+                "the store has no quorum where the schedule says that it has".into(),
+            );
         }
     }
 

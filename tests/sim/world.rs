@@ -178,6 +178,7 @@ pub(crate) struct World {
     pub(crate) calm_from: u64,
     pub(crate) timeline: Option<Vec<String>>,
     pub(crate) violation: Option<Violation>,
+    pub(crate) left_out: Option<String>,
     pub(crate) n_events: u64,
     pub(crate) n_acks: u64,
     pub(crate) n_promotions: u64,
@@ -192,6 +193,8 @@ pub(crate) fn name(n: usize) -> NodeName {
 /// What a run came to.
 pub(crate) struct Outcome {
     pub(crate) violation: Option<Violation>,
+    /// The first event that was left out, and why.
+    pub(crate) left_out: Option<String>,
     pub(crate) timeline: Vec<String>,
     pub(crate) n_acks: u64,
     pub(crate) n_promotions: u64,
@@ -204,6 +207,7 @@ pub(crate) fn run(schedule: &Schedule, told: bool) -> Outcome {
     world.run();
     Outcome {
         violation: world.violation,
+        left_out: world.left_out,
         timeline: world.timeline.unwrap_or_default(),
         n_acks: world.n_acks,
         n_promotions: world.n_promotions,
@@ -244,6 +248,7 @@ impl World {
             calm_from: schedule.calm * 1000,
             timeline: told.then(Vec::new),
             violation: None,
+            left_out: None,
             n_events: 0,
             n_acks: 0,
             n_promotions: 0,
