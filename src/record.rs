@@ -119,7 +119,7 @@ pub enum Bootstrap {
 
 /// The file's name in its directory.
 const FILE: &str = "record.json";
-/// A disk that takes longer has not kept it: whoever asked goes on without, and tries again.
+/// A disk that takes longer is taken for one that has not kept it: whoever asked goes on without, and tries again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A record that cannot be read or kept.

@@ -144,11 +144,13 @@ impl<D: Dcs> Agent<D> {
 
     #[expect(clippy::too_many_lines, reason = "one line or two for each action")]
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
-        let remember = |record: &mut Record| {
-            lineage::remember(view, &action, record);
-            door::remember(view, &action, record);
-        };
-        self.deps.record.update(remember).await?;
+        if lineage::needs_disk(&action) {
+            let remember = |record: &mut Record| {
+                lineage::remember(view, &action, record);
+                door::remember(view, &action, record);
+            };
+            self.deps.record.update(remember).await?;
+        }
         let store = Arc::clone(&self.deps.store);
         match action {
             Action::Acquire(claim) => self.acquire(claim).await?,

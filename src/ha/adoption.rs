@@ -58,7 +58,8 @@ fn refused(mine: Option<Adopted>, answers: &BTreeMap<IpAddr, SurveyAnswer>) -> O
 }
 
 /// A Patroni node that founds a cluster takes `initialize` first and the lock last: the lock is free while it works. Its member
-/// key stands as long as it lives: when nobody else is there, whoever took `initialize` has died, and the key is nobody's.
+/// key stands as long as it lives: when nobody else is there, whoever took `initialize` has died, and the key is
+/// nobody's. (Two that wait for a third which has died each see the other, and wait for a person, as Patroni's nodes would.)
 pub(super) fn founded_elsewhere(view: &View) -> bool {
     let patronis = view.rules.mode != Mode::Node;
     let somebody = view.snapshot().is_some_and(|s| s.members.iter().any(|member| member.name != view.me));

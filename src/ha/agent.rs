@@ -18,7 +18,7 @@ use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::{Check, Door, Postgres, Pulse};
 use crate::process::{InitLink, Timer};
-use crate::record::{self, Bootstrap};
+use crate::record::{self, Bootstrap, Record};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::configure::with_settings;
@@ -145,7 +145,7 @@ pub fn spawn<D: Dcs>(
         errands: JoinSet::new(),
         waiting: Waiting::new(),
         last_started: None,
-        opened: None,
+        last_open: None,
         pause,
         signs: JoinSet::new(),
         rounds: JoinSet::new(),
@@ -191,14 +191,14 @@ pub(super) struct Agent<D> {
     signs: JoinSet<(Check, Pulse)>,
     /// Rounds of questions to the members.
     pub(super) rounds: JoinSet<jobs::Round>,
-    /// Writes to the store that an operator has asked for.
+    /// Writes that nothing waits for here: what an operator has asked for, what need not be remembered any more.
     pub(super) errands: JoinSet<()>,
     /// Who waits for which order.
     pub(super) waiting: Waiting,
     /// When the postmaster that last answered was started.
     pub(super) last_started: Option<i64>,
     /// The postmaster that was last seen to take connections.
-    opened: Option<u32>,
+    last_open: Option<u32>,
     /// Maintenance mode, for the lease task.
     pause: watch::Sender<Pause>,
     pub(super) young: Youth,
@@ -264,7 +264,7 @@ impl<D: Dcs> Agent<D> {
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
                 Ok(()) = renewals.changed(), if self.lease.state() == Lease::None => {}
-                pid = self.deps.postgres.opened(self.opened), if silent => self.opened = Some(pid),
+                pid = self.deps.postgres.opened(self.last_open), if silent => self.last_open = Some(pid),
                 () = timer.at(next) => {}
             }
         }
@@ -487,19 +487,32 @@ impl<D: Dcs> Agent<D> {
         self.tell_data(view).await;
     }
 
-    async fn tell_data(&self, view: &View) {
+    async fn tell_data(&mut self, view: &View) {
         self.note_cluster(view).await;
-        self.forget(view).await;
+        self.forget(view);
         let facts = publish::data_facts(&view.local, view.volume.system_id, view.volume.adopted);
         self.outlets.data.send_if_modified(|known| std::mem::replace(known, facts.clone()) != facts);
     }
 
-    /// What has settled since need not be remembered.
-    async fn forget(&self, view: &View) {
-        let forgotten = self.deps.record.update(|record| lineage::forget(view, record));
-        if let Err(error) = forgotten.await {
-            warn!(error = %Chain(&error), "the cluster record was not written");
+    /// What has settled since need not be remembered. Nothing waits for the disk here: the next look comes back to it.
+    fn forget(&mut self, view: &View) {
+        let known = self.deps.record.read();
+        let mut left = known.clone();
+        lineage::forget(view, &mut left);
+        if left == known || !self.errands.is_empty() {
+            return;
         }
+        let keeper = self.deps.record.clone();
+        self.errands.spawn(async move {
+            let forget = |record: &mut Record| {
+                if *record == known {
+                    *record = left;
+                }
+            };
+            if let Err(error) = keeper.update(forget).await {
+                warn!(error = %Chain(&error), "the cluster record was not written");
+            }
+        });
     }
 
     /// What the volume holds of this cluster is remembered, so that it is never taken for an empty one later.
@@ -558,15 +571,17 @@ impl<D: Dcs> Agent<D> {
                 let followed = self.memory.source.take();
                 let copied = self.deps.record.update(|record| {
                     record.bootstrap = Bootstrap::Settled;
-                    (record.promoted, record.followed) = (None, followed);
+                    (record.promoted, record.followed, record.unconfirmed) = (None, followed, false);
                 });
                 copied.await?;
             }
             Outcome::Rewound => {
                 self.memory.rewound_at(now);
                 let followed = self.memory.source.take();
-                let update = self.deps.record.update(|r| (r.promoted, r.followed) = (None, followed));
-                update.await?;
+                let rewound = self.deps.record.update(|record| {
+                    (record.promoted, record.followed, record.unconfirmed) = (None, followed, false);
+                });
+                rewound.await?;
             }
             Outcome::Approved => self.memory.approval = Approval::Given,
             Outcome::Promoted => {

@@ -7,8 +7,9 @@
 //! as a commit needs, or the `sync` key is closed in this node's name. The second is what happens within `retry_timeout` when no standby comes
 //! ([`super::lead`]), so nobody waits for ever. A promotion needs no closed door, since it begins with a closed key.
 //!
-//! The same holds for such data when it is started as a standby before its whole history was compared with a leader's: readers wait until it streams the leader's own timeline, which its data is a part of then, or it leads itself. That is
-//! remembered on the volume, for the control file of a standby does not tell what it was before.
+//! The same holds for such data when it is started as a standby before its whole history was compared with a leader's: readers
+//! wait until it streams the leader's own timeline, which its data is a part of then, or it leads itself. That is remembered on
+//! the volume, for the control file of a standby does not tell what it was before.
 //!
 //! What is absent: agent mode, in which pg_hba.conf is the administrator's; and a cluster that follows another one, whose
 //! leader judges histories and acknowledges nothing.
@@ -16,6 +17,7 @@
 use std::time::Duration;
 
 use crate::clock::Moment;
+use crate::dcs::Snapshot;
 use crate::postgres::status::{Answer, Control, ControlState, Kind};
 use crate::postgres::{StartAs, Upstream};
 use crate::record::{Bootstrap, Record};
@@ -91,7 +93,7 @@ fn before_start(view: &View, start: &Action) -> Option<Action> {
     let Action::Start(how, names) = start else { return None };
     match how {
         StartAs::Primary if must_wait(view, names) => Some(Action::CloseDoor),
-        StartAs::Standby(whom) if hides(view, whom.as_ref()) => Some(Action::CloseDoor),
+        StartAs::Standby(whom) if may_hold_unconfirmed(view, whom.as_ref()) => Some(Action::CloseDoor),
         StartAs::Primary | StartAs::Standby(_) => view.memory.closed.map(|_closed| Action::OpenDoor),
     }
 }
@@ -103,15 +105,16 @@ fn must_wait(view: &View, names: &str) -> bool {
         && !is_only_candidate(view)
 }
 
-/// Whether a standby may hold commits that nobody has confirmed, and that no leader's history was compared with.
-fn hides(view: &View, whom: Option<&Upstream>) -> bool {
+/// Whether a standby may hold commits that nobody has confirmed, and that no leader's history was compared with. Before the store
+/// was read, nobody knows that commits wait for no standby.
+fn may_hold_unconfirmed(view: &View, whom: Option<&Upstream>) -> bool {
     let may_hold = |control: &Control| {
         // Whoever is to follow somebody was compared with the leader, up to its last record: that is known after a shutdown only.
         let judged = whom.is_some() && control.state == ControlState::ShutDown;
         view.volume.unconfirmed || !(lineage::was_standby(control) || judged)
     };
     view.rules.mode == Mode::Node
-        && view.rules.sync_mode != SyncMode::Off
+        && (view.rules.sync_mode != SyncMode::Off || view.rules.server.is_none())
         && remote::of(view).is_none()
         && view.control().is_some_and(may_hold)
 }
@@ -119,7 +122,7 @@ fn hides(view: &View, whom: Option<&Upstream>) -> bool {
 /// What of that is to outlive a restart.
 pub fn remember(view: &View, action: &Action, record: &mut Record) {
     if let Action::Start(StartAs::Standby(whom), _) = action {
-        record.unconfirmed = hides(view, whom.as_ref());
+        record.unconfirmed |= may_hold_unconfirmed(view, whom.as_ref());
     } else if *action == Action::OpenDoor {
         record.unconfirmed = false;
     }
@@ -128,9 +131,10 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
 /// Whether it streams what the leader writes now: it is let on to that timeline only where its own history is part of it. (On the
 /// one before, it may stream up to its end and then find out.) Whoever never streams has replayed so much.
 fn is_part_of_the_leaders(view: &View, answer: &Answer) -> bool {
-    let leader = view.snapshot().and_then(|s| s.leader_name().map(|leader| lineage::written_by(s, leader)));
+    let others = |snapshot: &Snapshot| snapshot.leader_name().filter(|leader| **leader != view.me).cloned();
+    let writes = view.snapshot().and_then(|s| lineage::written_by(s, &others(s)?));
     let receives = publish::streams(answer) || view.rules.tags.stream == Streaming::Never;
-    view.memory.frozen.is_none() && receives && leader.flatten() == Some(answer.timeline)
+    view.memory.frozen.is_none() && receives && writes == Some(answer.timeline)
 }
 
 /// Whether nobody else can be elected whatever happens.

@@ -183,6 +183,12 @@ pub fn is_remembered(view: &View, snapshot: &Snapshot, leader: &NodeName) -> boo
         || view.volume.followed.as_ref().is_some_and(|f| f.leader == *leader)
 }
 
+/// Whether something of it must be on disk before it is done, here or by [`super::door`]. Everything else, above all a stop, waits
+/// for no disk.
+pub fn needs_disk(action: &Action) -> bool {
+    matches!(action, Action::Follow(_) | Action::Start(StartAs::Standby(_), _) | Action::OpenDoor)
+}
+
 /// What must be on disk before WAL of the leader is taken in: a leader that the store does not know enough of may begin a
 /// timeline that nobody hears of. The leader of a cluster that follows another one begins none.
 pub fn source(view: &View) -> Option<Followed> {

@@ -64,19 +64,18 @@ pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) ->
     Ok(())
 }
 
-/// Lets clients in: they are judged by the new rules once the server has read them.
+/// Lets clients in: they are judged by the new rules once the server has read them. It is told each time: the file may be right
+/// already since an attempt that was given up before the server heard of it.
 pub(super) async fn open_door(shared: &Shared) -> Result<(), Error> {
     lock(&shared.settings).door = Door::Open;
     let config = shared.config.clone();
     let effective = lock(&shared.configuration).in_files();
-    let changed = off_thread(move || match pg_hba(&config, &effective, Door::Open)? {
+    off_thread(move || match pg_hba(&config, &effective, Door::Open)? {
         Some(text) => write_rules(&config, &text),
         None => Ok(false),
     })
     .await?;
-    if changed {
-        shared.unit.signal(Signal::SIGHUP);
-    }
+    shared.unit.signal(Signal::SIGHUP);
     Ok(())
 }
 

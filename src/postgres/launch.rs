@@ -54,21 +54,23 @@ pub(super) async fn adopt_running(shared: &Shared) -> Result<Option<u32>, Error>
 }
 
 impl super::Postgres {
-    /// Returns when the server, if its pid is another than `known`, takes connections: it says so in its pid file. Its pid.
+    /// Returns when the server that runs takes connections: it says so in its pid file. Its pid; never when it is `known`.
     pub async fn opened(&self, known: Option<u32>) -> u32 {
-        let began = clock::now();
         let path = self.shared.config.data_dir.join("postmaster.pid");
         loop {
+            let UnitState::Running { pid, since } = *self.process().borrow() else { break };
+            if known == Some(pid) {
+                break;
+            }
             let path = path.clone();
             let text = conf::off_thread(move || read_if_there(&path)).await.ok().flatten();
-            let open = text.as_deref().and_then(open_pid).filter(|pid| Some(*pid) != known);
-            // What a server before this one has left behind says the same.
-            let runs = |pid: &u32| matches!(*self.process().borrow(), UnitState::Running { pid: ours, .. } if ours == *pid);
-            match open.filter(runs) {
-                Some(pid) => return pid,
-                None => tokio::time::sleep(OPENING.max(clock::now().since(began) / 100)).await,
+            // What a server before this one has left behind says the same of another.
+            if text.as_deref().and_then(open_pid) == Some(pid) {
+                return pid;
             }
+            tokio::time::sleep(OPENING.max(clock::now().since(since) / 100)).await;
         }
+        std::future::pending().await
     }
 }
 

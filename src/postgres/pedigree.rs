@@ -51,15 +51,16 @@ pub(super) async fn ask(shared: &Shared, upstream: &Upstream) -> Result<Pedigree
         let (system_id, timeline, end) = parse_identity(&identity)
             .ok_or_else(|| Error::Unparsable { what: "IDENTIFY_SYSTEM", text: identity.clone() })?;
         let history = history_of(shared, upstream, timeline).await?;
-        let mut pedigree = Pedigree { system_id, timeline, history, contains_ours: Containment::Unshown };
-        pedigree.contains_ours = containment(shared, upstream, (&pedigree, end)).await;
-        Ok(pedigree)
+        Ok((Pedigree { system_id, timeline, history, contains_ours: Containment::Unshown }, end))
     };
     // Each host before the one that answers may cost each question a connection's time.
     let hosts = upstream.address.to_string().matches(',').count();
     let limit = LIMIT * u32::try_from(1 + hosts * 2).unwrap_or(u32::MAX);
     let too_slow = Error::TimedOut { what, after: limit };
-    tokio::time::timeout(limit, asked).await.unwrap_or(Err(too_slow))
+    let (pedigree, end) = tokio::time::timeout(limit, asked).await.unwrap_or(Err(too_slow))?;
+    // A server that lets standbys in and no sessions has told what is needed.
+    let compared = tokio::time::timeout(limit / 2, containment(shared, upstream, (&pedigree, end))).await;
+    Ok(Pedigree { contains_ours: compared.unwrap_or_default(), ..pedigree })
 }
 
 async fn history_of(
@@ -91,6 +92,10 @@ fn came_by(theirs: &Pedigree, end: Lsn, (timeline, at): (Timeline, Lsn)) -> bool
     of_timeline.is_some_and(|of_timeline| at.0.saturating_add(RECORD) <= of_timeline.min(end).0)
 }
 
+/// How far a server's log has come, whatever it is.
+const POSITION: &str = "CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+                        ELSE pg_current_wal_flush_lsn() END";
+
 async fn same_bytes(
     shared: &Shared,
     upstream: &Upstream,
@@ -108,7 +113,14 @@ async fn same_bytes(
     let read = |of: Timeline| {
         format!("pg_read_binary_file('pg_wal/{}', {}, {}, true)", place.file(of), place.offset, place.length)
     };
-    let sql = format!("SELECT encode(coalesce({}, {}), 'hex')", read(timeline), read(pedigree.timeline));
+    // Behind a list of hosts or a balancer this may be another server than the one that was asked before, and one that has not
+    // come so far may have an old file under this name.
+    let past = Lsn(at.0.saturating_add(RECORD));
+    let sql = format!(
+        "SELECT CASE WHEN {POSITION} >= '{past}' THEN encode(coalesce({}, {}), 'hex') END",
+        read(timeline),
+        read(pedigree.timeline)
+    );
     let conninfo = conf::rewind_conninfo(&shared.config, upstream);
     let text = psql(shared, &conninfo, &sql).await?;
     Ok(match text.trim() {

@@ -143,7 +143,10 @@ fn what_was_a_primary_hides_its_commits_when_it_is_started_to_vote() {
     assert_eq!(only(standby.decide()), start, "what a standby has shown before it may show again");
     let again = standby.with(|v| v.volume.unconfirmed = true);
     assert_eq!(again.decide().actions, hidden, "it was started like this before");
-    assert_eq!(only(was_a_primary().sync_mode(SyncMode::Off).decide()), start, "nothing waits for standbys");
+    let alone = was_a_primary().sync_mode(SyncMode::Off);
+    assert_eq!(only(alone.decide()), start, "nothing waits for standbys");
+    let unread = alone.store_silent().with(|v| v.rules.server = None);
+    assert_eq!(unread.decide().actions, hidden, "the store may say otherwise, and was not read yet");
     let agent = was_a_primary().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new() });
     assert_eq!(only(agent.decide()), start, "whose rules are not ours");
     let compared = |scene: Scene| scene.leader("n1").same_timeline().decide().actions;
@@ -162,6 +165,9 @@ fn what_is_hidden_is_remembered_until_it_is_shown() {
     door::remember(&scene.0, &Action::Start(StartAs::Standby(None), String::new()), &mut record);
     door::remember(&scene.0, &Action::Freeze, &mut record);
     assert!(record.unconfirmed);
+    let harmless = scene.clone().data(ControlState::InArchiveRecovery);
+    door::remember(&harmless.0, &Action::Start(StartAs::Standby(None), String::new()), &mut record);
+    assert!(record.unconfirmed, "another start has confirmed nothing");
     door::remember(&scene.0, &Action::OpenDoor, &mut record);
     assert!(!record.unconfirmed);
 }

@@ -241,6 +241,7 @@ fn data_from_before_has_no_place_in_a_standby_cluster() {
 fn a_primary_is_not_stopped_by_the_environments_word() {
     let mut scene = Scene::new().leads().primary("", &[]).snapshot(|s| s.config = None);
     scene.0.rules.remote = Remote::of(&json!({"standby_cluster": {"host": "203.0.113.1"}})).0;
+    scene.0.rules.server = None;
     let decision = scene.decide();
     assert_eq!(decision.reason, Reason::Leading);
     assert!(decision.actions.contains(&Action::PutConfig));

@@ -19,7 +19,7 @@ use pgherd::ha::view::{
     PollAnswer, Store, Survey, SurveyAnswer, SyncWrite, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
-use pgherd::postgres::{self, Check, Containment, Pulse, Slot, Upstream};
+use pgherd::postgres::{self, Check, Containment, Pulse, Slot, Stored, Upstream};
 use pgherd::record::{Bootstrap, Followed};
 use pgherd::supervisor::UnitState;
 use pgherd::types::{
@@ -87,7 +87,7 @@ impl Scene {
             tags: Tags::default(),
             pre_promote: None,
             replication: Replication::default(),
-            server: None,
+            server: Some(Stored::initial(&BTreeMap::new())),
         };
         let view = View {
             now: NOW,

@@ -102,8 +102,13 @@ impl World {
             return;
         }
         self.record(n, |view, record| {
+            let before = record.clone();
             lineage::remember(view, &action, record);
             door::remember(view, &action, record);
+            assert!(
+                lineage::needs_disk(&action) || *record == before,
+                "nothing waits for the disk of {action:?}"
+            );
         });
         let put = |document, when| Request::Put(Box::new(document), when);
         match action {

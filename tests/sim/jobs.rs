@@ -343,11 +343,13 @@ impl World {
                 let source = agent.memory.source.take();
                 self.nodes[n].disk.bootstrap = Bootstrap::Settled;
                 (self.nodes[n].disk.promoted, self.nodes[n].disk.followed) = (None, source);
+                self.nodes[n].disk.unconfirmed = false;
             }
             Out::Rewound => {
                 agent.memory.rewound_at(now);
                 let source = agent.memory.source.take();
                 (self.nodes[n].disk.promoted, self.nodes[n].disk.followed) = (None, source);
+                self.nodes[n].disk.unconfirmed = false;
             }
             Out::Promoted => agent.memory.checkpoint = Checkpoint::Owed,
             Out::HandedOver(handover) => agent.memory.handover = Some(handover),

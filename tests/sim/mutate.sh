@@ -99,7 +99,7 @@ race-other-timeline|race.rs|s/    lineage::foreign\(view, snapshot, timeline\)\n
 close-sync-key-again|lead.rs|s/        && view.memory.sync_write == SyncWrite::Settled;\n    if/;\n    if/
 pause-candidate|pause.rs|s/view.leads\(\) \|\| manual::is_forced\(view, snapshot\) \|\| manual::has_left\(view, snapshot\)/true/
 door-closed|door.rs|s/StartAs::Primary if must_wait\(view, names\) =>/StartAs::Primary if false \&\& must_wait(view, names) =>/
-door-standby|door.rs|s/StartAs::Standby\(whom\) if hides\(view, whom.as_ref\(\)\) =>/StartAs::Standby(whom) if false \&\& hides(view, whom.as_ref()) =>/
+door-standby|door.rs|s/StartAs::Standby\(whom\) if may_hold_unconfirmed\(view, whom.as_ref\(\)\) =>/StartAs::Standby(whom) if false \&\& may_hold_unconfirmed(view, whom.as_ref()) =>/
 door-standby-remembered|door.rs|s/        view.volume.unconfirmed \|\| !/        !/
 door-standby-streams|door.rs|s/let receives = /let receives = true || /
 door-standby-judged|door.rs|s/ && control.state == ControlState::ShutDown;/;/
