@@ -50,15 +50,16 @@ impl Report {
         times.windows(2).map(|pair| pair[1].since(pair[0])).max().unwrap_or(Duration::MAX)
     }
 
-    /// The longest time without a confirmation around this moment.
+    /// The longest time without a confirmation that began around this moment: what is struck then may confirm a little longer.
     pub(crate) fn outage_at(&self, moment: Moment) -> Duration {
-        let before = self.acknowledged.iter().rev().find(|write| write.at <= moment);
-        let after = self.acknowledged.iter().find(|write| write.at > moment);
-        let (Some(before), Some(after)) = (before, after) else { return Duration::MAX };
-        let around = self.acknowledged.iter().map(|write| write.at);
-        let times: Vec<Moment> =
-            around.filter(|at| *at >= before.at && at.since(after.at) < PATIENCE * 5).collect();
-        times.windows(2).map(|pair| pair[1].since(pair[0])).max().unwrap_or(Duration::MAX)
+        let before = self.acknowledged.iter().rposition(|write| write.at <= moment);
+        let (Some(before), true) = (before, self.acknowledged.last().is_some_and(|write| write.at > moment))
+        else {
+            return Duration::MAX;
+        };
+        let around = self.acknowledged[before..].windows(2);
+        let around = around.take_while(|pair| pair[0].at.since(moment) < PATIENCE * 5);
+        around.map(|pair| pair[1].at.since(pair[0].at)).max().unwrap_or(Duration::MAX)
     }
 }
 
