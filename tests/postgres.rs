@@ -781,6 +781,15 @@ async fn an_interrupted_clone_is_good_only_for_another_and_old_data_is_kept() {
     write(&b.config.state_dir.join("rewind-in-progress"), b"", 0o600);
     assert!(matches!(b.status().await.data, DataDir::Incomplete { .. }));
     assert!(matches!(b.pg.start(&StartAs::Standby(None), "").await, Err(Error::Incomplete { .. })));
+    // Half a rewind of the directory that was there before says nothing.
+    write(&b.config.state_dir.join("rewind-in-progress"), b"1 2 3", 0o600);
+    assert_eq!(b.status().await.data, before);
+    // Data that came into the place of what a command had begun is not founded over, and not run either.
+    for said in ["", "1 2 3"] {
+        write(&b.config.state_dir.join("bootstrap-in-progress"), said.as_bytes(), 0o600);
+        assert!(matches!(b.status().await.data, DataDir::Incomplete { .. }), "{said:?}");
+        assert!(matches!(b.pg.initdb().await, Err(Error::Incomplete { .. })), "{said:?}");
+    }
 }
 
 #[tokio::test]
@@ -831,5 +840,12 @@ async fn a_living_postmaster_of_somebody_else_is_left_alone() {
     assert!(foreign(other.start(&StartAs::Primary, "").await));
     assert!(foreign(other.clone_from(&node.upstream()).await));
     assert!(foreign(other.rewind(&node.upstream()).await));
+    // Who adopts it takes its data for whole.
+    let markers = ["bootstrap-in-progress", "copy-in-progress"].map(|name| node.config.state_dir.join(name));
+    for path in &markers {
+        write(path, b"", 0o600);
+    }
+    assert!(other.adopt_running().await.unwrap().is_some());
+    assert!(!markers.iter().any(|path| path.exists()));
     assert_eq!(node.ask("SELECT 1").await, "1");
 }

@@ -16,9 +16,9 @@ use super::launch::{
 };
 use super::settings::Part;
 use super::status::{ControlState, DataDir};
-use super::{Error, Premises, Shared, Upstream, conf, configure, control, lock, method, salvage};
+use super::{Error, Premises, Shared, Upstream, conf, configure, control, lock, marker, method, salvage};
 use crate::clock;
-use crate::process::{self, Command, Mode};
+use crate::process::{self, Command};
 use crate::supervisor::UnitState;
 
 /// A bound for the sake of having one: a copy of terabytes may take a day, and a dead peer is noticed by TCP (see
@@ -32,7 +32,7 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
     require_down(shared)?;
     conf::write_passfile(&shared.config)?;
     remove_leftovers(shared).await?;
-    set_marker(shared, control::CLONE_MARKER)?;
+    marker::set(shared, marker::CLONE).await?;
     match &shared.config.premises {
         Premises::Container => by_base_backup(shared, upstream).await?,
         Premises::Machine(machine) => {
@@ -40,10 +40,8 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
             method::copy(shared, upstream, &methods).await?;
         }
     }
-    for marker in
-        [control::REWIND_MARKER, control::FILL_MARKER, control::ORIGIN_MARKER, control::CLONE_MARKER]
-    {
-        clear_marker(shared, marker)?;
+    for name in [marker::REWIND, marker::FILL, marker::ORIGIN, marker::CLONE] {
+        marker::clear(shared, name).await?;
     }
     if let Err(error) = prune_quarantine(shared).await {
         warn!(%error, "old data directories stay in the quarantine");
@@ -126,7 +124,7 @@ fn quarantine_dir(shared: &Shared) -> Utf8PathBuf {
 }
 
 /// Removes all but the newest; only called when PGDATA is a complete copy.
-async fn prune_quarantine(shared: &Shared) -> Result<(), Error> {
+pub(super) async fn prune_quarantine(shared: &Shared) -> Result<(), Error> {
     let place = quarantine_dir(shared);
     // The names are timestamps: sorted, the oldest come first.
     let kept = entries(&place)?;
@@ -197,22 +195,6 @@ fn sync_parent(path: &Utf8Path) -> Result<(), Error> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-pub(super) fn set_marker(shared: &Shared, name: &str) -> Result<(), Error> {
-    let path = shared.config.state_dir.join(name);
-    process::write_atomic(&path, b"", &process::RunAs::Same, Mode::Private)
-        .map(|_written| ())
-        .map_err(|source| Error::Write { path, source })
-}
-
-pub(super) fn clear_marker(shared: &Shared, name: &str) -> Result<(), Error> {
-    let path = shared.config.state_dir.join(name);
-    match std::fs::remove_file(&path) {
-        Ok(()) => sync_parent(&path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::file("remove", &path)(error)),
-    }
-}
-
 /// Nothing here may touch a directory that a server uses.
 pub(super) fn require_down(shared: &Shared) -> Result<(), Error> {
     match *shared.unit.state().borrow() {
@@ -245,9 +227,9 @@ pub(super) async fn rewind(shared: &Shared, upstream: &Upstream) -> Result<(), E
     let said = pg_rewind(shared, upstream, &["--dry-run"]).await?;
     let control = require_cluster(shared).await?;
     salvage::put_aside(shared, &control, salvage::divergence(&said)).await?;
-    set_marker(shared, control::REWIND_MARKER)?;
+    marker::set(shared, marker::REWIND).await?;
     pg_rewind(shared, upstream, &[]).await?;
-    clear_marker(shared, control::REWIND_MARKER)
+    marker::clear(shared, marker::REWIND).await
 }
 
 /// Crash recovery by a single-user server: pg_rewind needs a clean shutdown.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::marker::{self, Whose};
 use super::settings::{Floors, Part};
 use super::status::{Control, ControlState, DataDir};
 use super::{Error, Shared, lock, settings};
@@ -18,15 +19,9 @@ use crate::types::{Lsn, Timeline};
 /// pg_controldata reads one file of 8 KiB; `postgres -V` reads nothing. Only a stuck disk takes longer.
 const CONTROL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Lies in the state directory while a clone is under way.
-pub(super) const CLONE_MARKER: &str = "clone-in-progress";
-/// Lies in the state directory while pg_rewind changes PGDATA.
-pub(super) const REWIND_MARKER: &str = "rewind-in-progress";
-
-/// Lies in the state directory while a command of the administrator's copies into PGDATA itself.
-pub(super) const FILL_MARKER: &str = "copy-in-progress";
-/// Lies in the state directory while such a command makes a new cluster in PGDATA.
-pub(super) const ORIGIN_MARKER: &str = "bootstrap-in-progress";
+/// Why data that is there is not used after an attempt of `bootstrap.method` that was cut short.
+const NOT_WHAT_WAS_BEGUN: &str = "a command of bootstrap.method did not finish, and the data directory is another one since: \
+                                  if it is whole, remove the file bootstrap-in-progress";
 
 /// The last reading, and of which file.
 #[derive(Debug, Default)]
@@ -55,20 +50,40 @@ pub(super) async fn last_known(shared: &Shared) -> DataDir {
 
 /// Looks at the data directory.
 pub(super) async fn classify(shared: &Shared) -> DataDir {
-    let marked = |marker: &str| shared.config.state_dir.join(marker).exists();
-    let data_dir = &shared.config.data_dir;
-    match is_empty(data_dir) {
+    match is_empty(&shared.config.data_dir) {
         Err(why) => DataDir::Unreadable { why: why.to_string() },
-        Ok(true) if marked(CLONE_MARKER) => DataDir::Incomplete { why: "a clone did not finish" },
+        Ok(true) if marker::found(shared, marker::CLONE).is_some() => {
+            DataDir::Incomplete { why: "a clone did not finish" }
+        }
         Ok(true) => DataDir::Empty,
-        // It has never served anybody.
-        Ok(false) if marked(ORIGIN_MARKER) => DataDir::Empty,
-        Ok(false) if marked(FILL_MARKER) => DataDir::Incomplete { why: "a copy did not finish" },
-        Ok(false) if marked(REWIND_MARKER) => DataDir::Incomplete { why: "a rewind did not finish" },
-        Ok(false) => match cluster(shared).await {
-            Ok(control) => DataDir::Cluster(control),
-            Err(why) => DataDir::Unreadable { why },
+        Ok(false) => match unfinished(shared) {
+            Some(found) => found,
+            None => match cluster(shared).await {
+                Ok(control) => DataDir::Cluster(control),
+                Err(why) => DataDir::Unreadable { why },
+            },
         },
+    }
+}
+
+/// What markers say of a directory that is not empty.
+fn unfinished(shared: &Shared) -> Option<DataDir> {
+    let incomplete = |why| Some(DataDir::Incomplete { why });
+    match marker::found(shared, marker::ORIGIN) {
+        // It has never served anybody.
+        Some(Whose::This) => return Some(DataDir::Empty),
+        // The command may have exchanged the directory, and so may a person with a backup.
+        Some(Whose::Another | Whose::Unsaid) => return incomplete(NOT_WHAT_WAS_BEGUN),
+        None => {}
+    }
+    // Whichever directory it is: the command may have exchanged it.
+    if marker::found(shared, marker::FILL).is_some() {
+        return incomplete("a copy did not finish");
+    }
+    match marker::found(shared, marker::REWIND) {
+        Some(Whose::This | Whose::Unsaid) => incomplete("a rewind did not finish"),
+        // pg_rewind does not exchange it.
+        Some(Whose::Another) | None => None,
     }
 }
 

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 use nix::sys::signal::Signal;
-
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::conf::{self, Found, Settings};
 use super::method::SEARCH_PATH;
 use super::settings::Part;
 use super::status::DataDir;
-use super::{Config, Door, Error, Premises, Shared, StartAs, StopMode, configure, control, lock};
+use super::{Config, Door, Error, Premises, Shared, StartAs, StopMode, configure, control, lock, marker};
 use crate::clock;
 use crate::process::{self, Command, Kin, Kinship, PidHandle};
 use crate::supervisor::UnitState;
@@ -50,6 +50,13 @@ pub(super) async fn adopt_running(shared: &Shared) -> Result<Option<u32>, Error>
     };
     *lock(&shared.settings) = Settings { upstream: None, sync_names, found: Some(found), door: Door::Open };
     shared.unit.adopt(process).await.map_err(|source| Error::Start { source })?;
+    // Somebody else has put the data in service since: what commands left unfinished is over. A single-user server, whose
+    // number is negative, serves nobody: it may be part of such an attempt.
+    if !text.trim_start().starts_with('-') {
+        for name in [marker::FILL, marker::ORIGIN] {
+            marker::clear(shared, name).await?;
+        }
+    }
     Ok(Some(pid))
 }
 
@@ -102,16 +109,23 @@ pub(super) async fn before_stop(shared: &Shared, mode: StopMode) -> StopMode {
         | UnitState::Stopping { .. }
         | UnitState::Draining { .. } => return mode,
     }
-    let began = clock::now();
     let command = Command::new("before_stop", program.as_str())
         .args(args.iter().cloned())
         .env("PATH", format!("{}:{SEARCH_PATH}", shared.config.bin_dir))
         .run_as(&shared.config.run_as);
-    match control::run(&command, "before_stop", patience / 2).await {
-        Ok(_output) => info!("before_stop has ended"),
-        Err(error) => warn!(error = %Chain(&error), "before_stop has failed: stopping all the same"),
+    StopMode::Fast { patience: half_for(&command, patience).await }
+}
+
+/// Runs it for at most half of the time, and gives what is left. At the end of its half it is killed at once, without a
+/// signal and patience of its own: a lease may be ending, and the server is still writable.
+async fn half_for(command: &Command, patience: Duration) -> Duration {
+    let began = clock::now();
+    match timeout(patience / 2, control::run(command, "before_stop", patience)).await {
+        Ok(Ok(_output)) => info!("before_stop has ended"),
+        Ok(Err(error)) => warn!(error = %Chain(&error), "before_stop has failed: stopping all the same"),
+        Err(_late) => warn!("before_stop has had its half of the time: it is killed"),
     }
-    StopMode::Fast { patience: patience.saturating_sub(clock::now().since(began)) }
+    patience.saturating_sub(clock::now().since(began))
 }
 
 /// See [`super::Postgres::start`].
@@ -312,6 +326,16 @@ mod tests {
             assert!(stale_pid(&dir).unwrap().is_some(), "{text:?}");
             assert!(dir.join("postmaster.pid").exists(), "{text:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_stubborn_before_stop_has_half_of_the_time_and_no_more() {
+        let script = "trap '' INT TERM; while :; do sleep 0.02; done";
+        let stubborn = Command::new("before_stop", "/bin/sh").args(["-c", script]);
+        let left = half_for(&stubborn, Duration::from_secs(1)).await;
+        assert!((Duration::from_millis(200)..=Duration::from_millis(500)).contains(&left), "{left:?}");
+        let quick = Command::new("before_stop", "/bin/true");
+        assert!(half_for(&quick, Duration::from_secs(9)).await > Duration::from_secs(5));
     }
 
     #[test]

@@ -6,8 +6,8 @@
 
 use tracing::warn;
 
-use super::clone::{COPY_LIMIT, by_base_backup, make_dir, put_aside, put_wal_aside, remove_tree, set_marker};
-use super::{Config, Error, Machine, Premises, Shared, Upstream, conf, control, lock};
+use super::clone::{COPY_LIMIT, by_base_backup, make_dir, put_aside, put_wal_aside, remove_tree};
+use super::{Config, Error, Machine, Premises, Shared, Upstream, conf, control, lock, marker};
 use crate::process::Command;
 use crate::types::Chain;
 
@@ -119,9 +119,9 @@ async fn by_command(shared: &Shared, upstream: &Upstream, method: &Method) -> Re
         OldData::PutAside => put_aside(shared).await?,
         OldData::Kept => put_wal_aside(shared).await,
     }
-    // From here on PGDATA is neither what it was nor a copy, whatever is found in it.
-    set_marker(shared, control::FILL_MARKER)?;
     make_dir(shared, data_dir)?;
+    // From here on PGDATA is neither what it was nor a copy, whatever is found in it.
+    marker::set(shared, marker::FILL).await?;
     let command = command(&shared.config, upstream, method);
     let made = match control::run(&command, "a command for replicas", COPY_LIMIT).await {
         Ok(_output) => control::read(shared, data_dir).await.map(|_control| ()),

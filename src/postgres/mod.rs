@@ -7,7 +7,6 @@
 //!
 //! What is absent: any decision (who leads, whom to follow, when to give up: that is `ha`), and retries. A postmaster that
 //! another process started is taken over on a machine only ([`machine`]).
-//!
 //! The bootstrap superuser is `POSTGRES_USER`; a role `postgres` exists only when that is its name. The database `postgres` does.
 
 mod adopt;
@@ -20,6 +19,7 @@ mod hba;
 mod import;
 mod launch;
 pub mod machine;
+mod marker;
 pub mod method;
 pub mod origin;
 mod pedigree;

@@ -1,20 +1,21 @@
 //! A new cluster whose data an administrator's own command brings: `bootstrap.method` of agent mode.
 //!
-//! Invariants: the data directory of such an attempt counts as empty until all of it has succeeded; recovery is over before any
-//! server listens, so what is published as the cluster's identifier is what it will serve. What is absent: initdb, and the
+//! Invariants: the data directory of such an attempt counts as empty until all of it has succeeded, and what an attempt finds is
+//! put aside, never deleted; recovery is over before any server listens, so what is published as the cluster's identifier is what it will serve. What is absent: initdb, and the
 //! roles and databases, which are made afterwards as in every new cluster.
 
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::SecretString;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::adopt::superuser_sql;
-use super::clone::{COPY_LIMIT, clear_marker, make_dir, remove_tree, set_marker};
+use super::clone::{COPY_LIMIT, entries, make_dir, prune_quarantine, put_aside};
 use super::launch::{RECOVERY_SIGNAL, STANDBY_SIGNAL, remove_signal_files};
 use super::method::{SEARCH_PATH, Told};
-use super::{Config, Error, Machine, Shared, conf, control};
+use super::settings::{Floors, Part};
+use super::{Config, Error, Machine, Shared, conf, control, marker};
 use crate::process::{self, Command, Mode};
 use crate::types::SystemId;
 
@@ -47,23 +48,44 @@ pub enum Recovery {
 /// Runs the command and the recovery.
 pub(super) async fn make(shared: &Shared, machine: &Machine, origin: &Origin) -> Result<SystemId, Error> {
     let data_dir = &shared.config.data_dir;
-    set_marker(shared, control::ORIGIN_MARKER)?;
-    // What an attempt that was cut short has left.
-    remove_tree(data_dir).await?;
+    // What an attempt that was cut short has left, or what a person has brought since: who knows.
+    put_aside(shared).await?;
     make_dir(shared, data_dir)?;
+    marker::set(shared, marker::ORIGIN).await?;
     info!(method = origin.name, "a command makes the new cluster");
     match by_command(shared, machine, origin).await {
         Ok(system_id) => {
-            clear_marker(shared, control::ORIGIN_MARKER)?;
+            marker::clear(shared, marker::ORIGIN).await?;
             info!(%system_id, "the command has made the new cluster");
+            if let Err(error) = prune_quarantine(shared).await {
+                warn!(%error, "old data directories stay in the quarantine");
+            }
             Ok(system_id)
         }
         Err(error) => {
-            remove_tree(data_dir).await?;
-            clear_marker(shared, control::ORIGIN_MARKER)?;
+            empty(data_dir).await?;
+            marker::clear(shared, marker::ORIGIN).await?;
             Err(error)
         }
     }
+}
+
+/// Removes what this attempt has made. The directory itself stays: it may be a file system, or in one that is not ours.
+async fn empty(dir: &Utf8Path) -> Result<(), Error> {
+    let dir = dir.to_owned();
+    conf::off_thread(move || {
+        for path in entries(&dir)? {
+            // Links to tablespaces are in a directory of their own: what they lead to stays.
+            let removed = match path.symlink_metadata() {
+                Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
+                Ok(_) => std::fs::remove_file(&path),
+                Err(error) => Err(error),
+            };
+            removed.map_err(Error::file("remove", &path))?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn by_command(shared: &Shared, machine: &Machine, origin: &Origin) -> Result<SystemId, Error> {
@@ -84,37 +106,26 @@ async fn by_command(shared: &Shared, machine: &Machine, origin: &Origin) -> Resu
 async fn recover(shared: &Shared, machine: &Machine, recovery: &Recovery) -> Result<(), Error> {
     let config = &shared.config;
     let data_dir = &config.data_dir;
-    make_dir(shared, &config.run_dir)?;
-    let mut settings = config.run_dir.join("origin.conf");
-    conf::write(config, &settings, "")?;
-    let mut parameters = Vec::new();
-    match recovery {
-        Recovery::Local => remove_signal_files(data_dir)?,
-        Recovery::AsItIs => {
-            // A single-user server cannot be a standby; what is wanted is the end of the recovery.
-            let standby = data_dir.join(STANDBY_SIGNAL);
-            if standby.exists() {
-                std::fs::rename(&standby, data_dir.join(RECOVERY_SIGNAL))
-                    .map_err(Error::file("rename", &standby))?;
-            }
-            settings = restored_settings(config, machine).unwrap_or(settings);
-        }
-        Recovery::By(wanted) => {
-            remove_signal_files(data_dir)?;
-            let signal = data_dir.join(RECOVERY_SIGNAL);
-            process::write_atomic(&signal, b"", &config.run_as, Mode::Private)
-                .map_err(|source| Error::Write { path: signal, source })?;
-            parameters.extend(wanted.iter().map(|(name, value)| format!("{name}={value}")));
-        }
-    }
-    // Whatever the target says of what follows: this is to become a primary.
-    let fixed = ["recovery_target_action=promote", "shared_preload_libraries=", "archive_mode=off"];
+    let defaults = settings_of(&control::floors(shared, Part::Replica).await?);
+    let settings = {
+        let (config, custom, recovery) = (config.clone(), machine.custom_conf.clone(), recovery.clone());
+        conf::off_thread(move || prepare(&config, custom, &recovery, &defaults)).await?
+    };
+    let wanted = match recovery {
+        Recovery::Local | Recovery::AsItIs => &BTreeMap::new(),
+        Recovery::By(wanted) => wanted,
+    };
+    let wanted = wanted.iter().map(|(name, value)| format!("{name}={value}"));
+    // Whatever the target says of what follows: this is to become a primary. The archive needs the history of the new timeline: the
+    // server puts on its list what this one does not archive.
+    let fixed = ["recovery_target_action=promote", "shared_preload_libraries="];
+    let archive = ["archive_mode=on", "archive_command=false"];
     let quiet = ["hot_standby=off", "log_statement=none"];
-    parameters.extend(fixed.into_iter().chain(quiet).map(str::to_owned));
+    let parameters = wanted.chain(fixed.into_iter().chain(archive).chain(quiet).map(str::to_owned));
     let command = Command::new("postgres", config.bin_dir.join("postgres"))
         .args(["--single", "-D", data_dir.as_str(), "-c"])
         .arg(format!("config_file={settings}"))
-        .args(parameters.into_iter().flat_map(|parameter| ["-c".to_owned(), parameter]))
+        .args(parameters.flat_map(|parameter| ["-c".to_owned(), parameter]))
         .arg("template1")
         // restore_command finds its program.
         .env("PATH", format!("{}:{SEARCH_PATH}", config.bin_dir))
@@ -123,8 +134,48 @@ async fn recover(shared: &Shared, machine: &Machine, recovery: &Recovery) -> Res
     control::run(&command, "postgres --single", COPY_LIMIT).await.map(|_output| ())
 }
 
+/// What the WAL was written under: a server with less does not replay it. Lines of postgresql.conf, which
+/// postgresql.auto.conf may add to.
+fn settings_of(floors: &Floors) -> String {
+    let mut text: String = floors.least.iter().map(|(name, least)| format!("{name} = {least}\n")).collect();
+    if floors.n_logical_slots > 0 {
+        text.push_str("wal_level = logical\n");
+    }
+    text
+}
+
+/// Sets up what is recovered from, and gives the file of settings.
+fn prepare(
+    config: &Config,
+    custom: Option<Utf8PathBuf>,
+    recovery: &Recovery,
+    defaults: &str,
+) -> Result<Utf8PathBuf, Error> {
+    let write = |path: Utf8PathBuf| |source| Error::Write { path, source };
+    process::make_private_dir(&config.run_dir, &config.run_as).map_err(write(config.run_dir.clone()))?;
+    let settings = config.run_dir.join("origin.conf");
+    conf::write(config, &settings, defaults)?;
+    let signal = config.data_dir.join(RECOVERY_SIGNAL);
+    match recovery {
+        Recovery::Local => remove_signal_files(&config.data_dir).map(|()| settings),
+        Recovery::AsItIs => {
+            // A single-user server cannot be a standby; what is wanted is the end of the recovery.
+            let standby = config.data_dir.join(STANDBY_SIGNAL);
+            if standby.exists() {
+                std::fs::rename(&standby, &signal).map_err(Error::file("rename", &standby))?;
+            }
+            Ok(restored_settings(config, custom).unwrap_or(settings))
+        }
+        Recovery::By(_) => {
+            remove_signal_files(&config.data_dir)?;
+            process::write_atomic(&signal, b"", &config.run_as, Mode::Private).map_err(write(signal))?;
+            Ok(settings)
+        }
+    }
+}
+
 /// What the command may have set up recovery in, beside postgresql.auto.conf.
-fn restored_settings(config: &Config, machine: &Machine) -> Option<Utf8PathBuf> {
+fn restored_settings(config: &Config, custom: Option<Utf8PathBuf>) -> Option<Utf8PathBuf> {
     let usual = config.config_dir().join("postgresql.conf");
-    machine.custom_conf.clone().into_iter().chain([usual]).find(|path: &Utf8PathBuf| Utf8Path::exists(path))
+    custom.into_iter().chain([usual]).find(|path: &Utf8PathBuf| Utf8Path::exists(path))
 }

@@ -163,6 +163,20 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
     assert!(said(&validate(&missing, &[])).contains("postgresql.wal_e.command: is required"));
     let method = FULL.replace("method: pgbackrest", "method: wal_g");
     assert!(said(&validate(&method, &[])).contains("bootstrap.wal_g.command: is required"));
+    // A section that no list names may hold anything.
+    let broken = |list: &str| {
+        FULL.replace(
+            "  create_replica_methods: [basebackup]",
+            &format!("  create_replica_methods: [{list}]\n  wal_e: {{command: \"x 'y\"}}"),
+        )
+    };
+    let output = validate(&broken("basebackup"), &[]);
+    assert!(
+        output.status.success() && said(&output).contains("postgresql.wal_e.command: "),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(validate(&broken("wal_e"), &[]).status.code(), Some(64));
     let standby = FULL.replace("    ttl: 30", "    ttl: 30\n    standby_cluster: {host: x}");
     assert!(validate(&standby, &[]).status.success());
     let odd = standby.replace("{host: x}", "{host: x, port: many}");

@@ -1,6 +1,6 @@
 //! Replicas that are copied by a command of the administrator's, and by pg_basebackup with the administrator's options.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use crate::stand::{By, SOON, Stand};
 use crate::wait::eventually;
@@ -80,10 +80,34 @@ for word in "$@"; do
 done
 export PGHOST="$from"
 PGPASSWORD="re:p's" pg_basebackup -U replicator -D "$to" --checkpoint=fast
-last=$(PGPASSWORD="super secret" psql -U postgres -Atd postgres -c "INSERT INTO t VALUES (2)" -c "SELECT pg_walfile_name(pg_switch_wal())" | tail -1)
+last=$(PGPASSWORD="super secret" psql -U postgres -Atd postgres -c "INSERT INTO t VALUES (2)" \
+    -c BEGIN -c "INSERT INTO t VALUES (3)" -c "PREPARE TRANSACTION 'third'" -c "SELECT pg_walfile_name(pg_switch_wal())" | tail -1)
 for i in $(seq 100); do [ -f "$(dirname "$0")/archive/$last" ] && exit; sleep 0.1; done
 exit 1
 "#;
+
+/// The marker of an attempt that was cut short, and in its directory what a person has brought since.
+fn cut_short(home: &std::path::Path) {
+    let (data, state) = (home.join("data"), home.join("data.pgherd"));
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(data.join("by-hand"), "").unwrap();
+    let meta = data.metadata().unwrap();
+    let born = meta.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    let said = format!("{} {} {}", meta.dev(), meta.ino(), born.unwrap_or_default().as_nanos());
+    std::fs::write(state.join("bootstrap-in-progress"), said).unwrap();
+}
+
+/// What the third member has, and has not lost.
+async fn recovered(stand: &Stand) {
+    let aside: Vec<_> = std::fs::read_dir(stand.dir.join("n3/data.pgherd/quarantine")).unwrap().collect();
+    assert!(aside.len() == 1 && aside[0].as_ref().unwrap().path().join("by-hand").exists(), "{aside:?}");
+    assert_eq!(stand.sql(3, "SELECT string_agg(x::text, ',' ORDER BY x) FROM t").await, "1,2");
+    assert_eq!(stand.sql(3, "SELECT timeline_id::text FROM pg_control_checkpoint()").await, "2");
+    assert_eq!(stand.sql(3, "SELECT gid FROM pg_prepared_xacts").await, "third");
+    let history = "SELECT count(*) FROM pg_ls_dir('pg_wal/archive_status') f WHERE f ~ '^00000002.history'";
+    assert_eq!(stand.sql(3, history).await, "1", "it is on the list of what is to be archived");
+}
 
 #[tokio::test]
 async fn a_new_cluster_is_made_by_a_command_and_recovered_from_an_archive() {
@@ -99,6 +123,7 @@ async fn a_new_cluster_is_made_by_a_command_and_recovered_from_an_archive() {
         archive.display()
     );
     stand.amend(1, ("shared_buffers: 16MB", &archiving));
+    stand.amend(1, ("max_connections: 50", "max_connections: 50\n        max_prepared_transactions: 5"));
     stand.start(1, By::Pgherd);
     stand.leads(1).await;
     stand.sql(1, "CREATE TABLE t AS SELECT 1 AS x; SELECT 1").await;
@@ -124,10 +149,10 @@ async fn a_new_cluster_is_made_by_a_command_and_recovered_from_an_archive() {
     ] {
         stand.amend(3, change);
     }
+    cut_short(&stand.dir.join("n3"));
     stand.start(3, By::Pgherd);
     stand.leads(3).await;
-    assert_eq!(stand.sql(3, "SELECT string_agg(x::text, ',' ORDER BY x) FROM t").await, "1,2");
-    assert_eq!(stand.sql(3, "SELECT timeline_id::text FROM pg_control_checkpoint()").await, "2");
+    recovered(&stand).await;
     let told = std::fs::read_to_string(script.with_extension("sh.told")).unwrap();
     let told: Vec<&str> = told.lines().collect();
     assert_eq!(told[..2], ["first", "--scope=other"], "{told:?}");

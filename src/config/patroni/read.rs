@@ -323,7 +323,8 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
     let listen = listen?;
     let local = local(r, &listen, &parameters);
     let data_dir = data_dir?;
-    let methods = methods(r);
+    let named = r.list("postgresql.create_replica_methods");
+    let methods = methods(r, &named);
     let proxy = r.parsed("postgresql.proxy_address", connect_address);
     Some(Postgres {
         local,
@@ -346,7 +347,7 @@ fn postgres(r: &mut Reader) -> Option<Postgres> {
         pre_promote: pre_promote(r),
         before_stop: r.parsed("postgresql.before_stop", crate::config::parse::words).unwrap_or_default(),
         proxy,
-        replica_methods: replica_methods(r, &methods),
+        replica_methods: replica_methods(r, named, &methods),
         methods,
         basebackup: options(r, "postgresql.basebackup", BASEBACKUP_OWNED),
         parameters,
@@ -381,8 +382,7 @@ fn parameters(r: &mut Reader) -> BTreeMap<String, String> {
 }
 
 /// The sections that `create_replica_methods` names.
-fn replica_methods(r: &mut Reader, methods: &[Method]) -> Vec<ReplicaMethod> {
-    let names = r.list("postgresql.create_replica_methods");
+fn replica_methods(r: &mut Reader, names: Vec<String>, methods: &[Method]) -> Vec<ReplicaMethod> {
     let read = |name: String| match methods.iter().find(|method| method.name == name) {
         _ if name == "basebackup" => Some(ReplicaMethod::Basebackup),
         Some(method) => Some(ReplicaMethod::Custom(method.clone())),
@@ -395,10 +395,14 @@ fn replica_methods(r: &mut Reader, methods: &[Method]) -> Vec<ReplicaMethod> {
     names.into_iter().filter_map(read).collect()
 }
 
-/// Every section that has a command.
-fn methods(r: &mut Reader) -> Vec<Method> {
+/// Every section that has a command: one that no list here names may be named by the store, or be used by nobody.
+fn methods(r: &mut Reader, named: &[String]) -> Vec<Method> {
     let sections = r.map("postgresql").into_iter().filter(|(_, section)| section.get("command").is_some());
-    sections.filter_map(|(name, _)| replica_method(r, name)).collect()
+    let read = |(name, _)| match named.contains(&name) {
+        true => replica_method(r, name),
+        false => r.tolerating(|r| replica_method(r, name)),
+    };
+    sections.filter_map(read).collect()
 }
 
 fn replica_method(r: &mut Reader, name: String) -> Option<Method> {

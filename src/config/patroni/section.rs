@@ -71,6 +71,16 @@ impl Reader {
         self.warnings.push(Warning(format!("{path}: {what}")));
     }
 
+    /// Reads what may never be used: what is wrong with it is a warning, and then it counts as absent.
+    pub(super) fn tolerating<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let n_before = self.errors.len();
+        let found = read(self);
+        let wrong = self.errors.split_off(n_before);
+        let usable = wrong.is_empty();
+        self.warnings.extend(wrong.into_iter().map(|what| Warning(format!("{what}; not used"))));
+        found.filter(|_| usable)
+    }
+
     /// What stands there; null is as good as nothing.
     pub(super) fn value(&self, path: &str) -> Option<&Value> {
         let value = path.split('.').try_fold(&self.config, |value, key| value.get(key))?;
