@@ -468,6 +468,16 @@ async fn the_description_describes_what_is_answered() {
     let api = start("127.0.0.1", Plain::Accepted).await;
     let document = api.page("/openapi.json").await;
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    // patronictl sends all of them, those that are not given as null.
+    for (schema, key) in [
+        ("Switchover", "candidate"),
+        ("Switchover", "member"),
+        ("Failover", "candidate"),
+        ("Failover", "leader"),
+    ] {
+        let known = &document["components"]["schemas"][schema]["properties"][key];
+        assert!(known["nullable"] == true, "{schema} {key}: {known}");
+    }
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).unwrap();
@@ -805,7 +815,9 @@ mod actions {
                 assert!(code == 400 && page.contains("400 - Bad Request"), "{path} {body}: {code} {page}");
             }
         }
-        assert_eq!(sends(&api, Method::POST, "/reinitialize", "{\"force\":\"yes\"}").await.0, 400);
+        for body in ["{\"force\":\"maybe\"}", "{\"force\":2}", "{\"force\":[]}"] {
+            assert_eq!(sends(&api, Method::POST, "/reinitialize", body).await.0, 400, "{body}");
+        }
         assert_eq!(sends(&api, Method::DELETE, "/reinitialize", "").await.0, 501);
         let mut stream = TcpStream::connect(api.address).await.unwrap();
         stream.write_all(b"PATCH /config HTTP/1.1\r\nHost: n0\r\nConnection: close\r\n\r\n").await.unwrap();

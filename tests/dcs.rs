@@ -17,6 +17,7 @@ use pgherd::dcs::{
 };
 use pgherd::tls::{EtcdClient, Identity};
 use pgherd::types::{Lsn, NodeName, SlotName, SystemId, Timeline};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -456,6 +457,50 @@ async fn a_dead_and_a_frozen_endpoint_are_stepped_over() {
     endpoints.send_replace(vec![url]);
     store.snapshot().await.unwrap();
     frozen.signal(Signal::SIGCONT);
+}
+
+/// Passes on what is said to etcd; what etcd says only until it is muted.
+async fn relay(host: &str, url: &str) -> (String, watch::Sender<bool>) {
+    let target = url.trim_start_matches("http://").to_owned();
+    let listener = tokio::net::TcpListener::bind((host, 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, muted) = watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let etcd = tokio::net::TcpStream::connect(&target).await.unwrap();
+            let ((mut asks, mut hears), (mut says, mut takes)) = (client.into_split(), etcd.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut asks, &mut takes).await });
+            let muted = muted.clone();
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok(n @ 1..) = says.read(&mut buffer).await {
+                    if !*muted.borrow() && hears.write_all(&buffer[..n]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (url, sender)
+}
+
+/// The keys are deleted and the answer is lost: that is not "nothing was removed".
+#[tokio::test]
+async fn a_scope_that_is_gone_without_an_answer_is_gone() {
+    let mut etcd = Etcd::start("127.0.6.8").await;
+    let (relayed, mute) = relay("127.0.6.8", &etcd.url).await;
+    etcd.raw("leader", "n0").await;
+    etcd.raw("initialize", "1").await;
+    let url = etcd.url.clone();
+    let (store, _endpoints) = etcd.store(&[&relayed, &url], None);
+    let seen = store.snapshot().await.unwrap();
+    assert_eq!((seen.leader_name(), store.n_keys().await.unwrap()), (Some(&name("n0")), 2));
+    mute.send(true).unwrap();
+    assert_eq!(store.remove_scope(&seen).await.unwrap(), None);
+    assert_eq!(store.n_keys().await.unwrap(), 0);
+    // Asked once and answered, it is as before.
+    etcd.raw("leader", "n1").await;
+    assert!(is_conflict(&store.remove_scope(&seen).await));
 }
 
 #[tokio::test]

@@ -427,12 +427,8 @@ fn ended(ha: &ha::Status, before: &Option<NodeName>, written: Moment) -> Option<
 // ---- this node
 
 async fn reinitialize(state: &State, body: &Map<String, Value>) -> Answered<Response> {
-    let insistence = match body.get("force") {
-        None | Some(Value::Null | Value::Bool(false)) => Insistence::Careful,
-        Some(Value::Bool(true)) => Insistence::Forced,
-        Some(Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_)) => {
-            return Err(deny_page(StatusCode::BAD_REQUEST));
-        }
+    let Some(insistence) = Insistence::said(body.get("force")) else {
+        return Err(deny_page(StatusCode::BAD_REQUEST));
     };
     let order = Reinitialize { insistence, stage: Accepted::No };
     let reply = state.ask(Ask::Reinitialize(order), ANSWER_PATIENCE).await;

@@ -241,14 +241,19 @@ fn said(description: &str) -> Value {
     answer(description, "text/html", &json!({ "type": "string" }))
 }
 
+/// What counts as yes and no: Patroni's words, too.
+fn insistence() -> Value {
+    json!({ "anyOf": [{ "type": "boolean", "nullable": true },
+        { "type": "integer", "enum": [0, 1] }, { "type": "string" }] })
+}
+
 fn schemas() -> Value {
-    let text = json!({ "type": "string" });
+    let [text, number, flag] = ["string", "integer", "boolean"].map(|kind| json!({ "type": kind }));
     let name = json!({ "type": "string", "minLength": 1 });
-    let number = json!({ "type": "integer" });
-    let flag = json!({ "type": "boolean" });
     let time = json!({ "type": "string", "format": "date-time" });
     // An empty one is as good as none.
-    let moment = json!({ "anyOf": [time, { "type": "string", "maxLength": 0 }] });
+    let moment = json!({ "anyOf": [time, { "type": "string", "maxLength": 0, "nullable": true }] });
+    let maybe = json!({ "type": "string", "nullable": true });
     let closed = |properties: Value, required: &[&str]| json!({ "type": "object", "properties": properties, "additionalProperties": false, "required": required });
     json!({
         "Object": { "type": "object" },
@@ -285,10 +290,10 @@ fn schemas() -> Value {
                 } }
             }
         },
-        "Switchover": closed(json!({ "leader": name, "candidate": text, "member": text, "scheduled_at": moment }), &["leader"]),
+        "Switchover": closed(json!({ "leader": name, "candidate": maybe, "member": maybe, "scheduled_at": moment }), &["leader"]),
         // With a leader it is a switchover.
         "Failover": { "type": "object", "additionalProperties": false,
-            "properties": { "candidate": text, "member": text, "leader": name, "scheduled_at": moment },
+            "properties": { "candidate": maybe, "member": maybe, "leader": maybe, "scheduled_at": moment },
             "anyOf": [
                 { "required": ["candidate"] }, { "required": ["member"] }, { "required": ["leader"] }
             ] },
@@ -302,6 +307,6 @@ fn schemas() -> Value {
             "postgres_version": { "type": "string", "pattern": r"^[0-9]{1,2}\.[0-9]{1,2}(\.[0-9]{1,2})?$" },
             "restart_pending": flag, "timeout": { "type": "integer", "minimum": 1, "maximum": 86400 }
         } },
-        "Reinitialize": { "type": "object", "properties": { "force": flag, "from_leader": flag } }
+        "Reinitialize": { "type": "object", "properties": { "force": insistence(), "from_leader": flag } }
     })
 }

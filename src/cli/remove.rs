@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use camino::Utf8PathBuf;
 use serde_json::json;
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ use super::{Printed, credentials};
 use crate::config::Config;
 use crate::config::patroni::Agent;
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
-use crate::dcs::{Dcs as _, Snapshot};
+use crate::dcs::{Dcs as _, Error, Snapshot};
 use crate::node::machine;
 
 /// Nothing is written under a lease here.
@@ -103,7 +103,11 @@ pub async fn run(args: &Args, place: Place) -> anyhow::Result<Printed> {
     for (what, word) in questions(&scope, &seen) {
         typed(&what, &word)?;
     }
-    let n = store.remove_scope(&seen).await.context("nothing was removed")?;
+    let removed = store.remove_scope(&seen).await.map_err(|error| {
+        let what = told(&error);
+        anyhow::Error::new(error).context(what)
+    })?;
+    let n = removed.unwrap_or(n);
     stop.cancel();
     say(
         args.json,
@@ -112,9 +116,20 @@ pub async fn run(args: &Args, place: Place) -> anyhow::Result<Printed> {
     )
 }
 
+/// What became of a removal that failed.
+fn told(error: &Error) -> &'static str {
+    match error {
+        Error::Conflict { .. } | Error::Rejected(_) => "nothing was removed",
+        Error::Unreachable(_) => "whether it was removed is unknown: ask again",
+    }
+}
+
 /// Why the cluster that this environment is of must stay.
 fn in_use(seen: &Snapshot) -> Option<String> {
-    let names: Vec<&str> = seen.members.iter().map(|member| member.name.as_str()).collect();
+    let mut names: Vec<&str> = seen.members.iter().map(|member| member.name.as_str()).collect();
+    // A leader whose own entry has not been written yet lives as well.
+    let leader = seen.leader_name().map(crate::types::NodeName::as_str);
+    names.extend(leader.filter(|name| seen.members.iter().all(|member| member.name.as_str() != *name)));
     (!names.is_empty()).then(|| {
         let names = names.join(", ");
         format!("{names}: alive, and their data is safe by these keys only: stop them first")
@@ -135,4 +150,33 @@ fn questions(scope: &str, seen: &Snapshot) -> Vec<(String, String)> {
         all.push((format!("{scope} is led. Type the leader's name to go on: "), leader.to_string()));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::dcs::{Leader, Readiness};
+    use crate::types::{LeaseId, NodeName, Revision};
+
+    #[test]
+    fn a_leader_without_an_entry_of_its_own_is_alive() {
+        let name = NodeName::from("n0");
+        let mut seen = Snapshot {
+            taken: clock::now(),
+            readiness: Readiness::Ready,
+            initialize: None,
+            leader: Some(Leader { name, lease: LeaseId(1), revision: Revision(9) }),
+            members: Vec::new(),
+            config: None,
+            status: None,
+            history: None,
+            sync: None,
+            failover: None,
+            failsafe: None,
+        };
+        assert!(in_use(&seen).is_some_and(|why| why.contains("alive")));
+        seen.leader = None;
+        assert_eq!(in_use(&seen), None);
+    }
 }

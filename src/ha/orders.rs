@@ -133,6 +133,23 @@ pub enum Insistence {
     Forced,
 }
 
+impl Insistence {
+    /// Patroni's words for yes and no, in any case, and 1 and 0. Nothing for anything else: it could mean either.
+    pub fn said(force: Option<&Value>) -> Option<Self> {
+        let word = match force {
+            None | Some(Value::Null) => return Some(Self::Careful),
+            Some(Value::String(word)) => word.to_ascii_lowercase(),
+            Some(other @ (Value::Bool(_) | Value::Number(_))) => other.to_string(),
+            Some(Value::Array(_) | Value::Object(_)) => return None,
+        };
+        match word.as_str() {
+            "true" | "on" | "yes" | "1" => Some(Self::Forced),
+            "false" | "off" | "no" | "0" => Some(Self::Careful),
+            _ => None,
+        }
+    }
+}
+
 /// Whether an order has been accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
@@ -411,4 +428,27 @@ pub(super) fn is_beyond_help(view: &View) -> bool {
     let n = view.n_failures(Job::Start);
     let fresh = view.memory.copied.is_some_and(|at| view.now.since(at) < COPY_AGAIN);
     n >= FAILED_STARTS && !fresh && !fitness::disk_is_to_blame(view) && whole_others(view) >= 2
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn force_is_said_in_patronis_words() {
+        for (value, expected) in [
+            (json!(null), Some(Insistence::Careful)),
+            (json!(0), Some(Insistence::Careful)),
+            (json!("Off"), Some(Insistence::Careful)),
+            (json!(true), Some(Insistence::Forced)),
+            (json!(1), Some(Insistence::Forced)),
+            (json!("YES"), Some(Insistence::Forced)),
+            (json!("maybe"), None),
+            (json!(2), None),
+        ] {
+            assert_eq!(Insistence::said(Some(&value)), expected, "{value}");
+        }
+    }
 }

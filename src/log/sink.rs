@@ -1,7 +1,7 @@
 //! Where the writer puts lines: standard output, or files of bounded size and number (agent mode).
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 
@@ -66,19 +66,23 @@ impl Rotating {
     }
 
     /// Makes room: the oldest one goes, every other one moves on.
+    /// The new file is there before any old one moves: without it nothing does, and the old one grows on.
     fn rotate(&mut self) -> io::Result<()> {
-        let Files { dir, kept, .. } = &self.files;
+        let Files { dir, kept, mode, .. } = &self.files;
+        let next = dir.join("patroni.log.new");
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let file = File::options().create_new(true).append(true).mode(*mode).open(&next)?;
         for n in (0..*kept).rev() {
             match fs::rename(numbered(dir, n), numbered(dir, n + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
-        if *kept == 0 {
-            fs::remove_file(numbered(dir, 0))?;
-        }
-        self.file = open(&self.files)?;
-        self.size = 0;
+        fs::rename(&next, numbered(dir, 0))?;
+        (self.file, self.size) = (file, 0);
         Ok(())
     }
 }
@@ -88,10 +92,23 @@ impl Sink for Rotating {
         let full = self.files.limit > 0 && self.size > 0 && self.size + bytes.len() as u64 > self.files.limit;
         // Where nothing can be renamed the file grows on: a line is worth more than its place.
         let _rotated = full.then(|| self.rotate().is_ok());
-        self.file.write_all(bytes).map_err(|_full_disk| bytes.to_vec())?;
-        self.size += bytes.len() as u64;
-        Ok(())
+        let rest = written(&mut self.file, bytes);
+        self.size += (bytes.len() - rest.len()) as u64;
+        if rest.is_empty() { Ok(()) } else { Err(rest.to_vec()) }
     }
+}
+
+/// Writes what it can, and gives back the rest.
+fn written<'a>(to: &mut impl io::Write, bytes: &'a [u8]) -> &'a [u8] {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match to.write(rest) {
+            Ok(n) if n > 0 => rest = rest.get(n..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    rest
 }
 
 fn open(files: &Files) -> io::Result<File> {
@@ -119,5 +136,18 @@ mod tests {
         let all = ["patroni.log", "patroni.log.1", "patroni.log.2"].map(read);
         assert_eq!(all, ["line8\n", "line7\n", "line6\n"]);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
+        // The new file cannot be made: no old one is pushed out, and the current one grows on.
+        fs::create_dir(dir.join("patroni.log.new")).unwrap();
+        let mut log = Rotating::open(files).unwrap();
+        log.put(b"line9\n").unwrap();
+        log.put(b"line10\n").unwrap();
+        let all = ["patroni.log", "patroni.log.1", "patroni.log.2"].map(read);
+        assert_eq!(all, ["line8\nline9\nline10\n", "line7\n", "line6\n"]);
+    }
+
+    #[test]
+    fn what_a_full_disk_has_taken_is_not_given_back() {
+        let mut room = [0; 4];
+        assert_eq!(written(&mut room.as_mut_slice(), b"line9\n"), b"9\n");
     }
 }

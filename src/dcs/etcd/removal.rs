@@ -18,24 +18,31 @@ impl EtcdStore {
         Ok(reply.op_responses().into_iter().find_map(as_get).map_or(0, |get| get.count()))
     }
 
-    /// Deletes the scope as it was `seen`, and gives the number of keys. [`Error::Conflict`] when another leader leads by
-    /// now, or a member has come where there was none.
+    /// Deletes the scope as it was `seen`, and gives the number of keys, if it is known: not where the answer to the
+    /// deletion was lost. [`Error::Conflict`] when another leader leads by now, or a member has come where there was none.
     ///
     /// # Errors
     /// As every call of a store.
-    pub async fn remove_scope(&self, seen: &Snapshot) -> Result<i64, Error> {
+    pub async fn remove_scope(&self, seen: &Snapshot) -> Result<Option<i64>, Error> {
         let all = DeleteOptions::new().with_prefix();
         let removal = TxnOp::delete(self.prefix.as_str(), Some(all));
-        let Answer { reply, repeated: _it_is_gone_either_way } =
+        let Answer { reply, repeated } =
             self.txn(Txn::new().when(self.unchanged(seen)).and_then([removal])).await.map_err(refused)?;
-        if !reply.succeeded() {
-            return Err(Error::Conflict { what: "the cluster" });
+        match (reply.succeeded(), repeated) {
+            (true, false) => {}
+            (false, false) => return Err(Error::Conflict { what: "the cluster" }),
+            // What an earlier attempt has done is for the keys to say.
+            (true | false, true) if self.n_keys().await? == 0 => return Ok(None),
+            (true | false, true) => {
+                let why = "the cluster has changed, or was removed and has come back".to_owned();
+                return Err(Error::Unreachable(why));
+            }
         }
         let deleted = |op| match op {
             TxnOpResponse::Delete(deleted) => Some(deleted.deleted()),
             TxnOpResponse::Put(_) | TxnOpResponse::Get(_) | TxnOpResponse::Txn(_) => None,
         };
-        Ok(reply.op_responses().into_iter().find_map(deleted).unwrap_or(0))
+        Ok(reply.op_responses().into_iter().find_map(deleted))
     }
 
     fn unchanged(&self, seen: &Snapshot) -> Vec<Compare> {
