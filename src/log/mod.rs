@@ -209,7 +209,7 @@ impl Lines {
     fn log(&mut self, size: usize, cut: impl FnOnce(&mut Splitter, &mut dyn FnMut(&[u8], Wholeness))) {
         let Some((ring, format)) = LOG.get() else { return };
         let stamp = self.stamp.now();
-        let mut chunk = Chunk { bytes: Vec::with_capacity(size + size / 2), lines: 0 };
+        let mut chunk = Chunk { bytes: ring.buffer(size + size / 2), lines: 0 };
         let (service, stream) = (self.service.as_str(), Some(self.stream));
         cut(&mut self.splitter, &mut |line, wholeness| {
             append(&mut chunk.bytes, (*format, stamp), &Origin { service, stream, wholeness }, line);

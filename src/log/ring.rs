@@ -16,6 +16,10 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// A chunk of this size is written as it is; smaller ones are gathered.
 const WRITTEN_ALONE: usize = 16 * 1024;
 
+/// So many buffers of big chunks are used again. New memory for each costs a busy service's log as much as all else that is done
+/// with its lines: the kernel clears every page of it.
+const SPARE_BUFFERS: usize = 2;
+
 /// What is kept free for our own lines: thousands of decisions.
 const RESERVE: usize = 256 * 1024;
 
@@ -49,6 +53,8 @@ pub(super) struct Ring {
 struct Queue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
+    /// Buffers of chunks that have been written.
+    spare: Vec<Vec<u8>>,
     dropped: Dropped,
     /// Lines that were dropped since the start.
     n_dropped: u64,
@@ -85,6 +91,14 @@ impl Ring {
     /// A panic while the lock was held cannot leave the queue half-changed: every change is a push or a pop.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An empty buffer for a chunk of about this size.
+    pub(super) fn buffer(&self, size: usize) -> Vec<u8> {
+        let spare = if size >= WRITTEN_ALONE { self.lock().spare.pop() } else { None };
+        let mut buffer = spare.unwrap_or_default();
+        buffer.reserve(size);
+        buffer
     }
 
     /// Once lines have been dropped, more are dropped until half of the ring is free: one long gap says more than many
@@ -145,7 +159,11 @@ impl Ring {
         {
             queue.bytes -= chunk.bytes.len();
             if batch.is_empty() && chunk.bytes.len() >= WRITTEN_ALONE {
-                *batch = chunk.bytes;
+                let mut written = std::mem::replace(batch, chunk.bytes);
+                if written.capacity() >= WRITTEN_ALONE && queue.spare.len() < SPARE_BUFFERS {
+                    written.clear();
+                    queue.spare.push(written);
+                }
                 return;
             }
             batch.extend_from_slice(&chunk.bytes);
