@@ -549,7 +549,7 @@ async fn a_standby_streams_freezes_is_promoted_and_the_old_primary_is_rewound() 
     assert_eq!(promoted.timeline, Timeline(2));
     b.pg.checkpoint(PATIENCE).await.unwrap();
     a.ask("INSERT INTO t VALUES (666)").await;
-    a.ask(&format!("SELECT pg_logical_emit_message(false, 'test', '{PRIVATE}')")).await;
+    a.ask(&format!("SELECT pg_logical_emit_message(true, 'test', '{PRIVATE}')")).await;
     let segment = a.ask("SELECT pg_walfile_name(pg_current_wal_flush_lsn())").await;
     b.ask("INSERT INTO t VALUES (7)").await;
     a.pg.stop(StopMode::Immediate).await.unwrap();
