@@ -45,6 +45,11 @@ fn missing() -> Option<String> {
     if compose().is_none() {
         return Some("neither `docker compose` nor `docker-compose` is installed".to_owned());
     }
+    // A newer client without its plugin refuses even to say how it is used.
+    let buildkit = run(Command::new("docker").args(["build", "--help"]).env("DOCKER_BUILDKIT", "1"));
+    if !buildkit.is_ok_and(|said| said.status.success()) {
+        return Some("this client cannot build with BuildKit: its buildx plugin is not installed".to_owned());
+    }
     let there = |args: &[&str]| run(Command::new("docker").args(args)).is_ok_and(|out| out.status.success());
     let base = there(&["image", "inspect", BASE]) || there(&["pull", "--quiet", BASE]);
     (!base).then(|| format!("no image {BASE} and no registry; docker/offline/base-image makes one"))
