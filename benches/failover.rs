@@ -20,6 +20,7 @@ mod bare;
 #[expect(dead_code, reason = "the harness of the cluster tests; a measurement needs a part of it")]
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
@@ -232,21 +233,30 @@ async fn footprint() -> Value {
             "rss_mib": round(resident_kib(*pid) as f64 / 1024.0),
             // A tick is a hundredth of a second, so ticks per second are percent of a core.
             "cpu_percent": per_second(now.0, then.0),
-            "wake_ups_per_second": per_second(now.1, then.1),
+            "wake_ups_per_second": per_second(woken(&now.1, &then.1), 0),
         });
         report.insert(what.clone(), figures);
     }
     Value::Object(report)
 }
 
-/// How often its threads have gone to sleep by themselves: each time something had woken them.
-fn wake_ups(pid: Pid) -> u64 {
+/// How often each of its threads has gone to sleep by itself: each time something had woken it.
+fn wake_ups(pid: Pid) -> BTreeMap<String, u64> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().filter_map(Result::ok);
-    let status = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
     let count = |text: String| -> Option<u64> {
         text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
     };
-    status.filter_map(count).sum()
+    threads
+        .filter_map(|thread| {
+            let status = fs::read_to_string(thread.path().join("status")).ok()?;
+            Some((thread.file_name().into_string().ok()?, count(status)?))
+        })
+        .collect()
+}
+
+/// How often since then. What a thread did that has ended meanwhile is not known.
+fn woken(now: &BTreeMap<String, u64>, then: &BTreeMap<String, u64>) -> u64 {
+    now.iter().map(|(thread, n)| n - then.get(thread).unwrap_or(&0)).sum()
 }
 
 fn resident_kib(pid: Pid) -> u64 {
