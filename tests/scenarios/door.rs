@@ -152,6 +152,7 @@ fn what_was_a_primary_hides_its_commits_when_it_is_started_to_vote() {
     let compared = |scene: Scene| scene.leader("n1").same_timeline().decide().actions;
     let judged = was_a_primary().data(ControlState::ShutDown);
     assert!(!compared(judged.clone()).contains(&Action::CloseDoor), "up to its last record");
+    assert_eq!(compared(was_a_primary()).first(), Some(&Action::CloseDoor), "nobody knows its last record");
     // Of what was started since nobody knows where it ends: it was compared up to where it is consistent.
     let again = judged.data(ControlState::ShutDownInRecovery).with(|v| v.volume.unconfirmed = true);
     assert_eq!(compared(again).first(), Some(&Action::CloseDoor));
