@@ -174,14 +174,7 @@ impl Agent {
             peers: deps.peers.borrow().clone(),
             listing: Listing::default(),
             probes: std::collections::BTreeMap::new(),
-            local: Local {
-                unit: *deps.unit.state().borrow(),
-                dir: observe::dir(&config.data_dir),
-                ending: None,
-                retry_at: None,
-                joined: None,
-                silent_since: None,
-            },
+            local: Local::new(*deps.unit.state().borrow(), observe::dir(&config.data_dir)),
             store: None,
             memory: Memory::default(),
         };

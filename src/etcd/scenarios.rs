@@ -102,14 +102,7 @@ pub(super) fn fresh() -> View {
         peers,
         listing,
         probes: BTreeMap::new(),
-        local: Local {
-            unit: UnitState::Down { last: None },
-            dir: Dir::Empty,
-            ending: None,
-            retry_at: None,
-            joined: None,
-            silent_since: None,
-        },
+        local: Local::new(UnitState::Down { last: None }, Dir::Empty),
         store: None,
         memory: Memory { probed_at: Some(now), ..Memory::default() },
     };

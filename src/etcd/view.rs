@@ -198,6 +198,13 @@ pub struct Local {
     pub silent_since: Option<Moment>,
 }
 
+impl Local {
+    /// What is known of an etcd before anything was tried.
+    pub fn new(unit: UnitState, dir: Dir) -> Self {
+        Self { unit, dir, ending: None, retry_at: None, joined: None, silent_since: None }
+    }
+}
+
 /// What is known of another node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Probe {

@@ -103,6 +103,7 @@ impl Taken<'_> {
     }
 }
 
+/// The same for data that ends on this timeline; none when the store knew of all of it.
 pub(super) fn taken(view: &View, local: Timeline) -> Option<Taken<'_>> {
     if view.volume.promoted == Some(local) {
         let author = view.volume.promoted_as.as_ref().unwrap_or(&view.me);

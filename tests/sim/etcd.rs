@@ -73,14 +73,7 @@ fn view(n: usize, record: Record, nodes: usize) -> View {
         peers: Peers { desired_size: Some(nodes), ..Peers::default() },
         listing: Listing::default(),
         probes: BTreeMap::new(),
-        local: Local {
-            unit: UnitState::Down { last: None },
-            dir: Dir::Empty,
-            ending: None,
-            retry_at: None,
-            joined: None,
-            silent_since: None,
-        },
+        local: Local::new(UnitState::Down { last: None }, Dir::Empty),
         store: None,
         memory: Memory::default(),
     }
