@@ -781,8 +781,10 @@ async fn an_interrupted_clone_is_good_only_for_another_and_old_data_is_kept() {
     write(&b.config.state_dir.join("rewind-in-progress"), b"", 0o600);
     assert!(matches!(b.status().await.data, DataDir::Incomplete { .. }));
     assert!(matches!(b.pg.start(&StartAs::Standby(None), "").await, Err(Error::Incomplete { .. })));
-    // Half a rewind of the directory that was there before says nothing.
+    // Nor is it one when the volume was moved, and the directory has another number.
     write(&b.config.state_dir.join("rewind-in-progress"), b"1 2 3", 0o600);
+    assert!(matches!(b.status().await.data, DataDir::Incomplete { .. }));
+    std::fs::remove_file(b.config.state_dir.join("rewind-in-progress")).unwrap();
     assert_eq!(b.status().await.data, before);
     // Data that came into the place of what a command had begun is not founded over, and not run either.
     for said in ["", "1 2 3"] {

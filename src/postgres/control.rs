@@ -76,15 +76,12 @@ fn unfinished(shared: &Shared) -> Option<DataDir> {
         Some(Whose::Another | Whose::Unsaid) => return incomplete(NOT_WHAT_WAS_BEGUN),
         None => {}
     }
-    // Whichever directory it is: the command may have exchanged it.
+    // Whichever directory it is: the command may have exchanged it, and a volume that was moved, or whose device has another number
+    // since the machine was started again, holds the same half of a rewind.
     if marker::found(shared, marker::FILL).is_some() {
         return incomplete("a copy did not finish");
     }
-    match marker::found(shared, marker::REWIND) {
-        Some(Whose::This | Whose::Unsaid) => incomplete("a rewind did not finish"),
-        // pg_rewind does not exchange it.
-        Some(Whose::Another) | None => None,
-    }
+    marker::found(shared, marker::REWIND).and_then(|_whose| incomplete("a rewind did not finish"))
 }
 
 /// Whether a directory is absent or has no entries.

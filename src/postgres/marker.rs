@@ -1,8 +1,8 @@
 //! What stands in the state directory while PGDATA is being changed: it outlives a crash in the middle of that.
 //!
-//! Invariant: nothing is deleted because of a marker. A marker names the directory that it was set for, so that it says nothing
-//! of one that somebody has put in its place; what a command of the administrator's does to the directory itself is not
-//! known, so of such a one it says less (`control::classify`).
+//! Invariant: nothing is deleted because of a marker. A marker names the directory that it was set for: only of that very one does
+//! [`ORIGIN`] say that it is as good as empty. Of any other, and for every other marker, the data is not to be trusted
+//! (`control::classify`): a directory that was moved with its volume is the same half of a rewind.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::time::UNIX_EPOCH;
