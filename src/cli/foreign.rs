@@ -16,9 +16,12 @@ pub struct Args {
     /// Pass signals on to the command's whole process group
     #[arg(short, long, requires = "command")]
     group: bool,
-    /// Pass another signal on instead, such as TERM:INT or 15:2 (may be repeated)
+    /// Pass another signal on instead, such as TERM:INT or 15:2, or none, such as WINCH:0 (may be repeated)
     #[arg(short, long, value_name = "FROM:TO", value_parser = parse_rewrite, requires = "command")]
-    rewrite: Vec<(i32, i32)>,
+    rewrite: Vec<(i32, Option<i32>)>,
+    /// Pass this signal on when our own parent dies
+    #[arg(short, long, value_name = "SIGNAL", value_parser = parse_name, requires = "command")]
+    parent_death: Option<Signal>,
     /// Take this exit code of the command for 0 (may be repeated)
     #[arg(short = 'e', long, value_name = "CODE", requires = "command")]
     forgive: Vec<u8>,
@@ -38,22 +41,29 @@ impl Args {
             command: self.command,
             audience,
             rewrite: self.rewrite,
+            parent_death: self.parent_death,
             forgiven: self.forgive,
         })
     }
 }
 
-fn parse_rewrite(text: &str) -> Result<(i32, i32), String> {
+/// Another signal, or 0 for none.
+fn parse_rewrite(text: &str) -> Result<(i32, Option<i32>), String> {
     let (from, to) = text.split_once(':').ok_or_else(|| format!("{text:?} is not FROM:TO"))?;
-    Ok((parse_signal(from)?, parse_signal(to)?))
+    let to = if to == "0" { None } else { Some(parse_signal(to)?) };
+    Ok((parse_signal(from)?, to))
 }
 
-/// `TERM`, `SIGTERM` or `15`.
+/// `TERM`, `SIGTERM` or `15`, or a real-time signal, which has a number only.
 fn parse_signal(text: &str) -> Result<i32, String> {
     let by_number = text.parse().ok().filter(|number| (1..=LAST_SIGNAL).contains(number));
-    let by_name = || format!("SIG{}", text.strip_prefix("SIG").unwrap_or(text)).parse::<Signal>().ok();
-    let number = by_number.or_else(|| by_name().map(signal_number));
-    number.ok_or_else(|| format!("{text:?} is not a signal"))
+    by_number.map_or_else(|| parse_name(text).map(signal_number), Ok)
+}
+
+fn parse_name(text: &str) -> Result<Signal, String> {
+    let by_number = text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
+    let by_name = || format!("SIG{}", text.strip_prefix("SIG").unwrap_or(text)).parse().ok();
+    by_number.or_else(by_name).ok_or_else(|| format!("{text:?} is not a signal"))
 }
 
 #[cfg(test)]
@@ -62,10 +72,13 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        assert_eq!(parse_rewrite("TERM:INT"), Ok((15, 2)));
-        assert_eq!(parse_rewrite("SIGTERM:34"), Ok((15, 34)));
-        for wrong in ["TERM", "TERM:", "0:1", "65:1", "15:NO"] {
+        assert_eq!(parse_rewrite("TERM:INT"), Ok((15, Some(2))));
+        assert_eq!(parse_rewrite("SIGTERM:34"), Ok((15, Some(34))));
+        assert_eq!(parse_rewrite("WINCH:0"), Ok((28, None)));
+        for wrong in ["TERM", "TERM:", "0:1", "65:1", "15:NO", "15:65"] {
             parse_rewrite(wrong).unwrap_err();
         }
+        assert_eq!(parse_name("SIGUSR1"), parse_name("10"));
+        parse_name("34").unwrap_err();
     }
 }

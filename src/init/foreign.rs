@@ -7,7 +7,10 @@ use std::ffi::OsString;
 use std::io;
 use std::time::Duration;
 
+use nix::fcntl::{OFlag, open};
+use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
 
 use super::family::{self, Reach};
@@ -26,13 +29,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 pub(super) fn run(options: &ForeignOptions, voice: &Voice) -> io::Result<u8> {
     let ears = Ears::open_wide()?;
     adopt_orphans()?;
+    if let Some(signal) = options.parent_death {
+        // It arrives like any other signal, and is passed on like any other.
+        prctl::set_pdeathsig(signal)?;
+    }
     let terminal = match nix::unistd::isatty(io::stdin()) {
         Ok(true) => Terminal::Foreground,
         Ok(false) | Err(_) => Terminal::Detached,
     };
     // A shell above us wants its terminal back.
     let foreground = tcgetpgrp(io::stdin()).ok();
-    let child = match start(options, terminal) {
+    // We must not pin a file system that somebody wants to unmount. Before the command runs: it may look.
+    let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    std::env::set_current_dir("/")?;
+    let plan = Plan::own(Signal::SIGTERM, terminal).keep_others().start_in(here);
+    let child = match start(options, plan) {
         Ok(pid) => pid,
         Err(error) => {
             let name = options.command.first().map(|name| name.to_string_lossy()).unwrap_or_default();
@@ -42,8 +53,6 @@ pub(super) fn run(options: &ForeignOptions, voice: &Voice) -> io::Result<u8> {
             return Ok(if missing { NOT_FOUND } else { NOT_EXECUTABLE });
         }
     };
-    // We must not pin a file system that somebody wants to unmount.
-    std::env::set_current_dir("/")?;
     let code = serve(options, &ears, (child, terminal))?;
     give_back(terminal, foreground);
     end_leftovers(&ears)?;
@@ -60,12 +69,12 @@ fn give_back(terminal: Terminal, foreground: Option<Pid>) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "init is the other module that spawns")]
-fn start(options: &ForeignOptions, terminal: Terminal) -> io::Result<u32> {
+fn start(options: &ForeignOptions, plan: Plan) -> io::Result<u32> {
     let (program, args) =
         options.command.split_first().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     let mut std_command = std::process::Command::new::<&OsString>(program);
     std_command.args(args);
-    Plan::own(Signal::SIGTERM, terminal).keep_others().install(&mut std_command);
+    plan.install(&mut std_command);
     Ok(std_command.spawn()?.id())
 }
 
@@ -83,16 +92,17 @@ fn serve(options: &ForeignOptions, ears: &Ears, (child, terminal): (u32, Termina
         }
         ears.wait(&[], None)?;
         while let Some(heard) = ears.next_signal() {
-            if let Some(number) = passed_on(heard, terminal) {
-                let rewritten = options.rewrite.iter().find(|(from, _)| *from == number);
-                let number = rewritten.map_or(number, |(_, to)| *to);
+            let rewritten = options.rewrite.iter().find(|(from, _)| *from == heard.number);
+            let number = rewritten.map_or_else(|| passed_on(heard, terminal), |(_, to)| *to);
+            if let Some(number) = number {
                 family::signal_foreign(child, number, options.reach());
             }
         }
     }
 }
 
-/// Not those that are about us: our children's ends, our terminal, a pipe that we wrote to.
+/// What is passed on where nothing else is asked for: not those that are about us, our children's ends, our terminal, a pipe that
+/// we wrote to.
 fn passed_on(heard: Heard, terminal: Terminal) -> Option<i32> {
     let number = heard.number;
     let Some(signal) = heard.signal() else { return Some(number) };

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use system::Voice;
 
 pub use crate::config::RestartNode;
@@ -60,8 +61,10 @@ impl Default for InitOptions {
 pub struct ForeignOptions {
     pub command: Vec<OsString>,
     pub audience: Audience,
-    /// Signals that become others on their way, by number.
-    pub rewrite: Vec<(i32, i32)>,
+    /// Signals that become others on their way, or nothing, by number.
+    pub rewrite: Vec<(i32, Option<i32>)>,
+    /// What we get when whoever has started us dies.
+    pub parent_death: Option<Signal>,
     /// Exit codes that count as 0: what a Java machine ends with after SIGTERM is 143.
     pub forgiven: Vec<u8>,
 }

@@ -4,7 +4,7 @@
 //! lookup: another thread may have held any of them at the fork.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 
 use nix::libc;
@@ -42,6 +42,8 @@ pub struct Plan {
     /// Descriptors that the child keeps, and the numbers that they get there.
     keep: Vec<(RawFd, RawFd)>,
     others: Others,
+    /// Where it starts, when that is not where we are.
+    dir: Option<OwnedFd>,
     limits: Limits,
     /// What it writes into its `oom_score_adj`, when that is to differ from ours.
     oom_score: Option<String>,
@@ -86,6 +88,7 @@ impl Plan {
             terminal,
             keep: Vec::new(),
             others: Others::Closed,
+            dir: None,
             limits: Limits::Inherited,
             oom_score: None,
         }
@@ -101,6 +104,12 @@ impl Plan {
     #[must_use]
     pub fn keep_others(self) -> Self {
         Self { others: Others::Inherited, ..self }
+    }
+
+    /// Has the child start in this directory, which need not have a name any more.
+    #[must_use]
+    pub fn start_in(self, dir: OwnedFd) -> Self {
+        Self { dir: Some(dir), ..self }
     }
 
     /// Lets the child keep a descriptor, under this number.
@@ -137,6 +146,9 @@ impl Plan {
         }
         for (fd, number) in &self.keep {
             keep_open(*fd, *number)?;
+        }
+        if let Some(dir) = &self.dir {
+            rustix::process::fchdir(dir)?;
         }
         if let Some((uid, gid, groups)) = &self.account {
             become_account(*uid, *gid, groups)?;
@@ -184,7 +196,7 @@ pub fn signal_number(signal: Signal) -> i32 {
 }
 
 /// Keeps this process out of core dumps and out of reach of other processes' `/proc` and ptrace. Its environment holds
-/// secrets. Not inherited over exec: `init` and `node` both call it.
+/// secrets. Not inherited over exec: every process of ours calls it.
 pub fn hide_memory() {
     // It cannot fail with this.
     prctl::set_dumpable(false).ok();

@@ -8,12 +8,15 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::{
-    PGHERD, Running, Test, code_of, foreign, foreign_shell, output_of, pid_in, read, text, wait_until,
+    PGHERD, Running, Test, code_of, foreign, foreign_shell, is_alive, output_of, pid_in, read, text,
+    wait_until,
 };
 
 pub(super) const TESTS: &[Test] = &[
     ("t05_signals_without_a_name_are_passed_on", real_time),
     ("t06_a_signal_can_be_rewritten", rewritten),
+    ("t06_to_nothing_too_and_even_what_is_about_us", rewritten_oddly),
+    ("t34_the_death_of_whoever_started_us_is_passed_on", parent_death),
     ("a_group_hears_what_its_leader_hears", whole_group),
     ("an_exit_code_can_be_forgiven", forgiven),
     ("the_command_has_our_input_environment_and_descriptors", inherited),
@@ -54,6 +57,30 @@ fn rewritten() {
     pid_in(&dir.path().join("ready"));
     init.signal(Signal::SIGTERM);
     assert_eq!(init.code(), Some(4));
+}
+
+/// To nothing, and one that is not passed on otherwise.
+fn rewritten_oddly() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = trapped(dir.path(), "trap 'exit 4' INT; trap 'exit 5' USR1");
+    let mut init = Running::start(init(&["-r", "INT:0", "-r", "TTIN:USR1"], &["/bin/sh", "-c", &script]));
+    pid_in(&dir.path().join("ready"));
+    init.signal(Signal::SIGINT);
+    init.signal(Signal::SIGTTIN);
+    assert_eq!(init.code(), Some(5));
+}
+
+fn parent_death() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = dir.path().join("note");
+    let script = trapped(dir.path(), &format!("trap 'echo USR1 > {}; exit 0' USR1", note.display()));
+    let mut parent = Command::new("/bin/sh");
+    parent.args(["-c", "\"$@\" & wait", "sh", PGHERD, "init", "-p", "USR1", "--", "/bin/sh", "-c", &script]);
+    let parent = Running::start(parent);
+    let child = pid_in(&dir.path().join("ready"));
+    parent.signal(Signal::SIGKILL);
+    wait_until("the signal", || read(&note) == "USR1\n");
+    wait_until("the command's end", || !is_alive(child));
 }
 
 fn whole_group() {
