@@ -9,7 +9,7 @@ use clap::{CommandFactory as _, Parser as _};
 use pgherd::cli::ctl::client::{Cluster, Errand};
 use pgherd::cli::{self, Api, Cli, Command, ConfigCommand};
 use pgherd::config::{self, Config};
-use pgherd::{init, node};
+use pgherd::{init, node, process};
 
 /// A configuration that will not become right by trying again (`EX_USAGE`): `init` does not restart a node that
 /// ended with it.
@@ -53,6 +53,11 @@ fn report(failure: Failure) -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
+    // The environment of a container holds secrets. A foreign command has all of it anyway, and whoever tests an init wants to
+    // look at it; without one `init` hides by itself.
+    if !matches!(command, Command::Init(_)) {
+        process::hide_memory();
+    }
     match command {
         // `init` stays small: no TLS, no runtime.
         Command::Init(args) => Ok(match args.foreign() {

@@ -68,7 +68,6 @@ const MAXIMUM_LAG: u64 = 1_048_576;
 /// Something that only a person can mend: a program is missing, a directory or a port cannot be used, another process of
 /// this name runs.
 pub fn run(file: Option<Utf8PathBuf>, config: Agent, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
-    process::hide_memory();
     let source = Source { file, vars: process::take_environment() };
     let form = log::Config {
         format: config.log.format,

@@ -63,7 +63,6 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// # Errors
 /// Something that only a person can mend: a program is missing, a directory or a port cannot be used.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
-    process::hide_memory();
     process::take_name();
     // The configuration has been read; the log's thread comes after.
     drop(process::take_environment());

@@ -27,7 +27,7 @@ pub fn take_environment() -> Vec<(OsString, OsString)> {
             let at = entry.iter().position(|byte| *byte == b'=').unwrap_or(entry.len());
             let (name, value) = entry.split_at(at);
             let value = value.get(1..).unwrap_or_default();
-            let is_secret = is_secret(name);
+            let is_secret = is_secret(name, value);
             let (start, len) = (value.as_ptr().cast_mut(), value.len());
             all.push((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())));
             if is_secret && len > 0 {
@@ -39,9 +39,17 @@ pub fn take_environment() -> Vec<(OsString, OsString)> {
     all
 }
 
-fn is_secret(name: &[u8]) -> bool {
+fn is_secret(name: &[u8], value: &[u8]) -> bool {
     let holds = |word: &&[u8]| name.windows(word.len()).any(|part| part == *word);
-    SECRET_WORDS.iter().any(holds) && !name.ends_with(b"_FILE")
+    SECRET_WORDS.iter().any(holds) && !name.ends_with(b"_FILE") || is_url_with_password(value)
+}
+
+/// `postgres://user:password@host/...`, whatever the variable is called.
+fn is_url_with_password(value: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(value) else { return false };
+    let after = text.split("://").skip(1);
+    let mut authorities = after.filter_map(|rest| rest.split(['/', '?', '#']).next());
+    authorities.any(|authority| authority.rsplit_once('@').is_some_and(|(user, _host)| user.contains(':')))
 }
 
 #[cfg(test)]
@@ -56,10 +64,20 @@ mod tests {
             "SSL_PASSPHRASE_PREVIOUS",
             "AWS_SECRET_ACCESS_KEY",
         ] {
-            assert!(is_secret(name.as_bytes()), "{name}");
+            assert!(is_secret(name.as_bytes(), b""), "{name}");
         }
         for name in ["POSTGRES_SUPERUSER_PASSWORD_FILE", "PATH", "APP_NAME"] {
-            assert!(!is_secret(name.as_bytes()), "{name}");
+            assert!(!is_secret(name.as_bytes(), b""), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_url_may_hold_one() {
+        for value in ["postgres://me:hush@old:5432/app", "a=b http://me:hu@sh@[::1]:2379,http://other"] {
+            assert!(is_secret(b"IMPORT_URL", value.as_bytes()), "{value}");
+        }
+        for value in ["https://api.runonflux.io", "http://[::1]:2379/a@b:c", "postgres://me@old", "me:x@y"] {
+            assert!(!is_secret(b"FLUX_API_URL", value.as_bytes()), "{value}");
         }
     }
 }

@@ -76,7 +76,6 @@ pub fn units(args: &Args) -> anyhow::Result<ExitCode> {
         }
     };
     process::reserve_notice_fds().context("could not set descriptors aside")?;
-    process::hide_memory();
     process::take_name();
     // Nothing of it goes to the services.
     drop(process::take_environment());
