@@ -1,7 +1,7 @@
 //! `pgherd supervise FILE`: order, readiness, restarts, stops, limits, the log, idleness, a soak.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -21,6 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     ("t04_a_wrong_list_is_refused_and_explained", wrong_lists),
     ("t06_t07_every_stop_signal_arrives_and_no_other", stop_signals),
     ("t08_t09_a_stop_waits_as_long_as_it_must_and_no_longer", stop_in_time),
+    ("t12_t13_every_end_is_told_rightly_amid_orphans", ends_amid_orphans),
     ("t14_beneath_another_init_orphans_are_ours", beneath_tini),
     ("t25_a_stop_is_prompt_in_every_state", stop_in_every_state),
     ("t26_a_second_term_changes_nothing_and_quit_hurries", hurry),
@@ -33,6 +34,7 @@ pub(super) const TESTS: &[Test] = &[
     ("t38_hostile_output_becomes_valid_bounded_json", hostile_output),
     ("t40_lines_stay_whole_and_in_order", order_of_lines),
     ("t42_no_secret_in_any_environment_of_a_list", environments),
+    ("t42_a_verb_shows_its_environment_to_nobody_of_its_account", hidden_verb),
     ("t43_limits_are_set", limits),
     ("t44_a_changed_list_moves_only_what_has_changed", changed_list),
     ("t44_services_leave_in_order_and_a_stop_takes_the_leaving_along", leaving),
@@ -216,6 +218,26 @@ fn stop_in_time() {
 /// Leaves orphans behind for as long as it lives.
 const ORPHANS: &str =
     "n=0; while [ $n -lt 200 ]; do (sleep 0.01 &); n=$((n+1)); done; echo $$ > DIR/ready; exec sleep 1000";
+
+/// Children of ours and a flood of orphans end at the same time, beneath PID 1 and beneath a subreaper.
+fn ends_amid_orphans() {
+    let mut wrappers = vec![vec![]];
+    wrappers.extend(can_unshare().then(super::unshare_words));
+    for wrapper in wrappers {
+        let once = json!({"restart": "never"});
+        let codes =
+            (0..100).map(|n| with(sh(&format!("n{n}"), &format!("sleep 0.1; exit {n}")), once.clone()));
+        let flood = "n=0; while [ $n -lt 1000 ]; do (true &); n=$((n+1)); done";
+        let list = List::new(codes.chain([with(sh("flood", flood), once.clone())]).collect());
+        let code = Running::start(list.command(&wrapper)).code();
+        assert!(code.is_some_and(|code| code > 0), "{code:?}");
+        let log = list.log();
+        for n in 0..100 {
+            let told = format!("the process ended unit=n{n} exit=Code({n})\n");
+            assert_eq!(log.matches(&told).count(), 1, "{told}{log}");
+        }
+    }
+}
 
 fn beneath_tini() {
     if Command::new("tini").arg("--version").output().is_err() {
@@ -524,14 +546,30 @@ fn environments() {
     assert_eq!(init.code(), Some(0));
 }
 
+/// What asks a node for something has its environment, and runs as the account of the services where nobody is root.
+fn hidden_verb() {
+    let silent = std::net::TcpListener::bind("127.0.19.1:0").unwrap();
+    let mut command = Command::new("setpriv");
+    if Uid::effective().is_root() {
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    }
+    command.arg(PGHERD).args(["health", "--api", &format!("http://{}", silent.local_addr().unwrap())]);
+    command.env("POSTGRES_SUPERUSER_PASSWORD", "hush-hush").stdin(Stdio::null()).stderr(Stdio::null());
+    let verb = Running::start(command);
+    // It has connected and waits for an answer.
+    let _asked = silent.accept().unwrap();
+    let owner = |pid: i32| fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid();
+    assert_eq!(owner(verb.pid()), 0, "what may be looked at belongs to its account");
+}
+
 fn limits() {
-    let script =
-        "ulimit -n > DIR/nofile; ulimit -c > DIR/core; umask > DIR/umask; echo > DIR/done; exec sleep 1000";
-    let script = format!("cat /proc/self/oom_score_adj > DIR/oom; {script}");
-    let list = List::new(json!([with(sh("a", &script), json!({"oom_score_adj": 700}))]));
+    let script = "ulimit -n > DIR/nofile; ulimit -c > DIR/core; umask > DIR/umask; echo $$ > DIR/done; exec sleep 1000";
+    let list = List::new(json!([with(sh("a", script), json!({"oom_score_adj": 700}))]));
     let mut init = list.start();
-    wait_until("the limits", || list.file("done").exists());
-    assert_eq!(read(&list.file("oom")), "700\n");
+    let service = pid_in(&list.file("done"));
+    // Where nobody is root it is set a moment after exec.
+    let score = format!("/proc/{service}/oom_score_adj");
+    wait_until("the score", || read(Path::new(&score)) == "700\n");
     let nofile: u64 = read(&list.file("nofile")).trim().parse().unwrap();
     // Where the hard limit is lower and may not be raised, all of it.
     let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
