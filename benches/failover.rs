@@ -33,6 +33,8 @@ use support::{Cluster, FORMED, Setup, eventually};
 
 /// Long enough for a lease to run out, with room.
 const REPAIR: Duration = Duration::from_secs(60);
+/// What a formation leaves to do (etcd's last voters, slots, the first checkpoint) is done after this time.
+const SETTLED: Duration = Duration::from_secs(30);
 /// How long idle processes are watched.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -217,6 +219,8 @@ async fn formations(runs: u32) -> Vec<Duration> {
 /// Memory, processor time and wake-ups of `init` and `node` in a cluster that nobody uses.
 async fn footprint() -> Value {
     let mut cluster = Cluster::formed(Setup::three()).await;
+    cluster.all_stream(FORMED).await;
+    tokio::time::sleep(SETTLED).await;
     let leader = cluster.all_stream(FORMED).await;
     let replica = cluster.numbers().into_iter().find(|node| *node != leader).unwrap();
     let processes = [("leader", leader), ("replica", replica)].map(|(role, node)| {

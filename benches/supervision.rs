@@ -24,6 +24,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pgherd::clock::{self, Moment};
+use pgherd::config::newest_postgres;
 use serde_json::{Value, json};
 
 const PGHERD: &str = env!("CARGO_BIN_EXE_pgherd");
@@ -451,7 +452,11 @@ struct Server {
     bytes: Arc<AtomicU64>,
 }
 
-const POSTGRES: &str = "/usr/lib/postgresql/15/bin";
+/// One of the programs of the newest PostgreSQL of this machine.
+fn program(name: &str) -> Option<String> {
+    let path = newest_postgres()?.join(name);
+    path.exists().then(|| path.into_string())
+}
 
 fn as_postgres(args: &[&str]) -> String {
     let mut command = Command::new("runuser");
@@ -465,16 +470,16 @@ impl Server {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         fs::write(dir.path().join("script"), "select 1;\n").unwrap();
         let data = dir.path().join("data").to_str().unwrap().to_owned();
-        as_postgres(&[&format!("{POSTGRES}/initdb"), "-A", "trust", "-N", "-D", &data]);
-        let program = format!("{POSTGRES}/postgres");
-        let exec = [&program, "-D", &data, "-h", "", "-k", &data, "-c", "log_statement=all"];
+        as_postgres(&[&program("initdb").unwrap(), "-A", "trust", "-N", "-D", &data]);
+        let postgres = program("postgres").unwrap();
+        let exec = [&postgres, "-D", &data, "-h", "", "-k", &data, "-c", "log_statement=all"];
         let stop = json!([{"signal": "INT", "wait": 5}]);
         let units = json!([{"name": "postgres", "exec": exec, "user": "postgres", "stop": stop}]);
         let mut command = list(dir.path(), units);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let (bytes, hold) = count(child.stdout.take().unwrap());
-        let psql = format!("{POSTGRES}/psql");
+        let psql = program("psql").unwrap();
         let asked = || as_postgres(&[&psql, "-h", &data, "-Atc", "select 1", "postgres"]);
         wait_until("the server", || asked() == "1\n");
         Self { dir, child, hold, bytes }
@@ -483,9 +488,9 @@ impl Server {
     fn tps(&self, seconds: &str) -> f64 {
         let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
         let (data, script) = (path("data"), path("script"));
-        let program = format!("{POSTGRES}/pgbench");
+        let pgbench = program("pgbench").unwrap();
         let said =
-            as_postgres(&[&program, "-n", "-h", &data, "-c", "4", "-T", seconds, "-f", &script, "postgres"]);
+            as_postgres(&[&pgbench, "-n", "-h", &data, "-c", "4", "-T", seconds, "-f", &script, "postgres"]);
         let line = said.lines().find_map(|line| line.strip_prefix("tps = ")).unwrap_or("0 ").to_owned();
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
@@ -494,7 +499,7 @@ impl Server {
 /// Transactions with `log_statement=all`, with a reader and with a stalled one.
 fn postgres() {
     const SECONDS: &str = "60";
-    if !Path::new(POSTGRES).join("pgbench").exists() || !nix::unistd::Uid::effective().is_root() {
+    if program("pgbench").is_none() || !nix::unistd::Uid::effective().is_root() {
         println!("postgres: SKIPPED, it is not installed or we are not root");
         return;
     }
