@@ -27,16 +27,25 @@ impl Mode {
 }
 
 /// Writes a file so that a reader sees the old or the new text, never a part: temporary file beside it, owner, mode, fsync,
-/// rename, fsync of the directory. Does nothing when text, owner and mode are already right; tells whether it wrote.
+/// rename, fsync of the directory. What is right already is not written again; tells whether it wrote. Either way it is on disk
+/// when this returns: what lies there may be left by a write that failed at the very end, or did not wait for the disk.
 ///
 /// # Errors
-/// Any step failed; the file is then as it was.
+/// Any step failed; the file is then as it was, or as it should be and not for certain on disk.
 pub fn write_atomic(path: &Utf8Path, contents: &[u8], owner: &RunAs, mode: Mode) -> Result<bool, Error> {
-    replace(path, contents, (owner, mode), File::sync_all)?
-        .then(|| sync_dir(path))
-        .transpose()
-        .map(|written| written.is_some())
-        .map_err(|source| Error::WriteFile { path: path.to_owned(), source })
+    write_synced(path, contents, (owner, mode), sync_dir)
+}
+
+fn write_synced(
+    path: &Utf8Path,
+    contents: &[u8],
+    (owner, mode): (&RunAs, Mode),
+    sync_dir: impl FnOnce(&Utf8Path) -> io::Result<()>,
+) -> Result<bool, Error> {
+    let wrote = replace(path, contents, (owner, mode), File::sync_all)?;
+    let file = || if wrote { Ok(()) } else { File::open(path)?.sync_all() };
+    let synced = file().and_then(|()| sync_dir(path));
+    synced.map(|()| wrote).map_err(|source| Error::WriteFile { path: path.to_owned(), source })
 }
 
 /// The same without waiting for the disk: for what is compared again before anybody relies on it after a crash of the machine.
@@ -204,6 +213,18 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_was_not_synced_is_synced_by_the_next_try() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("record")).unwrap();
+        let write = |synced| write_synced(&path, b"one", (&RunAs::Same, Mode::Private), |_path| synced);
+        let broken = || Err(io::Error::from(io::ErrorKind::Other));
+        write(broken()).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one", "the name is there and may be lost");
+        write(broken()).unwrap_err();
+        assert!(!write(Ok(())).unwrap());
     }
 
     #[test]
