@@ -295,6 +295,18 @@ impl PeerClient {
         accepted(&url, code, &[200], &body)
     }
 
+    /// Tells the member at this `api_url` that what it was asked for by [`PeerClient::failsafe`] is of no use any more. A stock
+    /// node knows no such thing, and is not asked in its own way.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Rejected`] when it has promised something else since.
+    pub async fn withdraw(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
+        let url = format!("{}/failsafe", api_url.strip_suffix("/patroni").unwrap_or(api_url));
+        let ours = url.replacen("http://", "https://", 1);
+        let (code, body) = self.exchange(&ours, self.http.delete(&ours).json(ping)).await?;
+        accepted(&ours, code, &[200], &body)
+    }
+
     /// Whether anything answers at the API of this `api_url`.
     pub async fn is_alive(&self, api_url: &str) -> bool {
         let base = api_url.trim_end_matches('/').trim_end_matches("/patroni");

@@ -546,6 +546,7 @@ async fn pages_tell_what_was_published() {
         stranger.0, 403,
         "this machine may change something, but a promise is for members: {stranger:?}"
     );
+    assert_eq!(api.ask(Method::DELETE, "/failsafe").await.0, 403, "nor is it a stranger's to end");
     assert_eq!(api.page("/failsafe").await, json!({"n0": "http://127.0.1.1:8008/patroni"}));
     let (code, metrics) = api.ask(Method::GET, "/metrics").await;
     assert_eq!(code, 200);

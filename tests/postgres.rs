@@ -628,8 +628,11 @@ async fn the_upstreams_log_is_looked_into(a: &Node, b: &Node) {
     b.until("caught up", |answer| replayed(answer) >= end).await;
     let shown = asked(a, b).await;
     let DataDir::Cluster(control) = a.status().await.data else { panic!("no cluster") };
-    assert_eq!((shown.system_id, shown.contains_ours), (control.system_id, Containment::Shown));
-    assert_eq!(asked(b, a).await.contains_ours, Containment::Shown);
+    assert_eq!(
+        (shown.system_id, shown.contains_ours),
+        (control.system_id, Containment::Shown(control.timeline))
+    );
+    assert_eq!(asked(b, a).await.contains_ours, shown.contains_ours);
     let place = "pg_walfile_name(checkpoint_lsn), (checkpoint_lsn - '0/0') % (16 << 20)";
     let place = a.ask(&format!("SELECT concat_ws('/', {place}) FROM pg_control_checkpoint()")).await;
     let (file, offset) = place.split_once('/').unwrap();
@@ -641,7 +644,7 @@ async fn the_upstreams_log_is_looked_into(a: &Node, b: &Node) {
     wal.write_all_at(&record.map(|byte| !byte), offset).unwrap();
     assert_eq!(asked(a, b).await.contains_ours, Containment::Differs);
     wal.write_all_at(&record, offset).unwrap();
-    assert_eq!(b.pg.upstream_history(&a.upstream()).await.unwrap().contains_ours, Containment::Shown);
+    assert_eq!(b.pg.upstream_history(&a.upstream()).await.unwrap().contains_ours, shown.contains_ours);
 }
 
 async fn synchronous_commit_waits(a: &Node, b: &Node) {

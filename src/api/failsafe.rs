@@ -1,4 +1,5 @@
-//! `POST /failsafe`: a leader without a store asks this member to promise that it will not take its place.
+//! `POST /failsafe`: a leader without a store asks this member to promise that it will not take its place. `DELETE /failsafe`: it
+//! takes a question back that not everybody has answered with yes.
 //!
 //! Only members may ask: a promise given to a stranger would keep a cluster without a leader. What may be promised is the HA
 //! core's rule, and its `Promises` give the promise; this only carries the question. Patroni's words and codes.
@@ -15,33 +16,55 @@ use super::{State, actions, routes};
 use crate::clock;
 use crate::ha;
 use crate::ha::failsafe::{Ping, Refusal, may_promise};
+use crate::ha::promises::NotPromised;
 use crate::ha::view::upstream;
 use crate::postgres::status::Kind;
 
 /// Nobody is promised anything for longer than this, unless the cluster's own TTL is longer.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// The answer.
+/// The answer to a question.
 pub(super) async fn ask(state: &State, caller: Caller, request: Request) -> Response {
-    let Some(status) = state.ha.borrow().clone() else {
-        return routes::text(StatusCode::SERVICE_UNAVAILABLE, "the HA loop has not run yet");
-    };
-    // Whoever else may change something, with the password or on this machine, is given no promise.
-    let admitted = actions::admit(state, caller, request.headers());
-    if let Err(denied) = admitted.and_then(|()| is_member(caller, &status)) {
-        return actions::turned_away(denied);
-    }
-    let body = match actions::required(request).await {
-        Ok(body) => body,
+    let (status, ping) = match read(state, caller, request).await {
+        Ok(asked) => asked,
         Err(answer) => return *answer,
-    };
-    let Ok(ping) = serde_json::from_value::<Ping>(body) else {
-        return routes::error_page(StatusCode::BAD_REQUEST);
     };
     match promise(state, &status, &ping).await {
         Ok(()) => accepted(&status),
         Err(refusal) => refused(&refusal),
     }
+}
+
+/// The answer to a question that is withdrawn.
+pub(super) async fn withdraw(state: &State, caller: Caller, request: Request) -> Response {
+    let ping = match read(state, caller, request).await {
+        Ok((_status, ping)) => ping,
+        Err(answer) => return *answer,
+    };
+    let withdrawn = match (&state.promises, ping.question) {
+        (Some(promises), Some(question)) => promises.withdraw(&ping.name, question).await,
+        (Some(_), None) | (None, _) => Err(NotPromised),
+    };
+    match withdrawn {
+        Ok(()) => routes::text(StatusCode::OK, "Withdrawn"),
+        Err(NotPromised) => routes::text(StatusCode::NOT_FOUND, "Nothing is promised in answer to that"),
+    }
+}
+
+/// What a member says, and this node's status.
+async fn read(state: &State, caller: Caller, request: Request) -> Result<(ha::Status, Ping), Box<Response>> {
+    let Some(status) = state.ha.borrow().clone() else {
+        let why = routes::text(StatusCode::SERVICE_UNAVAILABLE, "the HA loop has not run yet");
+        return Err(Box::new(why));
+    };
+    // Whoever else may change something, with the password or on this machine, is given no promise.
+    let admitted = actions::admit(state, caller, request.headers());
+    if let Err(denied) = admitted.and_then(|()| is_member(caller, &status)) {
+        return Err(Box::new(actions::turned_away(denied)));
+    }
+    let ping = serde_json::from_value(actions::required(request).await?);
+    let ping = ping.map_err(|_not_a_question| Box::new(routes::error_page(StatusCode::BAD_REQUEST)))?;
+    Ok((status, ping))
 }
 
 async fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), Refusal> {

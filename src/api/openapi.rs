@@ -162,6 +162,11 @@ fn failsafe() -> Value {
             "Failsafe",
             &[200, 400, 500, 502, 503],
         ),
+        "delete": action(
+            "A leader that not everybody has answered so takes that question back",
+            "Failsafe",
+            &[200, 400, 404, 503],
+        ),
     })
 }
 
@@ -300,7 +305,7 @@ fn schemas() -> Value {
         "Failsafe": { "type": "object", "required": ["name"], "properties": {
             "name": name, "conn_url": { "type": "string" }, "api_url": { "type": "string" },
             "slots": { "type": "object" }, "pgherd_ttl": { "type": "integer", "minimum": 0, "maximum": 300 },
-            "pgherd_to": { "type": "string" }
+            "pgherd_to": { "type": "string" }, "pgherd_question": { "type": "integer", "minimum": 0 }
         } },
         "Restart": { "type": "object", "additionalProperties": false, "properties": {
             "schedule": time, "role": { "type": "string", "enum": ["primary", "standby_leader", "replica"] },

@@ -54,6 +54,9 @@ async fn patroni(Shared(state): Shared<Arc<State>>, caller: Extension<Caller>, r
         Method::POST if uri.path().split('/').nth(1) == Some("failsafe") => {
             failsafe::ask(&state, caller.0, request).await
         }
+        Method::DELETE if uri.path().split('/').nth(1) == Some("failsafe") => {
+            failsafe::withdraw(&state, caller.0, request).await
+        }
         Method::HEAD | Method::OPTIONS => bodiless(answer(&state, &uri, clock::now())),
         _ => unsupported().await,
     }

@@ -265,11 +265,11 @@ impl<D: Dcs> Agent<D> {
         let asked = clock::now();
         self.memory.roll.ask(asked);
         let others = self.memory.roll.others(&self.config.me);
-        let ping = publish::ping(view, &self.config.addresses, ttl);
+        let ping = publish::ping(view, &self.config.addresses, (asked, ttl));
         let client = self.deps.client.clone();
         self.rounds.spawn(async move {
-            let promised = jobs::ask_for_promises(client, others, ping).await;
-            jobs::Round { asked, ttl, promised }
+            let promised = jobs::ask_for_promises(client, others, &ping).await;
+            jobs::Round { asked, ttl, ping, promised }
         });
     }
 

@@ -10,9 +10,10 @@ use std::net::IpAddr;
 use super::reason::{Action, Reason};
 use super::rules::Mode;
 use super::view::{SurveyAnswer, View};
-use crate::dcs::{Initialize, Precondition, Snapshot};
+use crate::dcs::{Initialize, Member, MemberState, Precondition, Role, Snapshot};
 use crate::peer::Adopted;
 use crate::record::Bootstrap;
+use crate::types::{NodeName, Revision};
 
 /// Why no new cluster may be made: initdb happens only when every listed node has said that it has no data.
 pub(super) fn fresh_cluster_refused(view: &View) -> Option<Reason> {
@@ -57,13 +58,33 @@ fn refused(mine: Option<Adopted>, answers: &BTreeMap<IpAddr, SurveyAnswer>) -> O
     })
 }
 
+/// A founder that has died has left nobody behind who could be at it; two who wait for it are no founders. Its member key says
+/// what it does within a loop of its own, which is well within a lease, so two of these are long enough.
+const FORSAKEN_TTLS: u32 = 2;
+
 /// A Patroni node that founds a cluster takes `initialize` first and the lock last: the lock is free while it works. Its member
-/// key stands as long as it lives: when nobody else is there, whoever took `initialize` has died, and the key is
-/// nobody's. (Two that wait for a third which has died each see the other, and wait for a person, as Patroni's nodes would.)
+/// key stands as long as it lives: when nobody else is there, or nobody who does not wait as this node does, whoever took
+/// `initialize` has died, and the key is nobody's. (Patroni's own nodes wait for a person then. Of several that go on from here
+/// the lock lets one.)
 pub(super) fn founded_elsewhere(view: &View) -> bool {
-    let patronis = view.rules.mode != Mode::Node;
-    let somebody = view.snapshot().is_some_and(|s| s.members.iter().any(|member| member.name != view.me));
-    patronis && somebody && view.volume.bootstrap == Bootstrap::Settled
+    let somebody = view.snapshot().is_some_and(|s| others(s, &view.me).next().is_some());
+    let forsaken = view
+        .memory
+        .forsaken
+        .is_some_and(|(_key, since)| view.now.since(since) >= FORSAKEN_TTLS * view.rules.timing.ttl);
+    view.rules.mode != Mode::Node && view.volume.bootstrap == Bootstrap::Settled && somebody && !forsaken
+}
+
+fn others<'a>(snapshot: &'a Snapshot, me: &'a NodeName) -> impl Iterator<Item = &'a Member> {
+    snapshot.members.iter().filter(move |member| member.name != *me)
+}
+
+/// An `initialize` key that somebody has taken, and nobody in the store can be at it: which one.
+pub(super) fn forsaken(snapshot: &Snapshot, me: &NodeName) -> Option<Revision> {
+    let key = snapshot.initialize.as_ref().filter(|key| key.value == Initialize::InProgress)?;
+    let led = snapshot.leader_name().is_some_and(|leader| leader != me);
+    let waits = |m: &Member| m.state == MemberState::Stopped && m.role == Role::Uninitialized;
+    (!led && others(snapshot, me).all(waits)).then_some(key.revision)
 }
 
 /// Whether this node may make the cluster, with the lock in hand.

@@ -18,7 +18,7 @@ use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::{Check, Door, Postgres, Pulse};
 use crate::process::{InitLink, Timer};
-use crate::record::{self, Bootstrap, Record};
+use crate::record::{self, Record};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::configure::with_settings;
@@ -27,22 +27,20 @@ use super::desk::{Inbox, Waiting};
 use super::failsafe;
 use super::fitness;
 use super::forecast::forecast;
-use super::jobs::{self, Done, Outcome};
+use super::jobs::{self, Done};
 use super::journal;
 use super::lease;
 use super::lineage;
 use super::memory;
-use super::orders::{Order, Scheduled};
-use super::pace;
+use super::orders::Scheduled;
+use super::pace::{self, Call};
 use super::promises::Promises;
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
 use super::rules::{Pause, Rules};
 use super::trail::{Step, Trail};
-use super::view::{
-    Approval, Checkpoint, Doing, Instance, Job, Lease, Memory, Store, UpstreamWal, View, Volume,
-};
-use super::{Error, Phase, Status};
+use super::view::{Doing, Instance, Job, Later, Lease, Memory, Store, UpstreamWal, View, Volume};
+use super::{Phase, Status};
 
 /// The local instance must answer a status query within this time, or counts as silent for this tick.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
@@ -50,9 +48,6 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 const STORE_PATIENCE: Duration = Duration::from_secs(4);
 /// The shortest time that is left to a read, so that a store that has come back is seen.
 const STORE_AT_LEAST: Duration = Duration::from_millis(100);
-/// The checkpoint after a promotion writes every dirty page.
-const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
-
 /// So many steps may wait for the disk; more are kept in memory only.
 const UNWRITTEN: usize = 64;
 
@@ -250,11 +245,11 @@ impl<D: Dcs> Agent<D> {
             self.tell(&view, &decision).await;
             self.ask_for_signs(&view);
             let Next::Wait(wake) = self.act(&view, decision).await else { return };
-            let next = self.next_look(&view, wake);
-            let silent = view.instance() == Instance::Silent;
+            let (next, lease) = (self.next_look(&view, wake), self.lease.state());
+            let heeds = |call| pace::heeds(call, &view, lease);
             tokio::select! {
-                () = stop.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
-                () = self.renamed.cancelled(), if phase == Phase::Serving => phase = Phase::Stopping,
+                () = stop.cancelled(), if heeds(Call::Stop) => phase = Phase::Stopping,
+                () = self.renamed.cancelled(), if heeds(Call::Stop) => phase = Phase::Stopping,
                 Ok(()) = process.changed() => {}
                 Ok(()) = changes.changed() => {}
                 () = self.lease.changed() => {}
@@ -263,8 +258,10 @@ impl<D: Dcs> Agent<D> {
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
-                Ok(()) = renewals.changed(), if self.lease.state() == Lease::None => {}
-                pid = self.deps.postgres.opened(self.last_open), if silent => self.last_open = Some(pid),
+                Ok(()) = renewals.changed(), if heeds(Call::Renewal) => {}
+                pid = self.deps.postgres.opened(self.last_open), if heeds(Call::Opening) => {
+                    self.last_open = Some(pid);
+                }
                 () = timer.at(next) => {}
             }
         }
@@ -320,6 +317,7 @@ impl<D: Dcs> Agent<D> {
                 bootstrap: record.bootstrap,
                 promoted: record.promoted,
                 promoted_as: record.promoted_as,
+                later: Later::MayBe,
                 taken: record.followed.clone().filter(|f| self.deps.postgres.has_history_after(f.known)),
                 followed: record.followed,
                 adopted: record.adopted,
@@ -327,6 +325,10 @@ impl<D: Dcs> Agent<D> {
             },
             memory: self.memory.clone(),
         };
+        let knows_later = |timeline| self.deps.postgres.has_history_after(timeline);
+        if view.timeline().is_some_and(|timeline| !knows_later(timeline)) {
+            view.volume.later = Later::NotSeen;
+        }
         self.last_started =
             view.local.sql.as_ref().map(|answer| answer.started_at_micros).or(self.last_started);
         self.watch_start(&view);
@@ -407,9 +409,13 @@ impl<D: Dcs> Agent<D> {
 
     async fn take_in_promises(&mut self, round: Result<jobs::Round, tokio::task::JoinError>) {
         match round {
-            Ok(jobs::Round { asked, ttl, promised }) => {
-                if self.memory.roll.hear(asked, &self.config.me, &promised) {
-                    self.lease.extend(asked, ttl).await;
+            Ok(jobs::Round { asked, ttl, ping, promised }) => {
+                match self.memory.roll.hear(asked, &self.config.me, &promised) {
+                    failsafe::Outcome::Agreed => self.lease.extend(asked, ttl).await,
+                    failsafe::Outcome::Refused(_) => {
+                        let others = self.memory.roll.others(&self.config.me);
+                        self.errands.spawn(jobs::withdraw(self.deps.client.clone(), others, ping));
+                    }
                 }
             }
             Err(error) => warn!(%error, "the members were not asked"),
@@ -526,75 +532,5 @@ impl<D: Dcs> Agent<D> {
         if let Err(error) = self.deps.record.update(|record| record.system_id = local).await {
             warn!(error = %Chain(&error), "the cluster record was not written");
         }
-    }
-
-    async fn take_in(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        let Some(doing) = self.doing.take() else { return };
-        let now = clock::now();
-        let done = done.unwrap_or_else(|error| Done { job: doing.job, result: Err(Error::JobEnded(error)) });
-        match done.result {
-            Ok(outcome) => {
-                debug!(job = ?done.job, took = ?now.since(doing.since), "done");
-                self.memory.ended_well(done.job);
-                if let Err(error) = self.remember(outcome, now).await {
-                    warn!(error = %Chain(&error), "the cluster record was not written");
-                }
-            }
-            Err(error) => {
-                warn!(job = ?done.job, error = %Chain(&error), "failed");
-                self.memory.failed(done.job, now, Chain(&error).to_string());
-            }
-        }
-    }
-
-    fn checkpoint_ended(&mut self, done: Result<Result<(), crate::postgres::Error>, tokio::task::JoinError>) {
-        // PostgreSQL makes one of its own soon: the worst that a failure here costs is a rewind that is tried twice.
-        self.memory.checkpoint = Checkpoint::Made;
-        match done {
-            Ok(Ok(())) => debug!("made the checkpoint after the promotion"),
-            Ok(Err(error)) => warn!(error = %Chain(&error), "no checkpoint after the promotion"),
-            Err(error) => warn!(%error, "no checkpoint after the promotion"),
-        }
-    }
-
-    async fn remember(&mut self, outcome: Outcome, now: Moment) -> Result<(), record::Error> {
-        match outcome {
-            Outcome::Stopped => self.memory.orders.stopped(now),
-            Outcome::Initialised => {}
-            Outcome::Bootstrapped => {
-                self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled).await?;
-            }
-            Outcome::Cloned => {
-                self.memory.orders.settle(Order::Reinitialize);
-                (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
-                self.memory.copied_at(now);
-                let followed = self.memory.source.take();
-                let copied = self.deps.record.update(|record| {
-                    record.bootstrap = Bootstrap::Settled;
-                    (record.promoted, record.followed, record.unconfirmed) = (None, followed, false);
-                });
-                copied.await?;
-            }
-            Outcome::Rewound => {
-                self.memory.rewound_at(now);
-                let followed = self.memory.source.take();
-                let rewound = self.deps.record.update(|record| {
-                    (record.promoted, record.followed, record.unconfirmed) = (None, followed, false);
-                });
-                rewound.await?;
-            }
-            Outcome::Approved => self.memory.approval = Approval::Given,
-            Outcome::Promoted => {
-                self.counts.promotions += 1;
-                self.memory.checkpoint = Checkpoint::Owed;
-                let postgres = self.deps.postgres.clone();
-                self.checkpoint.spawn(async move { postgres.checkpoint(CHECKPOINT_PATIENCE).await });
-            }
-            Outcome::HandedOver(handover) => self.memory.handover = Some(handover),
-            Outcome::Polled(answers) => self.memory.poll = Some(super::view::Poll { at: now, answers }),
-            Outcome::Surveyed(answers) => self.memory.survey = Some(super::view::Survey { at: now, answers }),
-            Outcome::Compared(ancestry) => self.memory.ancestry = Some(ancestry),
-        }
-        Ok(())
     }
 }

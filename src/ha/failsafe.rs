@@ -19,7 +19,10 @@
 //!    either every promise or has stopped; and then the same holds from one round to the next.
 //! 5. A promise ends with its time, or with its leader: when the key is gone and the store says that everything ended with the
 //!    leader that asked, after it asked ([`super::promises::Promise::is_over`]). A leader says so only when its server is down.
-//! 6. When the store is back and the key is gone, the leader takes it again as anybody would: if it is vacant. If it is
+//! 6. A question that not everybody has answered with yes gives its leader nothing, and never will: the leader says so, and whoever
+//!    has promised something in answer is bound by what bound it before ([`super::promises::Promises::withdraw`]). The
+//!    questions before it, on which the leader may go on, are not touched by that.
+//! 7. When the store is back and the key is gone, the leader takes it again as anybody would: if it is vacant. If it is
 //!    another's it stops, whatever it was promised.
 //!
 //! A member that is silent, refuses, leads, or sees another leader ends the failsafe: the primary then stops as it would
@@ -107,7 +110,7 @@ pub enum Outcome {
     Refused(Vec<NodeName>),
 }
 
-/// `POST /failsafe`: what a leader tells the others when it asks them.
+/// `POST /failsafe`: what a leader tells the others when it asks them; `DELETE /failsafe` withdraws that question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
     /// Who leads.
@@ -130,6 +133,9 @@ pub struct Ping {
     /// Who is asked: another node may have come to the address that the store has (ours; a stock leader does not say).
     #[serde(default, rename = "pgherd_to", skip_serializing_if = "Option::is_none")]
     pub to: Option<NodeName>,
+    /// Which of this leader's questions it is, so that it can be withdrawn (ours).
+    #[serde(default, rename = "pgherd_question", skip_serializing_if = "Option::is_none")]
+    pub question: Option<u64>,
 }
 
 impl Ping {
@@ -143,6 +149,7 @@ impl Ping {
             ttl: None,
             node_id: None,
             to: None,
+            question: None,
         }
     }
 
@@ -172,13 +179,13 @@ impl Roll {
         self.asked = Some((at, Round::Open));
     }
 
-    /// The round that was begun at this moment has ended: who has promised. Says whether that is everybody.
-    pub fn hear(&mut self, asked: Moment, me: &NodeName, promised: &BTreeSet<NodeName>) -> bool {
+    /// The round that was begun at this moment has ended: who has promised, and what that comes to.
+    pub fn hear(&mut self, asked: Moment, me: &NodeName, promised: &BTreeSet<NodeName>) -> Outcome {
         self.asked = Some((asked, Round::Closed));
         let missing: Vec<_> = self.others(me).into_keys().filter(|name| !promised.contains(name)).collect();
         let agreed = missing.is_empty() && self.stored.contains_key(me);
-        self.outcome = Some(if agreed { Outcome::Agreed } else { Outcome::Refused(missing) });
-        agreed
+        let outcome = if agreed { Outcome::Agreed } else { Outcome::Refused(missing) };
+        self.outcome.insert(outcome).clone()
     }
 
     /// Whom to ask, with their `api_url`.

@@ -155,6 +155,8 @@ pub(super) struct Round {
     pub(super) asked: Moment,
     /// For how long a promise was asked.
     pub(super) ttl: Duration,
+    /// The question, but for whom it was put to.
+    pub(super) ping: Ping,
     /// Who has given it.
     pub(super) promised: BTreeSet<NodeName>,
 }
@@ -163,7 +165,7 @@ pub(super) struct Round {
 pub(super) async fn ask_for_promises(
     client: PeerClient,
     others: BTreeMap<NodeName, String>,
-    ping: Ping,
+    ping: &Ping,
 ) -> BTreeSet<NodeName> {
     let asked = others.into_iter().map(|(name, url)| {
         let (client, ping) = (client.clone(), Ping { to: Some(name.clone()), ..ping.clone() });
@@ -178,6 +180,19 @@ pub(super) async fn ask_for_promises(
         }
     });
     all(asked).await.into_iter().filter(|(_, promised)| *promised).map(|(name, _)| name).collect()
+}
+
+/// Tells every member that a question has come to nothing, once and as far as it hears it: else its promise ends by itself.
+pub(super) async fn withdraw(client: PeerClient, others: BTreeMap<NodeName, String>, ping: Ping) {
+    let told = others.into_iter().map(|(name, url)| {
+        let (client, ping) = (client.clone(), ping.clone());
+        async move {
+            let told = timeout(PROMISE_PATIENCE, client.withdraw(&url, &ping)).await;
+            tracing::debug!(%name, ?told, "a question was withdrawn");
+            (name, ())
+        }
+    });
+    all(told).await;
 }
 
 async fn survey(context: Context) -> Result<BTreeMap<IpAddr, SurveyAnswer>, Error> {

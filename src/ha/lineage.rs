@@ -20,7 +20,7 @@ use super::publish;
 use super::reason::Action;
 use super::remote;
 use super::rules::Mode;
-use super::view::{Ancestry, Instance, Lease, Origin, View};
+use super::view::{Ancestry, Instance, Job, Later, Lease, Origin, View};
 
 /// What the leader said of its history is good for this long.
 pub(super) const ANCESTRY_AGE: Duration = Duration::from_secs(30);
@@ -132,7 +132,7 @@ pub fn is_of_another(view: &View, local: Timeline, asked: &Ancestry) -> bool {
 pub fn kin_by_bytes(view: &View, snapshot: &Snapshot, local: Timeline, asked: &Ancestry) -> Kin {
     match asked.contains_ours {
         Containment::Differs => Kin::Other,
-        Containment::Shown | Containment::Unshown => kin(view, snapshot, local, &asked.leader),
+        Containment::Shown(_) | Containment::Unshown => kin(view, snapshot, local, &asked.leader),
     }
 }
 
@@ -203,6 +203,7 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
     let (Action::Follow(Some(upstream)) | Action::Start(StartAs::Standby(Some(upstream)), _)) = action else {
         return;
     };
+    record.promoted = record.promoted.filter(|begun| !was_never_asked_for(view, *begun));
     match (view.snapshot(), view.control()) {
         (Some(_), _) => record.followed = source(view),
         // The store is silent and says nothing of this leader: what it begins from here on is its own, and whoever was followed
@@ -212,6 +213,20 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
         }
         (None, Some(_) | None) => {}
     }
+}
+
+/// Whether a promotion that is written down is one that nobody has asked the server for: its record came late, when whoever waited
+/// for it had given it up. From here on a timeline of that number is the leader's. The control file alone does not tell, since
+/// a server that dies in its promotion writes the history first; nor does the history, as long as this server may have been
+/// asked and is on its way. (One that starts has forgotten that.)
+fn was_never_asked_for(view: &View, begun: Timeline) -> bool {
+    let never_asked = match view.instance() {
+        Instance::Down => true,
+        Instance::Silent | Instance::Ending | Instance::Primary(..) | Instance::Standby(..) => {
+            view.memory.origin == Origin::Started && view.n_failures(Job::Promote) == 0
+        }
+    };
+    never_asked && view.timeline() < Some(begun) && view.volume.later == Later::NotSeen
 }
 
 /// What the volume need not remember any more: a promotion that came to nothing (this node streams on from somebody else,

@@ -37,6 +37,7 @@ pub mod slots;
 pub mod sync;
 pub mod tags;
 pub mod trail;
+mod upshot;
 pub mod upstreams;
 pub mod view;
 

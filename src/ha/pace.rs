@@ -1,4 +1,4 @@
-//! When the loop looks again if nothing wakes it, or asks for a look, before.
+//! When the loop looks again if nothing wakes it, or asks for a look, before; and what wakes it.
 //!
 //! A leader looks when it renews, and who follows it looks when that renewal is heard: one wake-up instead of two, and what a
 //! standby sees is as young as it can be.
@@ -7,7 +7,32 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 
-use super::view::Lease;
+use super::Phase;
+use super::view::{Instance, Lease, View};
+
+/// What wakes the loop at some times and not at others. (A process that ends, a change in the store, a job that is done and a
+/// letter always do.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    /// It shall stop, or start anew under another name.
+    Stop,
+    /// A renewal of the leader key was heard.
+    Renewal,
+    /// The postmaster takes connections.
+    Opening,
+}
+
+/// Whether this wakes the loop now. `view` is what it has just acted on, `lease` what has come of that.
+pub(super) fn heeds(call: Call, view: &View, lease: Lease) -> bool {
+    match call {
+        // Once is enough: it stays said, and would wake a loop that stops already for ever.
+        Call::Stop => view.phase == Phase::Serving,
+        // Whoever leads hears its own, and looks when it sends them.
+        Call::Renewal => lease == Lease::None,
+        // One that answers has been seen to.
+        Call::Opening => view.instance() == Instance::Silent,
+    }
+}
 
 /// The next regular look. `heard` is when the leader's last renewal was heard.
 pub(super) fn next_look(loop_wait: Duration, lease: Lease, heard: Option<Moment>, now: Moment) -> Moment {

@@ -4,7 +4,8 @@
 //! taken by a request whose outcome is unknown, nothing is promised. A promise binds this node from the moment that it is asked for,
 //! which is decided under one lock with the attempts; it is on disk before it is given, and no lock that others need is held for
 //! that. After a restart a volume that had promised is bound for its whole length once more, for the clock of the promise may be gone. It ends
-//! early in one case only: the leader itself is known to have stopped and given the key back ([`Promise::is_over`]).
+//! early in two cases: the leader itself is known to have stopped and given the key back ([`Promise::is_over`]), and nobody can count
+//! on it, since it was never given, or whoever asked for it has said that it came to nothing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,9 +28,25 @@ pub struct Promises {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What binds this node, and as it stands in the record.
-    promised: Option<(Promise, Loyalty)>,
+    /// What binds this node.
+    promised: Option<Binding>,
+    /// In answer to what it was given, and what had bound this node before.
+    answered: Option<Answered>,
+    /// How many questions there were.
+    questions: u64,
     standing: Option<Moment>,
+}
+
+/// A promise, and as it stands in the record.
+type Binding = (Promise, Loyalty);
+
+/// The last question that was answered.
+#[derive(Debug)]
+struct Answered {
+    /// Its number here, and among its leader's.
+    number: u64,
+    theirs: Option<u64>,
+    before: Option<Binding>,
 }
 
 /// A promise to a leader.
@@ -58,6 +75,10 @@ impl Promise {
     }
 }
 
+/// The question was not the last one that this node has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotPromised;
+
 /// The key may not be taken.
 #[derive(Debug, thiserror::Error)]
 #[error("this node has promised {0} not to lead")]
@@ -76,7 +97,7 @@ impl Promises {
             };
             (promise, kept)
         });
-        Self { state: Arc::new(Mutex::new(State { promised, standing: None })), record }
+        Self { state: Arc::new(Mutex::new(State { promised, ..State::default() })), record }
     }
 
     /// Promises the leader that asks not to take the key for `ttl`.
@@ -84,30 +105,61 @@ impl Promises {
     /// # Errors
     /// The key is being taken, or the promise cannot be written down.
     pub async fn promise(&self, ping: &Ping, now: Moment, ttl: Duration) -> Result<(), Refusal> {
-        let until = self.bind(ping, now, ttl)?;
+        let (until, number) = self.bind(ping, now, ttl)?;
         let written = self.write_down().await.is_ok();
         // Over before it was written is not given.
-        let binds = |(promise, _): &(Promise, Loyalty)| promise.leader == ping.name && promise.until >= until;
-        let given = written && self.lock().promised.as_ref().is_some_and(binds);
-        if given { Ok(()) } else { Err(Refusal::NotWritten) }
+        let binds = |(promise, _): &Binding| promise.leader == ping.name && promise.until >= until;
+        if written && self.lock().promised.as_ref().is_some_and(binds) {
+            return Ok(());
+        }
+        // Nobody will be told of it: nobody counts on it.
+        self.take_back(|answered| answered.number == number);
+        Err(Refusal::NotWritten)
+    }
+
+    /// The leader says that this question of its has come to nothing: what bound this node before binds it again. Only the last
+    /// question can be taken back, and whoever has asked it knows that it has not been heard by all.
+    ///
+    /// # Errors
+    /// Something else was promised since, or nothing was.
+    pub async fn withdraw(&self, leader: &NodeName, question: u64) -> Result<(), NotPromised> {
+        let theirs = self.lock().promised.as_ref().is_some_and(|(promise, _)| promise.leader == *leader);
+        if !theirs || !self.take_back(|answered| answered.theirs == Some(question)) {
+            return Err(NotPromised);
+        }
+        self.bring_up_to_date().await;
+        Ok(())
+    }
+
+    fn take_back(&self, is_it: impl Fn(&Answered) -> bool) -> bool {
+        let mut state = self.lock();
+        let answered = state.answered.take_if(|answered| is_it(answered));
+        let found = answered.is_some();
+        if let Some(answered) = answered {
+            state.promised = answered.before;
+        }
+        found
     }
 
     /// From here on this node takes no key, whatever becomes of the record.
-    fn bind(&self, ping: &Ping, now: Moment, ttl: Duration) -> Result<Moment, Refusal> {
+    fn bind(&self, ping: &Ping, now: Moment, ttl: Duration) -> Result<(Moment, u64), Refusal> {
         let mut state = self.lock();
         if state.standing.is_some_and(|until| now < until) {
             return Err(Refusal::Standing);
         }
+        let before = state.promised.take().filter(|(promise, _)| now < promise.until);
         // Never shorter than what was promised before.
-        let before = state.promised.as_ref().map(|(before, _)| before.until);
-        let until = before.map_or(now + ttl, |before| (now + ttl).max(before));
+        let until = before.as_ref().map_or(now + ttl, |(before, _)| (now + ttl).max(before.until));
         let millis = u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX);
         let (leader, node_id, conn_url) = (ping.name.clone(), ping.node_id.clone(), ping.conn_url.clone());
         let upstream = upstream_at(&leader, node_id.clone(), &conn_url);
         let loyalty = Loyalty { leader: leader.clone(), millis, conn_url, node_id };
         let promise = Promise { leader, until, given: now, position: ping.position(), upstream };
+        state.questions += 1;
         state.promised = Some((promise, loyalty));
-        Ok(until)
+        let number = state.questions;
+        state.answered = Some(Answered { number, theirs: ping.question, before });
+        Ok((until, number))
     }
 
     /// Brings the record to what binds this node when its turn comes, so that no older state is written over a newer one.
@@ -128,11 +180,14 @@ impl Promises {
     }
 
     async fn forget_if(&self, is_over: impl Fn(&Promise) -> bool) {
-        if self.lock().promised.take_if(|(promise, _)| is_over(promise)).is_none() {
-            return;
+        if self.lock().promised.take_if(|(promise, _)| is_over(promise)).is_some() {
+            self.bring_up_to_date().await;
         }
+    }
+
+    async fn bring_up_to_date(&self) {
         if let Err(error) = self.write_down().await {
-            tracing::warn!(%error, "a promise that has run out stays in the record");
+            tracing::warn!(%error, "a promise that binds no more stays in the record");
         }
     }
 
@@ -244,6 +299,37 @@ mod tests {
         assert!(promises.stand(at(2), at(12)).is_err(), "it may be on disk already");
         record.update(|_unchanged| {}).await.unwrap();
         assert!(record.read().failsafe.is_some(), "whoever asked has gone, the write goes on");
+    }
+
+    #[tokio::test]
+    async fn a_question_that_came_to_nothing_binds_as_far_as_the_one_before_it() {
+        let (_keep, record) = record();
+        let promises = Promises::open(record.clone(), at(0));
+        let asks = |question| Ping { question: Some(question), ..ping() };
+        let leader = ping().name;
+        promises.promise(&asks(1), at(1), TTL).await.unwrap();
+        promises.promise(&asks(2), at(5), TTL).await.unwrap();
+        assert_eq!(promises.withdraw(&leader, 1).await, Err(NotPromised), "that one it may count on");
+        assert_eq!(promises.withdraw(&"n2".into(), 2).await, Err(NotPromised), "nobody else can say that");
+        promises.withdraw(&leader, 2).await.unwrap();
+        assert_eq!(promises.promised(at(5)).await.unwrap().until, at(11), "the first question stands");
+        assert_eq!(promises.withdraw(&leader, 2).await, Err(NotPromised), "once");
+        promises.promise(&asks(3), at(12), TTL).await.unwrap();
+        promises.withdraw(&leader, 3).await.unwrap();
+        promises.stand(at(12), at(22)).unwrap();
+        assert_eq!(Promises::open(record, at(13)).promised(at(13)).await, None, "it was forgotten on disk");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_down_is_not_promised_and_binds_nobody() {
+        let (keep, record) = record();
+        let promises = Promises::open(record, at(0));
+        promises.promise(&ping(), at(1), TTL).await.unwrap();
+        std::fs::remove_dir_all(keep.path().join("pgherd")).unwrap();
+        let other = Ping::of("n2".into());
+        assert_eq!(promises.promise(&other, at(5), TTL).await, Err(Refusal::NotWritten));
+        let bound = promises.promised(at(6)).await.unwrap();
+        assert_eq!((bound.leader.as_str(), bound.until), ("n1", at(11)));
     }
 
     #[tokio::test]

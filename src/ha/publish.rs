@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::clock::Moment;
 use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Shutdown, Snapshot, Status};
 use crate::peer::{Adopted, DataFacts};
 use crate::postgres;
@@ -228,7 +229,7 @@ pub fn is_news(view: &View, status: &Status) -> bool {
 }
 
 /// What a leader tells the members whose promise it asks for; it counts on it for `ttl`.
-pub fn ping(view: &View, addresses: &Addresses, ttl: Duration) -> Ping {
+pub fn ping(view: &View, addresses: &Addresses, (asked, ttl): (Moment, Duration)) -> Ping {
     let position = view.local.sql.as_ref().and_then(|answer| match answer.kind {
         Kind::Primary { lsn, .. } => Some(lsn),
         Kind::Standby { .. } => None,
@@ -241,14 +242,13 @@ pub fn ping(view: &View, addresses: &Addresses, ttl: Duration) -> Ping {
         ttl: Some(ttl.as_secs()),
         node_id: Some(view.node_id.clone()),
         to: None,
+        question: Some(asked.0),
     }
 }
 
 /// The timeline that a promotion of the local standby begins.
 pub fn next_timeline(view: &View) -> Option<Timeline> {
-    let answered = view.local.sql.as_ref().map(|answer| answer.timeline);
-    let present = answered.max(view.control().map(Control::reached))?;
-    Some(Timeline(present.0.saturating_add(1)))
+    view.timeline().map(|present| Timeline(present.0.saturating_add(1)))
 }
 
 /// `history` from the text of the local history file, keeping what is known of older rows (times and names).

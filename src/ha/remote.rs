@@ -249,7 +249,7 @@ fn course(view: &View, ancestry: &Ancestry, timeline: Timeline, lineage: Lineage
     if ancestry.contains_ours == Containment::Differs {
         return Course::Differs;
     }
-    if began_here(view, timeline) && !shows(view, ancestry, timeline) {
+    if began_here(view, timeline) && ancestry.contains_ours != Containment::Shown(timeline) {
         return Course::Unshown;
     }
     if ancestry.timeline < timeline {
@@ -259,12 +259,6 @@ fn course(view: &View, ancestry: &Ancestry, timeline: Timeline, lineage: Lineage
         Lineage::Part => Course::Joins,
         Lineage::Left | Lineage::Unknown => Course::Left,
     }
-}
-
-/// Whether the other log was shown to hold ours up to this timeline: what was compared is our last checkpoint.
-fn shows(view: &View, ancestry: &Ancestry, timeline: Timeline) -> bool {
-    let compared = view.control().is_some_and(|control| control.timeline == timeline);
-    compared && ancestry.contains_ours == Containment::Shown
 }
 
 /// Whether somebody in this cluster has begun the timeline, as far as is known. (The first one comes from initdb.)

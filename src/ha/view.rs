@@ -14,17 +14,16 @@ use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::postgres::{self, Containment, Upstream};
 use crate::record::{Bootstrap, Followed};
 use crate::supervisor::UnitState;
-use crate::types::{Host, Lsn, NodeId, NodeName, Revision, SlotName, SystemId, Timeline, TimelineHistory};
+use crate::types::{Host, Lsn, NodeId, NodeName, SystemId, Timeline, TimelineHistory};
 
 use super::Phase;
-use super::configure::Configured;
-use super::door::Closed;
-use super::failsafe::Roll;
-use super::fitness::Vitals;
-use super::manual::{self, HandOver};
-use super::orders::{self, Orders};
-use super::promises::Promise;
+use super::manual;
+use super::orders;
 use super::rules::{Failover, Rules};
+
+pub use super::memory::{
+    Checkpoint, Failures, Holder, Life, Memory, Name, Observed, Origin, ShutdownMark, SyncWrite, UpstreamWal,
+};
 
 /// `node` stops a primary this long before its lease can expire, `init` (the deadman) [`DEADMAN_MARGIN`] before. The
 /// difference covers an immediate shutdown: 0.3 s at worst with a stopped backend, measured.
@@ -149,6 +148,16 @@ pub struct Doing {
     pub since: Moment,
 }
 
+/// Whether the data knows of a timeline after the one that it is on: a promotion writes its history before anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Later {
+    /// For all that is known.
+    #[default]
+    MayBe,
+    /// It has no history of one, so not a record either.
+    NotSeen,
+}
+
 /// What the volume remembers (the cluster record).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Volume {
@@ -160,6 +169,8 @@ pub struct Volume {
     pub promoted: Option<Timeline>,
     /// The name it had then.
     pub promoted_as: Option<NodeName>,
+    /// Whether the data knows of a timeline after the one that it is on.
+    pub later: Later,
     /// The leader that was followed before the store knew what it writes.
     pub followed: Option<Followed>,
     /// The same, if a timeline that this leader began is in the local data.
@@ -168,184 +179,6 @@ pub struct Volume {
     pub adopted: Option<Adopted>,
     /// The data was a primary's, and no leader's history is known to hold it ([`super::door`]).
     pub unconfirmed: bool,
-}
-
-/// What this process remembers from tick to tick.
-#[derive(Debug, Clone, Default)]
-pub struct Memory {
-    /// The leader key as this node has watched it.
-    pub observed: Option<Observed>,
-    /// What the others said when they were last asked for their positions.
-    pub poll: Option<Poll>,
-    /// What every listed node said when it was last asked for data.
-    pub survey: Option<Survey>,
-    /// The leader's history as last asked for.
-    pub ancestry: Option<Ancestry>,
-    /// Since when the walreceiver is held.
-    pub frozen: Option<Moment>,
-    /// The position of the primary when its synchronous set last changed: who has not flushed this may miss commits that
-    /// were acknowledged without it.
-    pub sync_barrier: Option<Lsn>,
-    /// Since when the setting in force has been seen.
-    pub sync_since: Option<Moment>,
-    /// The setting in force when the local primary last answered.
-    pub sync_names: Option<String>,
-    /// Since when no standby streams although the set names some.
-    pub sync_starved: Option<Moment>,
-    /// Since when no clients are let in, if they are not.
-    pub closed: Option<Closed>,
-    /// Whether the checkpoint after the last promotion has been made.
-    pub checkpoint: Checkpoint,
-    /// Failures in a row, by job.
-    pub failures: BTreeMap<Job, Failures>,
-    /// Whom the local standby was last told to follow.
-    pub following: Option<Upstream>,
-    /// Since when each slot has been without a user.
-    pub unused_slots: BTreeMap<SlotName, Moment>,
-    /// Since when this standby has been asking to be dropped from the synchronous set, because it stops.
-    pub leaving: Option<Moment>,
-    /// When each member's slot was last wanted: the member was in the store, or an earlier leader retained it.
-    pub seen_slots: BTreeMap<SlotName, Moment>,
-    /// The TTL before the last change of the configuration, and when that was.
-    pub ttl_before: Option<(Duration, Moment)>,
-    /// Whether the name in the store is this node's.
-    pub name: Name,
-    /// Whether the upstream still has what this standby needs.
-    pub upstream_wal: UpstreamWal,
-    /// Whose data is being copied, or rewound to.
-    pub source: Option<Followed>,
-    /// When the data was last copied from another member.
-    pub copied: Option<Moment>,
-    /// A standby that cannot connect: since when.
-    pub not_streaming: Option<Moment>,
-    /// What the running server was last brought to.
-    pub configured: Option<Configured>,
-    /// What `pre_promote` has said under this lease.
-    pub approval: Approval,
-    /// Who must agree before this primary outlives the store.
-    pub roll: Roll,
-    /// The leader that was promised not to be replaced.
-    pub promised: Option<Promise>,
-    /// Whether the local server can do a primary's work.
-    pub vitals: Vitals,
-    /// What an operator has asked of this node.
-    pub orders: Orders,
-    /// Whether PostgreSQL has run since this process started.
-    pub life: Life,
-    /// Where the server that runs comes from.
-    pub origin: Origin,
-    /// Whether the store may say that everything ended with this node.
-    pub shutdown_mark: ShutdownMark,
-    /// Whether the `sync` key in the store is the last that this node wrote.
-    pub sync_write: SyncWrite,
-    /// Since when the lock is to be given up as soon as PostgreSQL is down.
-    pub give_away: Option<Moment>,
-    /// The last stop for a request, and how it ended.
-    pub handover: Option<HandOver>,
-}
-
-/// Whether the display name is held by this node: two nodes of one name would take each other's leader key for theirs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Name {
-    /// Not yet, or another node holds it.
-    #[default]
-    Unclaimed,
-    /// It is.
-    Claimed,
-}
-
-/// Whether PostgreSQL has run since this process started: what is down afterwards was ended by somebody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Life {
-    /// Not yet.
-    #[default]
-    Fresh,
-    /// It has answered.
-    HasRun,
-}
-
-/// Where the running server comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Origin {
-    /// It has been running since before this process.
-    #[default]
-    Found,
-    /// It has been down under this process.
-    Started,
-}
-
-/// The mark of a clean shutdown in `status`, by which another node leads without a vote: whether this process has sent one and
-/// has not written over it. What came of the request does not matter, since it may arrive late.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ShutdownMark {
-    /// None of this process's.
-    #[default]
-    Absent,
-    /// It was sent.
-    MayStand,
-}
-
-/// What is known of this node's last write of the `sync` key: one that was not answered may arrive after the key was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SyncWrite {
-    /// It may arrive yet. (Each is written over a revision: one that succeeds, or finds another revision, ends all before it.)
-    #[default]
-    MayArrive,
-    /// It has arrived, or never will.
-    Settled,
-}
-
-/// Whether the upstream still has the WAL that this standby needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UpstreamWal {
-    /// As far as is known.
-    #[default]
-    Kept,
-    /// It said that the segment has been removed: only a copy helps.
-    Removed,
-}
-
-/// The checkpoint after a promotion. Until it is made the control file still shows the old timeline, and pg_rewind
-/// (before version 16) takes that for "nothing to rewind".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Checkpoint {
-    /// Made, or never owed.
-    #[default]
-    Made,
-    /// Under way.
-    Owed,
-}
-
-/// Failures in a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failures {
-    /// How many.
-    pub n: u32,
-    /// When the last one was.
-    pub last: Moment,
-    /// What it said.
-    pub why: String,
-}
-
-/// One state of the leader key, and since when this node has seen it unchanged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Observed {
-    /// The key's revision, which a renewal changes.
-    pub revision: Revision,
-    /// Whose renewals change it.
-    pub holder: Holder,
-    /// When the answer that showed it first *arrived*: no earlier than the renewal was committed, so that this plus the
-    /// TTL is later than the holder's own deadline.
-    pub since: Moment,
-}
-
-/// How the holder of a leader key renews it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holder {
-    /// As we do: each renewal changes the key.
-    Ours,
-    /// A stock member, whose renewals change nothing, or nobody knows: a key that stands still says nothing.
-    Other,
 }
 
 /// The answers of one round of asking.
@@ -492,6 +325,12 @@ impl View {
             Store::Fresh(snapshot) => Some(snapshot),
             Store::Silent { .. } => None,
         }
+    }
+
+    /// The timeline that the data is on, by the server's word and the control file's, whichever is further.
+    pub fn timeline(&self) -> Option<Timeline> {
+        let said = self.local.sql.as_ref().map(|answer| answer.timeline);
+        said.max(self.control().map(Control::reached))
     }
 
     /// The control data, when the data directory holds a cluster.

@@ -36,8 +36,9 @@ pub enum Containment {
     /// It has not: it was not asked, it cannot tell, or it does not say that it has come this way.
     #[default]
     Unshown,
-    /// It has.
-    Shown,
+    /// It has, up to our last checkpoint, which is on this timeline. (The control file that was read before the start may be of a
+    /// timeline before.)
+    Shown(Timeline),
     /// By its history it came this way, and something else is there: its timeline has the number of ours, and no more.
     Differs,
 }
@@ -125,7 +126,7 @@ async fn same_bytes(
     let text = psql(shared, &conninfo, &sql).await?;
     Ok(match text.trim() {
         "" => Containment::Unshown,
-        same if same == ours => Containment::Shown,
+        same if same == ours => Containment::Shown(timeline),
         _ => Containment::Differs,
     })
 }

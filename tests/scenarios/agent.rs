@@ -1,15 +1,15 @@
 //! Agent mode: in the place of a Patroni process, beside others of Patroni's own.
 
-use pgherd::dcs::{Claim, Initialize};
+use pgherd::dcs::{Claim, Initialize, MemberState, Role, Snapshot};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::{Mode, Pause};
-use pgherd::ha::view::{Life, Origin};
+use pgherd::ha::view::{Life, Origin, Store};
 use pgherd::postgres::StopMode;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::Revision;
 use serde_json::Map;
 
-use crate::scene::{Scene, nothing_because, only};
+use crate::scene::{NOW, Scene, ago, nothing_because, only};
 
 fn agent() -> Scene {
     let mut scene = Scene::new();
@@ -59,6 +59,52 @@ fn what_a_dead_founder_has_left_stands_in_nobodys_way() {
         let actions = alone(agent().leads()).decide().actions;
         assert_eq!(actions.last(), Some(&Action::Begin(Task::Initdb)), "{left:?}");
     }
+}
+
+/// Each sees the other, and neither can be the founder: it would say so in its member key.
+#[test]
+fn two_that_wait_for_a_dead_founder_do_not_wait_for_ever() {
+    let waiting = |scene: Scene| {
+        initialize(scene.empty(), Some(Initialize::InProgress)).snapshot(|s| {
+            for member in &mut s.members {
+                (member.state, member.role) = (MemberState::Stopped, Role::Uninitialized);
+            }
+        })
+    };
+    let watched = |scene: Scene, from, to| {
+        let mut scene = waiting(scene);
+        let Store::Fresh(snapshot) = &scene.0.store else { unreachable!() };
+        for seconds in (to..=from).rev() {
+            scene.0.memory.saw_store(&scene.0.me, snapshot, ago(seconds), None);
+        }
+        scene
+    };
+    let early = watched(agent().no_leader(), 19, 0);
+    assert_eq!(nothing_because(early.decide()), Reason::WaitingForLeader, "its member key may come yet");
+    let late = watched(agent().no_leader(), 20, 0);
+    assert_eq!(only(late.decide()), Action::Acquire(Claim::Vacant));
+    let leads = watched(agent().leads(), 20, 0);
+    assert_eq!(
+        only(leads.decide()),
+        Action::Begin(Task::Initdb),
+        "with the lock in hand nothing is different"
+    );
+    let another = late.clone().with(|v| v.memory.saw_store(&v.me, &taken_anew(), NOW, None));
+    assert_eq!(nothing_because(another.decide()), Reason::WaitingForLeader, "somebody has taken it since");
+    let busy = late.member("n1", |m| m.state = MemberState::Initializing);
+    let Store::Fresh(snapshot) = busy.0.store.clone() else { unreachable!() };
+    let busy = busy.with(|v| v.memory.saw_store(&v.me, &snapshot, NOW, None));
+    assert_eq!(nothing_because(busy.decide()), Reason::WaitingForLeader, "there it is");
+}
+
+/// The same store with the key of another founder.
+fn taken_anew() -> Snapshot {
+    let scene = initialize(agent().no_leader().empty(), Some(Initialize::InProgress)).snapshot(|s| {
+        s.members.clear();
+        s.initialize.iter_mut().for_each(|key| key.revision = Revision(4));
+    });
+    let Store::Fresh(snapshot) = scene.0.store else { unreachable!() };
+    *snapshot
 }
 
 /// There is no list of nodes: `initialize` decides.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pgherd::clock::Moment;
 use pgherd::dcs::{Claim, Failover, Precondition, Shutdown, Snapshot, Status};
+use pgherd::ha::failsafe::Outcome;
 use pgherd::ha::promises::Promise;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::{Outlast, Pause};
@@ -73,7 +74,7 @@ fn a_leader_without_a_store_asks_every_member_while_its_lease_is_good() {
     let mut asked = cut_off();
     asked.0.memory.roll.ask(ago(2));
     assert!(asked.decide().actions.is_empty(), "a round is under way");
-    assert!(asked.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2"])));
+    assert_eq!(asked.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2"])), Outcome::Agreed);
     assert_eq!(only(asked.decide()), Action::AskMembers, "the next round");
     assert_eq!(reason(&asked), Reason::Outlasting(vec![name("n1"), name("n2")]));
     let late = cut_off().lease(8);
@@ -105,7 +106,7 @@ fn a_lease_that_ages_although_the_store_can_be_read_is_reason_enough_to_ask() {
 fn one_member_that_does_not_promise_is_enough_to_stop() {
     let mut scene = cut_off();
     scene.0.memory.roll.ask(ago(2));
-    assert!(!scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1"])));
+    assert_ne!(scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1"])), Outcome::Agreed);
     assert_eq!(reason(&scene), Reason::NotAllowedToOutlast(vec![name("n2")]));
     assert_eq!(reason(&scene.lease(7)), Reason::LeaseEnding);
 }
@@ -126,8 +127,8 @@ fn whoever_is_in_a_key_that_was_only_tried_is_asked_too() {
     let all = ["n0", "n1", "n2", "n3"].map(|n| (NodeName::from(n), String::new()));
     scene.0.memory.roll.writes(&all.into());
     scene.0.memory.roll.ask(ago(2));
-    assert!(!scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2"])));
-    assert!(scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2", "n3"])));
+    assert_ne!(scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2"])), Outcome::Agreed);
+    assert_eq!(scene.0.memory.roll.hear(ago(2), &name("n0"), &names(&["n1", "n2", "n3"])), Outcome::Agreed);
 }
 
 #[test]

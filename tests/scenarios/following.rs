@@ -1,7 +1,7 @@
 //! Another node leads: start, stream, rewind, copy.
 
 use pgherd::ha::reason::{Action, Reason, Task};
-use pgherd::ha::view::Job;
+use pgherd::ha::view::{Job, Later, Origin};
 use pgherd::ha::{lineage, publish};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{Containment, StartAs, StopMode};
@@ -301,4 +301,34 @@ fn without_the_store_whoever_is_followed_is_remembered_unless_another_one_left_s
     assert_eq!(remembers(silent.clone()), name("n1"));
     let taken = silent.with(|v| v.volume.taken = Some(Followed { leader: name("n2"), known: Timeline(1) }));
     assert_eq!(remembers(taken), name("n2"));
+}
+
+/// Its record was written too late for whoever waited for it, and the next leader's timeline has the number: without this a whole
+/// copy would be thrown away for it.
+#[test]
+fn a_promotion_that_nobody_asked_for_is_forgotten_before_another_leader_is_followed() {
+    let forgets = |scene: &Scene, action: &Action| {
+        let mut record = Record::new(scene.0.node_id.clone());
+        record.promoted = Some(Timeline(2));
+        lineage::remember(&scene.0, action, &mut record);
+        record.promoted.is_none()
+    };
+    let follow = Action::Follow(Some(upstream("n1")));
+    let start = Action::Start(StartAs::Standby(Some(upstream("n1"))), String::new());
+    let not_seen = |scene: Scene| {
+        scene.with(|v| {
+            v.volume.later = Later::NotSeen;
+            v.memory.origin = Origin::Started;
+        })
+    };
+    let running = not_seen(Scene::new().standby(HERE));
+    assert!(forgets(&running, &follow));
+    let down = not_seen(Scene::new().data(ControlState::ShutDownInRecovery));
+    assert!(forgets(&down, &start));
+    assert!(!forgets(&Scene::new().standby(HERE), &follow), "its history is there");
+    assert!(!forgets(&running.clone().reached(Timeline(2)), &follow), "it was begun");
+    assert!(!forgets(&running.clone().failed(Job::Promote, 1, 5), &follow), "it may be under way");
+    assert!(forgets(&down.failed(Job::Promote, 1, 5), &start), "a server that starts has not been asked");
+    let found = running.with(|v| v.memory.origin = Origin::Found);
+    assert!(!forgets(&found, &follow), "the agent before this one may have asked");
 }

@@ -15,7 +15,7 @@ use pgherd::ha::reason::{Action, Decision, Reason};
 use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Failover, Mode, Outlast, Rules, Strictness, Tags};
 use pgherd::ha::view::{
-    Ancestry, Candidate, Doing, Eligibility, Holder, Job, Lease, Memory, Motion, Name, Observed, Poll,
+    Ancestry, Candidate, Doing, Eligibility, Holder, Job, Later, Lease, Memory, Motion, Name, Observed, Poll,
     PollAnswer, Store, Survey, SurveyAnswer, SyncWrite, View, Volume,
 };
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
@@ -105,6 +105,7 @@ impl Scene {
                 bootstrap: Bootstrap::Settled,
                 promoted: None,
                 promoted_as: None,
+                later: Later::MayBe,
                 followed: None,
                 taken: None,
                 adopted: None,
@@ -194,14 +195,6 @@ impl Scene {
     }
 
     /// The last checkpoint lies on this timeline.
-    pub(crate) fn checkpoint_on(self, timeline: Timeline) -> Self {
-        self.with(|v| {
-            if let DataDir::Cluster(control) = &mut v.local.data {
-                control.timeline = timeline;
-            }
-        })
-    }
-
     pub(crate) fn data_of(self, system_id: SystemId) -> Self {
         self.with(|v| {
             if let DataDir::Cluster(control) = &mut v.local.data {

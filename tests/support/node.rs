@@ -99,6 +99,11 @@ impl Node {
         fs::metadata(self.dir.join("data/pgdata")).unwrap().ino()
     }
 
+    /// Whether the volume remembers a promise to a leader without a store.
+    pub(crate) fn has_promised(&self) -> bool {
+        fs::read_to_string(self.dir.join("data/pgherd/record.json")).unwrap().contains("\"failsafe\"")
+    }
+
     /// The `pgherd node` process.
     pub(crate) fn node_process(&self) -> Pid {
         self.process("node")
