@@ -8,10 +8,11 @@ use pgherd::ha::door::{self, Closed};
 use pgherd::ha::lineage;
 use pgherd::ha::orders::{Accepted, Order, Orders, Settled};
 use pgherd::ha::publish;
-use pgherd::ha::reason::{Action, Wake};
+use pgherd::ha::reason::{Action, Task, Wake};
+use pgherd::ha::remote::Remote;
 use pgherd::ha::view::{Job, ShutdownMark, SyncWrite, View};
 use pgherd::postgres::{SlotPlan, StartAs, Upstream};
-use pgherd::record::Record;
+use pgherd::record::{Bootstrap, Record};
 use pgherd::supervisor::unit;
 use pgherd::types::{Lsn, Timeline};
 
@@ -20,6 +21,9 @@ use crate::postgres::State;
 use crate::store::{Answer, Document, Request};
 use crate::world::{Ev, Node, World, name};
 
+/// So long `record::Keeper` waits for the disk.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
+
 impl World {
     /// What the record of the node becomes while it acts.
     fn record(&mut self, n: usize, change: impl FnOnce(&View, &mut Record)) {
@@ -27,6 +31,37 @@ impl World {
         if let Stage::Acting(acting) = &agent.stage {
             disk.record(&acting.view, |record| change(&acting.view, record));
         }
+    }
+
+    /// What must be on disk before the action. Says whether that is news: else nothing is written.
+    fn write_record(&mut self, n: usize, action: &Action) -> bool {
+        let was = self.nodes[n].disk.memory();
+        self.record(n, |view, record| {
+            let before = record.clone();
+            lineage::remember(view, action, record);
+            door::remember(view, action, record);
+            assert!(
+                lineage::needs_disk(action) || *record == before,
+                "nothing waits for the disk of {action:?}"
+            );
+            if *action == Action::Begin(Task::Promote) {
+                record.promoted = publish::next_timeline(view);
+            }
+        });
+        if *action == Action::Begin(Task::Initdb) {
+            self.nodes[n].disk.bootstrap = Bootstrap::Pending;
+        }
+        self.nodes[n].disk.memory() != was
+    }
+
+    /// As long as anybody waits for it; a leader no longer than it leads.
+    fn wait_for_the_record(&mut self, n: usize) {
+        let now = self.clock(n);
+        let leads = self.acting(n).and_then(|a| a.view.demote_at().filter(|_| a.view.leads()));
+        let until = leads.map_or(RECORD_PATIENCE, |at| now.until(at).min(RECORD_PATIENCE));
+        let until = until.as_micros() as u64;
+        self.log(n, || "its record is written too slowly".into());
+        self.local(n, LocalOp::TooSlow, until, until + 1);
     }
 
     pub(crate) fn acting(&mut self, n: usize) -> Option<&mut Acting> {
@@ -101,15 +136,9 @@ impl World {
         if self.nodes[n].crash_at.is_some() && self.crash_before(n, &word(&action)) {
             return;
         }
-        self.record(n, |view, record| {
-            let before = record.clone();
-            lineage::remember(view, &action, record);
-            door::remember(view, &action, record);
-            assert!(
-                lineage::needs_disk(&action) || *record == before,
-                "nothing waits for the disk of {action:?}"
-            );
-        });
+        if self.write_record(n, &action) && self.nodes[n].slow_disk {
+            return self.wait_for_the_record(n);
+        }
         let put = |document, when| Request::Put(Box::new(document), when);
         match action {
             Action::Acquire(claim) if self.stand(n) => self.send_act(n, Request::Acquire(claim)),
@@ -296,6 +325,7 @@ impl World {
         let result = match what {
             LocalOp::ReleaseAgain => return self.send_release(n),
             LocalOp::Slots => Ok(()),
+            LocalOp::TooSlow => Err("the record was not written in time".to_owned()),
             LocalOp::OpenDoor => {
                 self.agent(n).memory.closed = None;
                 self.nodes[n].pg.closed = false;
@@ -347,9 +377,14 @@ impl World {
 
     /// The upstream as this node was told.
     pub(crate) fn upstream(&mut self, n: usize, to: usize) -> Option<Upstream> {
+        let remote = self.remote();
         let view = &self.acting(n)?.view;
         let member = view.snapshot().and_then(|snapshot| snapshot.member(&name(to)));
         let promised = || view.memory.promised.as_ref()?.upstream.clone();
+        let elsewhere = || view.rules.remote.as_ref().and_then(Remote::upstream);
+        if Some(to) == remote {
+            return elsewhere();
+        }
         member.and_then(pgherd::ha::view::upstream).or_else(promised)
     }
 

@@ -16,7 +16,7 @@ use pgherd::ha::reason::{Action, Task, Wake};
 use pgherd::ha::replication::Replication;
 use pgherd::ha::rules::{Outlast, Pause, Rules, Strictness, Tags};
 use pgherd::ha::view::{
-    Candidate, Doing, Eligibility, Instance, Job, Lease, Memory, Motion, Name, PollAnswer, Store,
+    Candidate, Doing, Eligibility, Instance, Job, Later, Lease, Memory, Motion, Name, PollAnswer, Store,
     UpstreamWal, View, Volume, demote_margin,
 };
 use pgherd::ha::{Phase, Position};
@@ -26,10 +26,13 @@ use pgherd::supervisor::Restart;
 use pgherd::supervisor::unit::Machine;
 use pgherd::types::{Access, NodeId, Revision, Room, SyncMode, SystemId, Timeline, Timing};
 
+use crate::etcd_process::Process;
 use crate::failsafe::{Asking, Promises};
-use crate::faults::{Mode, Schedule, Voters, outlasts};
+use crate::faults::{Mode, Schedule, Voters};
 use crate::jobs::Out;
 use crate::postgres::State;
+use crate::random::outlasts;
+use crate::remote;
 use crate::store::{Answer, Request};
 use crate::world::{Ev, World, name};
 
@@ -66,6 +69,8 @@ pub(crate) enum LocalOp {
     Slots,
     OpenDoor,
     ReleaseAgain,
+    /// The record was not written in time.
+    TooSlow,
 }
 
 pub(crate) enum Stage {
@@ -111,7 +116,6 @@ pub(crate) struct Agent {
     pub(crate) lease: Lease,
     pub(crate) renewing: Option<(u64, Moment)>,
     pub(crate) renewal: u64,
-    pub(crate) forget: bool,
     pub(crate) woken: bool,
     pub(crate) stage: Stage,
     pub(crate) op: u64,
@@ -160,7 +164,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         sync_mode,
         strictness,
         mode: pgherd::ha::rules::Mode::Node,
-        remote: None,
+        remote: remote::followed(schedule),
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
         maximum_lag_on_failover: 1_048_576,
         outlast: if outlasts(schedule.seed) { Outlast::AllAgree } else { Outlast::Never },
@@ -218,7 +222,6 @@ impl Agent {
             lease: Lease::None,
             renewing: None,
             renewal: 0,
-            forget: false,
             woken: false,
             stage: Stage::Gone,
             op: 0,
@@ -279,7 +282,7 @@ impl World {
         agent.inc += 1;
         (agent.alive, agent.stage) = (false, Stage::Gone);
         self.nodes[n].frozen = false;
-        self.nodes[n].etcd.runs = None;
+        self.nodes[n].etcd.process = Process::new();
     }
 
     pub(crate) fn reboot(&mut self, n: usize, delay: u64) {
@@ -405,20 +408,8 @@ impl World {
         let snapshot = snapshot.map(|snapshot| Box::new(Snapshot { taken: asked, ..*snapshot }));
         let store = self.saw_store(n, snapshot, now);
         self.look_at_promises(n, &store);
-        let disk = &self.nodes[n].disk;
-        // The newest history file that lies in the data directory.
-        let taken = Timeline(disk.files.as_ref().map_or(0, |f| self.tli(f.branch)));
-        let volume = Volume {
-            system_id: disk.system_id,
-            bootstrap: disk.bootstrap,
-            promoted: disk.promoted,
-            promoted_as: None,
-            taken: disk.followed.clone().filter(|f| taken > f.known),
-            followed: disk.followed.clone(),
-            adopted: None,
-            unconfirmed: disk.unconfirmed,
-        };
-        let node_id = NodeId(format!("{:016x}", n * 16 + disk.generation as usize));
+        let volume = self.volume(n);
+        let node_id = NodeId(format!("{:016x}", n * 16 + self.nodes[n].disk.generation as usize));
         let misses_wal = self.nodes[n].pg.misses_wal;
         let agent = &mut self.nodes[n].agent;
         let mut view = View {
@@ -455,6 +446,26 @@ impl World {
             self.at(takes, Ev::Sign(n, inc, check));
         }
         self.decided(n, view);
+    }
+
+    /// What the volume remembers.
+    fn volume(&self, n: usize) -> Volume {
+        let disk = &self.nodes[n].disk;
+        // The newest history file that lies in the data directory is that of the timeline that it is on.
+        let newest = Timeline(disk.files.as_ref().map_or(0, |f| self.tli(f.branch)));
+        let told = disk.files.as_ref().map_or(Timeline(0), |f| f.control.reached());
+        let told = told.max(Timeline(self.nodes[n].pg.reported));
+        Volume {
+            system_id: disk.system_id,
+            bootstrap: disk.bootstrap,
+            promoted: disk.promoted,
+            promoted_as: None,
+            later: if newest > told { Later::MayBe } else { Later::NotSeen },
+            taken: disk.followed.clone().filter(|f| newest > f.known),
+            followed: disk.followed.clone(),
+            adopted: None,
+            unconfirmed: disk.unconfirmed,
+        }
     }
 
     /// A sign of life that was asked for.

@@ -29,6 +29,7 @@ impl World {
             Fault::CrashNode(n) => self.crash(n),
             Fault::StartNode(n) => self.start(n),
             Fault::CrashPostgres(n) => self.pg_down(n, self.nodes[n].pg.pid, false),
+            Fault::CrashEtcd(n) => self.crash_etcd(n),
             Fault::KillAgent(n) => {
                 self.end_agent(n);
                 self.init_stops(n);
@@ -54,6 +55,7 @@ impl World {
             Fault::StoreUp => self.store_up = true,
             Fault::StoreElection => self.store.restart_leases(self.now),
             Fault::StoreAnswers => self.check_store_answers(),
+            Fault::Served => self.check_served(),
             Fault::Slow(n, ms) => self.nodes[n].slow = ms,
             Fault::Write(n) => self.write_once(n),
             Fault::Read(n) => self.read_all(n),
@@ -61,6 +63,10 @@ impl World {
             Fault::CrashAt(n, ref action) => self.nodes[n].crash_at = Some(action.clone()),
             Fault::DiskFull(n) => self.nodes[n].full = true,
             Fault::DiskFree(n) => self.nodes[n].full = false,
+            Fault::DiskSlow(n) => self.nodes[n].slow_disk = true,
+            Fault::DiskFast(n) => self.nodes[n].slow_disk = false,
+            Fault::RemotePromote => self.remote_promote(),
+            Fault::RemoteFollow => self.remote_follow(),
             Fault::Hang(n) => self.nodes[n].pg.hung = true,
             Fault::Unhang(n) => self.unhang(n),
             Fault::LoseWal(n) => self.lose_wal(n),
@@ -77,10 +83,13 @@ impl World {
     /// A person resumes the cluster once every primary is known to be there and paused.
     pub(crate) fn set(&mut self, key: &str, value: &serde_json::Value) {
         let resumes = key == "pause" && *value == false && self.paused_by_person();
-        if let Some(n) = (0..self.nodes.len()).find(|n| resumes && !self.may_resume(*n)) {
+        if let Some(n) = self.members().find(|n| resumes && !self.may_resume(*n)) {
             return self.leave_out(format!("n{n} may be a primary that does not hear of it"));
         }
         let hints = self.store.hints;
+        if key == "standby" {
+            return self.set_standby(*value == true);
+        }
         self.store.configure(key, value);
         if self.store.hints != hints && key == "pause" {
             self.hint();
@@ -136,7 +145,7 @@ impl World {
     }
 
     pub(crate) fn hint(&mut self) {
-        for to in 0..self.nodes.len() {
+        for to in self.members() {
             let delay = self.rng.range(500, 15_000);
             if self.nodes[to].store_in {
                 self.at(delay, Ev::Hint(to));
@@ -259,14 +268,14 @@ impl World {
     }
 
     /// What makes no sense now changes nothing.
-    fn leave_out(&mut self, why: String) {
+    pub(crate) fn leave_out(&mut self, why: String) {
         self.tell(|| format!("(left out: {why})"));
         self.left_out.get_or_insert(why);
     }
 
     /// The volume is lost: of a node that does not hold the only copy of anything.
     pub(crate) fn wipe(&mut self, n: usize) {
-        let others: Vec<_> = (0..self.nodes.len()).filter(|o| *o != n).collect();
+        let others: Vec<_> = self.members().filter(|o| *o != n).collect();
         let safe = others.iter().any(|o| self.holds_everything(*o));
         let leads = self.store.leader() == Some(&name(n)) || self.store.sync_leader() == Some(&name(n));
         let kept = self.schedule.voters != Voters::Ours || self.store_can_miss(n);
@@ -276,12 +285,16 @@ impl World {
         self.crash(n);
         let generation = self.nodes[n].disk.generation + 1;
         self.nodes[n].disk = Disk { generation, ..Disk::default() };
-        self.nodes[n].etcd = Here::new(n, generation, self.nodes.len());
+        self.nodes[n].etcd = Here::new(n, generation, self.schedule.nodes);
     }
 
     pub(crate) fn mend(&mut self) {
         self.tell(|| "--- calm: every fault is mended".into());
         (self.calm, self.clients) = (true, true);
+        // Whom nobody is to follow any more is no reason to wait.
+        if self.remote().is_some_and(|n| self.is_standby() && !self.nodes[n].pg.primary) {
+            self.set_standby(false);
+        }
         self.at(5_000_000, Ev::Resume);
         (self.store_up, self.api_up) = (true, true);
         self.hidden.clear();
@@ -291,7 +304,7 @@ impl World {
             }
             let node = &mut self.nodes[n];
             (node.store_out, node.store_in, node.slow) = (true, true, 0);
-            (node.full, node.crash_at) = (false, None);
+            (node.full, node.slow_disk, node.crash_at) = (false, false, None);
             self.unhang(n);
             self.resume(n);
             self.nodes[n].frozen = false;

@@ -10,15 +10,14 @@ use pgherd::discovery::Peers;
 use pgherd::etcd::ballot;
 use pgherd::etcd::decide::decide;
 use pgherd::etcd::decision::{Action, Decision};
-use pgherd::etcd::view::{
-    Dir, Ending, Listing, Local, MemberId, Memory, PrimaryHere, Probe, StoreView, View, Vote,
-};
+use pgherd::etcd::view::{Dir, Listing, Local, MemberId, Memory, PrimaryHere, Probe, StoreView, View, Vote};
 use pgherd::peer::{DataFacts, NodeStatus, StoreFacts, StorePart, Voter};
 use pgherd::record::Record;
 use pgherd::supervisor::UnitState;
 use pgherd::types::NodeId;
 
 use crate::agent::address;
+use crate::etcd_process::{Process, running_since};
 use crate::world::{Ev, World, name};
 
 /// `PRUNE_AFTER`: short, for a run is.
@@ -34,8 +33,7 @@ const STEADY: Duration = Duration::from_secs(60);
 pub(crate) struct Here {
     /// On its volume: the store and its number there.
     pub(crate) data: Option<(usize, MemberId)>,
-    /// Since when its process runs.
-    pub(crate) runs: Option<Moment>,
+    pub(crate) process: Process,
     pub(crate) view: View,
     pub(crate) facts: StoreFacts,
     probed: Option<Moment>,
@@ -47,7 +45,7 @@ impl Here {
         let id = NodeId(format!("{:016x}", n * 16 + generation as usize));
         Self {
             data: None,
-            runs: None,
+            process: Process::new(),
             view: view(n, Record::new(id), nodes),
             facts: StoreFacts::default(),
             probed: None,
@@ -81,7 +79,7 @@ fn view(n: usize, record: Record, nodes: usize) -> View {
 
 impl World {
     pub(crate) fn etcd_boots(&mut self, n: usize) {
-        let nodes = self.nodes.len();
+        let nodes = self.schedule.nodes;
         let here = &mut self.nodes[n].etcd;
         let record = here.view.record.clone();
         let facts = StoreFacts { promised: record.promised.clone(), ..StoreFacts::default() };
@@ -128,17 +126,16 @@ impl World {
 
     fn look_here(&mut self, n: usize) {
         let (now, primary) = (self.clock(n), self.is_primary(n));
-        let listed = self
-            .api_up
-            .then(|| (0..self.nodes.len()).filter(|i| !self.hidden.contains(i)).map(address).collect());
+        let listed =
+            self.api_up.then(|| self.members().filter(|i| !self.hidden.contains(i)).map(address).collect());
         let removed =
             self.nodes[n].etcd.data.is_some_and(|(store, id)| self.founded[store].member(id).is_none());
         let data = self.nodes[n].agent.data_page;
-        let here = &mut self.nodes[n].etcd;
-        if removed && here.runs.take().is_some() {
-            (here.view.local.ending, here.view.store) = (Some(Ending::Removed), None);
-            here.view.local.retry_at = Some(now + Duration::from_secs(1));
+        if removed {
+            self.etcd_leaves(n);
         }
+        self.look_at_etcd(n);
+        let here = &mut self.nodes[n].etcd;
         let view = &mut here.view;
         view.now = now;
         view.data = DataFacts { system_id: data, ..DataFacts::default() };
@@ -154,8 +151,6 @@ impl World {
         if view.memory.candidate.is_none_or(|(a, _)| a != best) {
             view.memory.candidate = Some((best, now));
         }
-        view.local.unit =
-            here.runs.map_or(UnitState::Down { last: None }, |since| UnitState::Running { pid: 9, since });
         view.local.dir = if here.data.is_some() { Dir::Data } else { Dir::Empty };
     }
 
@@ -182,7 +177,7 @@ impl World {
 
     fn probe(&mut self, n: usize) {
         let now = self.clock(n);
-        for other in (0..self.nodes.len()).filter(|other| *other != n) {
+        for other in self.members().filter(|other| *other != n) {
             let status = self.answers(n, other).then(|| self.node_status(other));
             let open = self.both_ways(n, other) && self.etcd_runs(other);
             let probe = self.nodes[n].etcd.view.probes.entry(address(other)).or_default();
@@ -205,7 +200,8 @@ impl World {
             let here = &self.nodes[n].etcd;
             let runs =
                 |v: &Voter| self.nodes[node_at(v.address)].etcd.data.is_some_and(|(of, _)| of == *store);
-            let own = here.runs.is_some() && here.data.is_some_and(|(of, _)| of == *store);
+            let own = running_since(here.view.local.unit).is_some()
+                && here.data.is_some_and(|(of, _)| of == *store);
             let vouched =
                 here.view.answering().filter(|(_, s)| s.store.quorum).flat_map(|(_, s)| &s.store.voters);
             own || vouched.chain(&here.view.record.voters).any(runs)
@@ -217,7 +213,7 @@ impl World {
         let view = &mut here.view;
         let Some(store) = read else {
             let since = view.local.silent_since.or(Some(now));
-            view.local.silent_since = since.filter(|_| here.runs.is_some());
+            view.local.silent_since = since.filter(|_| running_since(view.local.unit).is_some());
             return;
         };
         let seen = &mut view.memory.members;
@@ -263,7 +259,7 @@ impl World {
         StoreFacts {
             epoch,
             cluster_uuid: view.record.cluster_uuid.clone(),
-            part: match (here.runs, own.map(|m| m.vote), view.local.dir) {
+            part: match (running_since(view.local.unit), own.map(|m| m.vote), view.local.dir) {
                 (Some(_), Some(Vote::Voter), _) => StorePart::Voter,
                 (Some(_), Some(Vote::Learner), _) => StorePart::Learner,
                 (Some(_), None, _) | (None, _, Dir::Data) => StorePart::Data,

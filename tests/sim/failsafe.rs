@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use pgherd::clock::Moment;
+use pgherd::ha::failsafe::Outcome;
 use pgherd::ha::promises::Promise;
 use pgherd::ha::view::{Lease, Store, demote_margin, upstream_at};
 use pgherd::types::{Lsn, NodeName};
@@ -18,6 +19,8 @@ const PATIENCE: u64 = 2_000_000;
 #[derive(Debug, Default)]
 pub(crate) struct Promises {
     promised: Option<Promise>,
+    /// The question of whom that was given in answer to, and what bound before.
+    answered: Option<(usize, Moment, Option<Promise>)>,
     standing: Option<Moment>,
 }
 
@@ -41,7 +44,7 @@ impl World {
         let bound = self.nodes[n].disk.promised_to;
         let given = self.clock(n);
         let bound = bound.map(|leader| promise(leader, (given, until), None));
-        self.agent(n).promises = Promises { promised: bound, standing: None };
+        self.agent(n).promises = Promises { promised: bound, ..Promises::default() };
     }
 
     /// What binds this node at this look.
@@ -105,7 +108,9 @@ impl World {
         }
         let until = now + node.agent.rules.timing.ttl;
         let until = node.agent.promises.promised.as_ref().map_or(until, |before| until.max(before.until));
-        node.agent.promises.promised = Some(promise(n, (now, until), position));
+        let promises = &mut node.agent.promises;
+        let before = promises.promised.replace(promise(n, (now, until), position));
+        promises.answered = Some((n, asked, before));
         node.disk.promised_to = Some(n);
         if self.reaches(to, n) {
             let delay = self.latency(to, n);
@@ -130,10 +135,34 @@ impl World {
             return;
         }
         let Some(asking) = self.agent(n).asking.take_if(|a| a.asked == asked) else { return };
-        if self.agent(n).memory.roll.hear(asked, &name(n), &asking.promised) {
-            self.extend(n, asked);
+        match self.agent(n).memory.roll.hear(asked, &name(n), &asking.promised) {
+            Outcome::Agreed => self.extend(n, asked),
+            Outcome::Refused(_) => self.withdraw(n, asked),
         }
         self.woken(n);
+    }
+
+    /// A question has come to nothing, and everybody who hears of that is bound as before it.
+    fn withdraw(&mut self, n: usize, asked: Moment) {
+        for to in self.members().filter(|to| *to != n) {
+            if self.reaches(n, to) {
+                let delay = self.latency(n, to);
+                self.at(delay, Ev::Withdrawn(n, asked, to));
+            }
+        }
+    }
+
+    pub(crate) fn withdrawn(&mut self, n: usize, asked: Moment, to: usize) {
+        let node = &mut self.nodes[to];
+        let promises = &mut node.agent.promises;
+        let is_it =
+            |(leader, question, _): &(usize, Moment, Option<Promise>)| (*leader, *question) == (n, asked);
+        let Some((_, _, before)) = promises.answered.take_if(|answered| is_it(answered)) else { return };
+        if promises.promised.as_ref().is_some_and(|promise| promise.leader == name(n)) {
+            promises.promised = before;
+            let leader = promises.promised.as_ref().and_then(|p| p.leader.as_str()[1..].parse().ok());
+            node.disk.promised_to = leader;
+        }
     }
 
     /// `Lease::Held` moves, and the deadman with it.

@@ -1,8 +1,6 @@
-//! Schedules: what goes wrong and when, as text that a person can read and write, and by a seed.
+//! Schedules: what goes wrong and when, as text that a person can read and write.
 
 use std::fmt::{self, Write as _};
-
-use crate::rng::Rng;
 
 /// One fault, or its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +8,7 @@ pub(crate) enum Fault {
     CrashNode(usize),
     StartNode(usize),
     CrashPostgres(usize),
+    CrashEtcd(usize),
     KillAgent(usize),
     Freeze(usize),
     Thaw(usize),
@@ -28,6 +27,8 @@ pub(crate) enum Fault {
     StoreUp,
     StoreElection,
     StoreAnswers,
+    /// The schedule says that somebody takes writes now.
+    Served,
     Slow(usize, u64),
     Write(usize),
     Read(usize),
@@ -35,6 +36,9 @@ pub(crate) enum Fault {
     CrashAt(usize, String),
     DiskFull(usize),
     DiskFree(usize),
+    /// The disk takes longer than anybody waits for it, and comes to its end.
+    DiskSlow(usize),
+    DiskFast(usize),
     Hang(usize),
     Unhang(usize),
     LoseWal(usize),
@@ -46,6 +50,10 @@ pub(crate) enum Fault {
     Switchover(Option<usize>),
     Restart(usize),
     Reinitialize(usize),
+    /// The other cluster: another of its servers is promoted, or the one that follows is.
+    RemotePromote,
+    /// The other cluster follows this one.
+    RemoteFollow,
 }
 
 /// A whole run: its set-up and its faults.
@@ -65,6 +73,8 @@ pub(crate) struct Schedule {
     pub(crate) voters: Voters,
     /// Whether clients write all the time, or only when the schedule says so.
     pub(crate) clients: bool,
+    /// Whether there is another cluster, and this one is made as a standby of it.
+    pub(crate) standby: bool,
 }
 
 /// Where the store runs.
@@ -92,9 +102,6 @@ pub(crate) const MOST_NODES: usize = 7;
 const LONGEST: u64 = 3_600_000;
 /// The calm comes so long after the last event, unless a schedule says when, and never before a minute.
 const AFTER_THE_LAST: u64 = 10_000;
-/// By then a cluster exists.
-const FOUNDED: u64 = 12_000;
-
 impl Mode {
     fn word(self) -> &'static str {
         match self {
@@ -112,6 +119,7 @@ impl fmt::Display for Fault {
             Self::CrashNode(n) => write!(f, "crash-node n{n}"),
             Self::StartNode(n) => write!(f, "start-node n{n}"),
             Self::CrashPostgres(n) => write!(f, "crash-postgres n{n}"),
+            Self::CrashEtcd(n) => write!(f, "crash-etcd n{n}"),
             Self::KillAgent(n) => write!(f, "kill-agent n{n}"),
             Self::Freeze(n) => write!(f, "freeze n{n}"),
             Self::Thaw(n) => write!(f, "thaw n{n}"),
@@ -130,6 +138,7 @@ impl fmt::Display for Fault {
             Self::StoreUp => write!(f, "store-up"),
             Self::StoreElection => write!(f, "store-election"),
             Self::StoreAnswers => write!(f, "store-answers"),
+            Self::Served => write!(f, "served"),
             Self::Slow(n, ms) => write!(f, "slow n{n} {ms}"),
             Self::Write(n) => write!(f, "write n{n}"),
             Self::Read(n) => write!(f, "read n{n}"),
@@ -137,6 +146,8 @@ impl fmt::Display for Fault {
             Self::CrashAt(n, action) => write!(f, "crash-at n{n} {action}"),
             Self::DiskFull(n) => write!(f, "disk-full n{n}"),
             Self::DiskFree(n) => write!(f, "disk-free n{n}"),
+            Self::DiskSlow(n) => write!(f, "disk-slow n{n}"),
+            Self::DiskFast(n) => write!(f, "disk-fast n{n}"),
             Self::Hang(n) => write!(f, "hang n{n}"),
             Self::Unhang(n) => write!(f, "unhang n{n}"),
             Self::LoseWal(n) => write!(f, "lose-wal n{n}"),
@@ -148,6 +159,8 @@ impl fmt::Display for Fault {
             Self::Switchover(Some(n)) => write!(f, "switchover n{n}"),
             Self::Restart(n) => write!(f, "restart n{n}"),
             Self::Reinitialize(n) => write!(f, "reinitialize n{n}"),
+            Self::RemotePromote => write!(f, "remote-promote"),
+            Self::RemoteFollow => write!(f, "remote-follow"),
         }
     }
 }
@@ -174,6 +187,7 @@ impl Fault {
             "crash-node" | "kill-node" => Self::CrashNode(node(1)?),
             "start-node" => Self::StartNode(node(1)?),
             "crash-postgres" | "kill-postgres" => Self::CrashPostgres(node(1)?),
+            "crash-etcd" | "kill-etcd" => Self::CrashEtcd(node(1)?),
             "kill-agent" => Self::KillAgent(node(1)?),
             "freeze" => Self::Freeze(node(1)?),
             "thaw" => Self::Thaw(node(1)?),
@@ -192,6 +206,7 @@ impl Fault {
             "store-up" => Self::StoreUp,
             "store-election" => Self::StoreElection,
             "store-answers" => Self::StoreAnswers,
+            "served" => Self::Served,
             "slow" => Self::Slow(node(1)?, number(words.get(2))?),
             "write" => Self::Write(node(1)?),
             "read" => Self::Read(node(1)?),
@@ -199,6 +214,8 @@ impl Fault {
             "crash-at" => Self::CrashAt(node(1)?, action(words.get(2))?),
             "disk-full" => Self::DiskFull(node(1)?),
             "disk-free" => Self::DiskFree(node(1)?),
+            "disk-slow" => Self::DiskSlow(node(1)?),
+            "disk-fast" => Self::DiskFast(node(1)?),
             "hang" => Self::Hang(node(1)?),
             "unhang" => Self::Unhang(node(1)?),
             "lose-wal" => Self::LoseWal(node(1)?),
@@ -210,6 +227,8 @@ impl Fault {
             "switchover" => Self::Switchover(Some(node(1)?)),
             "restart" => Self::Restart(node(1)?),
             "reinitialize" | "reinit" => Self::Reinitialize(node(1)?),
+            "remote-promote" => Self::RemotePromote,
+            "remote-follow" => Self::RemoteFollow,
             other => return Err(format!("{other} is no event; README.md beside this file lists them")),
         })
     }
@@ -226,136 +245,38 @@ impl Fault {
             Self::ApiHide(n) | Self::ApiShow(n) | Self::Restart(n) | Self::Reinitialize(n) => [n, n],
             Self::Switchover(n) => [n.unwrap_or(0), 0],
             Self::StoreDown | Self::StoreUp | Self::StoreElection | Self::StoreAnswers => [0, 0],
+            Self::DiskSlow(n) | Self::DiskFast(n) | Self::CrashEtcd(n) => [n, n],
             Self::Set(..) | Self::ApiDown | Self::ApiUp => [0, 0],
+            Self::RemotePromote | Self::RemoteFollow | Self::Served => [0, 0],
         }
+    }
+
+    /// Whether it can happen to a server that has no agent of ours.
+    fn is_of_a_server(&self) -> bool {
+        matches!(
+            self,
+            Self::Pause(_)
+                | Self::Resume(_)
+                | Self::Cut(..)
+                | Self::Heal(..)
+                | Self::Isolate(_)
+                | Self::Rejoin(_)
+                | Self::Hang(_)
+                | Self::Unhang(_)
+                | Self::Write(_)
+                | Self::LoseWal(_)
+        )
+    }
+
+    /// Whether it makes sense only beside another cluster.
+    fn needs_remote(&self) -> bool {
+        matches!(self, Self::RemotePromote | Self::RemoteFollow)
+            || matches!(self, Self::Set(key, _) if key == "standby")
     }
 }
 
 impl Schedule {
-    /// The schedule of a seed.
-    pub(crate) fn of_seed(seed: u64) -> Self {
-        let mut rng = Rng::new(seed ^ 0x5c4e_d01e);
-        let nodes = 3 + (seed % 3) as usize;
-        let mode =
-            *rng.pick(&[Mode::Quorum, Mode::Quorum, Mode::Quorum, Mode::Priority, Mode::Strict, Mode::Off]);
-        let ttl = *rng.pick(&[10, 10, 10, 15, 20]);
-        let calm = 60_000;
-        let mut schedule = Self {
-            faults: Vec::new(),
-            deadman: !rng.chance(250),
-            nodes,
-            mode,
-            ttl,
-            calm,
-            ..Self::plain(seed)
-        };
-        let first = if rng.chance(250) { 500 } else { FOUNDED };
-        let storm = rng.chance(300);
-        let count = if storm { rng.range(8, 26) } else { rng.range(1, 9) };
-        let mut spans = Vec::new();
-        for _ in 0..count {
-            let at = rng.range(first, calm - 1000);
-            let lasts = if rng.chance(500) { rng.range(50, 3000) } else { rng.range(1000, 25_000) };
-            let end = (at + lasts).min(calm);
-            let before = schedule.faults.len();
-            schedule.one(&mut rng, at, end);
-            let last = schedule.faults[before..].iter().map(|(at, _)| *at).max();
-            spans.push((at, last.unwrap_or(at)));
-        }
-        schedule.voters = *rng.pick(&[Voters::Outside, Voters::Nodes, Voters::Nodes, Voters::Ours]);
-        for _ in 0..if rng.chance(300) { rng.range(1, 4) } else { 0 } {
-            let at = rng.range(FOUNDED, calm - 1000);
-            schedule.faults.push((at, schedule.request(&mut rng)));
-            spans.push((at, at));
-        }
-        // One seed in six has a time of maintenance.
-        if seed % 6 == 4 {
-            let at = rng.range(FOUNDED, calm - 10_000);
-            let end = rng.range(at + 2000, calm);
-            spans.push((at, end));
-            schedule.faults.extend([(at, pause(true)), (end, pause(false))]);
-        }
-        schedule.faults.sort_by_key(|(at, _)| *at);
-        schedule.shorten_quiet(spans);
-        schedule
-    }
-
-    /// Times in which nothing is broken and nothing happens are cut short: they cost as much as any other time.
-    fn shorten_quiet(&mut self, mut spans: Vec<(u64, u64)>) {
-        spans.sort_unstable();
-        let quiet = 6000;
-        let (mut until, mut cut) = (FOUNDED, 0);
-        let mut cuts = Vec::new();
-        for (begins, ends) in spans.into_iter().chain([(self.calm, self.calm)]) {
-            cut += begins.saturating_sub(until + quiet);
-            cuts.push((begins, cut));
-            until = until.max(ends);
-        }
-        let cut_before = |at| cuts.iter().rev().find(|(from, _)| *from <= at).map_or(0, |(_, cut)| *cut);
-        self.faults.iter_mut().for_each(|(at, _)| *at -= cut_before(*at));
-        self.calm -= cut;
-    }
-
-    /// What a person asks for.
-    fn request(&self, rng: &mut Rng) -> Fault {
-        let n = rng.range(0, self.nodes as u64) as usize;
-        match rng.range(0, 5) {
-            0 => Fault::Switchover(None),
-            1 | 2 => Fault::Switchover(Some(n)),
-            3 => Fault::Restart(n),
-            _ => Fault::Reinitialize(n),
-        }
-    }
-
-    fn one(&mut self, rng: &mut Rng, at: u64, end: u64) {
-        let n = rng.range(0, self.nodes as u64) as usize;
-        let other = (n + 1 + rng.range(0, self.nodes as u64 - 1) as usize) % self.nodes;
-        let pairs: Vec<(u64, Fault)> = match rng.range(0, 29) {
-            0 | 1 => vec![(at, Fault::CrashNode(n)), (end, Fault::StartNode(n))],
-            2..=4 => vec![(at, Fault::CrashPostgres(n))],
-            5 => vec![(at, Fault::KillAgent(n))],
-            6 | 7 => vec![(at, Fault::Freeze(n)), (end, Fault::Thaw(n))],
-            8 => vec![(at, Fault::Pause(n)), (end, Fault::Resume(n))],
-            9 | 10 => vec![(at, Fault::Stop(n)), (end, Fault::StartNode(n))],
-            11 => vec![(at, Fault::Wipe(n)), (end, Fault::StartNode(n))],
-            12 => vec![(at, Fault::Cut(n, other)), (end, Fault::Heal(n, other))],
-            13 | 14 => vec![(at, Fault::Isolate(n)), (end, Fault::Rejoin(n))],
-            15 => vec![(at, Fault::StoreCut(n)), (end, Fault::StoreHeal(n))],
-            16 => vec![(at, Fault::StoreMute(n)), (end, Fault::StoreHeal(n))],
-            17 => vec![(at, Fault::StoreDown), (end, Fault::StoreUp), (end, Fault::StoreElection)],
-            18 => {
-                let back = |n| {
-                    [(at, Fault::CrashNode(n)), (end.min(at + rng.range(200, 8000)), Fault::StartNode(n))]
-                };
-                (0..self.nodes).flat_map(back).collect()
-            }
-            19 => {
-                (0..self.nodes).filter(|_| rng.chance(700)).map(|n| (at, Fault::CrashPostgres(n))).collect()
-            }
-            20 => vec![(at, Fault::Slow(n, rng.range(100, 4000))), (end, Fault::Slow(n, 0))],
-            21 => vec![(at, Fault::DiskFull(n)), (end, Fault::DiskFree(n))],
-            22 => vec![(at, Fault::Hang(n)), (end, Fault::Unhang(n))],
-            23 => vec![(at, Fault::LoseWal(n))],
-            24 => {
-                let when = (*rng.pick(ACTIONS)).to_owned();
-                vec![(at, Fault::CrashAt(n, when)), (end, Fault::StartNode(n))]
-            }
-            25 => {
-                let on = outlasts(self.seed);
-                vec![(at, failsafe(!on)), (end, failsafe(on))]
-            }
-            26 => vec![(at, Fault::ApiHide(n)), (end, Fault::ApiShow(n))],
-            27 => vec![(at, Fault::ApiDown), (end, Fault::ApiUp)],
-            _ => {
-                let back = timing(self.ttl);
-                let ttl = *rng.pick(&[10_u64, 15, 20]);
-                vec![(at, timing(ttl)), (end, back)]
-            }
-        };
-        self.faults.extend(pairs);
-    }
-
-    fn plain(seed: u64) -> Self {
+    pub(crate) fn plain(seed: u64) -> Self {
         Self {
             seed,
             nodes: 3,
@@ -366,6 +287,7 @@ impl Schedule {
             calm: 60_000,
             voters: Voters::Outside,
             clients: true,
+            standby: false,
         }
     }
 
@@ -395,9 +317,7 @@ impl Schedule {
             errors.extend(read.err().map(|why| format!("line {}: {}: {why}", i + 1, words.join(" "))));
         }
         for (line, at, fault) in faults {
-            if fault.nodes().iter().any(|n| *n >= schedule.nodes) {
-                errors.push(format!("line {line}: {fault}: n0 to n{} are expected", schedule.nodes - 1));
-            }
+            errors.extend(schedule.misplaced(&fault).map(|why| format!("line {line}: {fault}: {why}")));
             if let Some(calm) = calm.filter(|calm| at > *calm) {
                 errors.push(format!("line {line}: {fault}: it comes after the calm at {calm} ms"));
             }
@@ -409,6 +329,18 @@ impl Schedule {
         if errors.is_empty() { Ok(schedule) } else { Err(errors.join("\n")) }
     }
 
+    /// Why this cannot happen in this schedule.
+    fn misplaced(&self, fault: &Fault) -> Option<String> {
+        if fault.needs_remote() && !self.standby {
+            return Some("it needs the setting standby on".into());
+        }
+        let last = fault.nodes().into_iter().max().unwrap_or(0);
+        if last == self.nodes && self.standby {
+            return (!fault.is_of_a_server()).then(|| format!("n{last} is the other cluster's server"));
+        }
+        (last >= self.nodes).then(|| format!("n0 to n{} are expected", self.nodes - 1))
+    }
+
     fn setting(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
             "seed" => self.seed = number(Some(&value))?,
@@ -417,6 +349,7 @@ impl Schedule {
             "calm" => self.calm = time(value).ok_or("a time is expected: 60000, 60000ms or 60s")?,
             "deadman" => self.deadman = switch(value)?,
             "clients" => self.clients = switch(value)?,
+            "standby" => self.standby = switch(value)?,
             "mode" => self.mode = mode(value)?,
             "voters" => {
                 self.voters = match value {
@@ -429,7 +362,7 @@ impl Schedule {
             _ => {
                 return Err(
                     "a time (12000, 12000ms, 12s) or a setting (seed, nodes, mode, ttl, deadman, clients, \
-                            voters, calm) is expected first"
+                            voters, standby, calm) is expected first"
                         .into(),
                 );
             }
@@ -452,6 +385,9 @@ impl Schedule {
         if !self.clients {
             text.push_str("clients off\n");
         }
+        if self.standby {
+            text.push_str("standby on\n");
+        }
         for (at, fault) in &self.faults {
             writeln!(text, "{at} {fault}").expect("a String takes everything");
         }
@@ -471,7 +407,7 @@ fn mode(word: &str) -> Result<Mode, String> {
 }
 
 /// The actions at which a machine can be made to crash, in the words of `ha::reason`.
-const ACTIONS: &[&str] = &[
+pub(crate) const ACTIONS: &[&str] = &[
     "acquire",
     "release",
     "putsync",
@@ -524,7 +460,7 @@ fn setting(key: Option<&&str>, value: Option<&&str>) -> Result<Fault, String> {
             }
             Mode::Off => return Err("quorum, on or strict is expected".into()),
         },
-        key @ ("pause" | "failsafe_mode") => Fault::Set(key.into(), switch(value)?.into()),
+        key @ ("pause" | "failsafe_mode" | "standby") => Fault::Set(key.into(), switch(value)?.into()),
         key @ "ttl" => Fault::Set(key.into(), within(value, 10, 120)?.into()),
         key @ "synchronous_node_count" => Fault::Set(key.into(), within(value, 1, MOST_NODES as u64)?.into()),
         key @ "maximum_lag_on_failover" => Fault::Set(key.into(), within(value, 0, u64::MAX)?.into()),
@@ -532,7 +468,7 @@ fn setting(key: Option<&&str>, value: Option<&&str>) -> Result<Fault, String> {
         key @ "retry_timeout" => Fault::Set(key.into(), within(value, 3, 60)?.into()),
         _ => {
             return Err(
-                "mode, ttl, pause, failsafe_mode, synchronous_node_count, maximum_lag_on_failover, loop_wait or \
+                "mode, ttl, pause, failsafe_mode, standby, synchronous_node_count, maximum_lag_on_failover, loop_wait or \
                         retry_timeout is expected"
                     .into(),
             );
@@ -547,23 +483,6 @@ fn switch(value: &str) -> Result<bool, String> {
         "off" | "false" => Ok(false),
         _ => Err("on or off is expected".to_owned()),
     }
-}
-
-/// Whether a seed's nodes have failsafe mode. One in four: it costs events, and hides what only a primary that stops shows.
-pub(crate) fn outlasts(seed: u64) -> bool {
-    seed % 4 == 3
-}
-
-fn failsafe(on: bool) -> Fault {
-    Fault::Set("failsafe_mode".into(), on.into())
-}
-
-fn pause(on: bool) -> Fault {
-    Fault::Set("pause".into(), on.into())
-}
-
-fn timing(ttl: u64) -> Fault {
-    Fault::Set("ttl".into(), ttl.into())
 }
 
 fn plain(value: &serde_json::Value) -> String {

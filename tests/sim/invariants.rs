@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use pgherd::ha::rules::Pause;
+use pgherd::ha::view::Job;
 use pgherd::types::Lsn;
 
 use crate::faults::{Mode, Voters};
@@ -21,7 +22,7 @@ impl World {
 
     /// Asked wherever a node begins to accept writes, or is let go on.
     pub(crate) fn one_primary(&mut self) {
-        let mut serving = (0..self.nodes.len()).filter(|n| self.accepts(*n));
+        let mut serving = self.members().filter(|n| self.accepts(*n));
         if let (true, Some(a), Some(b)) = (self.schedule.deadman, serving.next(), serving.next()) {
             self.violate("two-primaries", format!("n{a} and n{b} both accept writes"));
         }
@@ -48,6 +49,9 @@ impl World {
 
     /// A primary begins to accept writes.
     pub(crate) fn serves(&mut self, n: usize) {
+        if self.is_remote(n) {
+            return;
+        }
         self.one_primary();
         self.cluster_existed = true;
         self.n_promotions += 1;
@@ -66,7 +70,7 @@ impl World {
 
     /// Data was replaced: is every acknowledged commit still somewhere?
     pub(crate) fn check_copies(&mut self, n: usize) {
-        let whole = (0..self.nodes.len()).any(|n| self.holds_everything(n));
+        let whole = self.members().any(|n| self.holds_everything(n));
         if self.durable() && !whole && !self.acked.is_empty() {
             self.violate("last-copy", format!("n{n} has replaced the last copy of acknowledged commits"));
         }
@@ -75,6 +79,9 @@ impl World {
     pub(crate) fn acknowledged(&mut self, n: usize, lsn: u64) {
         let Some(files) = self.files(n) else { return };
         let branch = files.branch;
+        if self.is_remote(n) {
+            return;
+        }
         self.n_acks += 1;
         self.last_ack = self.now;
         self.acked.insert(branch, lsn);
@@ -88,10 +95,34 @@ impl World {
         }
     }
 
+    /// A schedule says that somebody takes writes now.
+    pub(crate) fn check_served(&mut self) {
+        if !self.members().any(|n| self.accepts(n)) {
+            self.violate(
+                "not-served",
+                "nobody accepts writes where the schedule says that somebody does".into(),
+            );
+        }
+    }
+
+    /// A copy is begun: not in the place of data that could go on from here, for a promotion that was written down and never was.
+    pub(crate) fn check_need(&mut self, n: usize, from: usize) {
+        let (Some(mine), Some(theirs)) = (self.files(n), self.files(from)) else { return };
+        let part = self.contains((theirs.branch, theirs.end), (mine.branch, mine.end));
+        let written = self.nodes[n].disk.promoted.is_some_and(|begun| !self.has_begun(n, mine.branch, begun));
+        let memory = &self.nodes[n].agent.memory;
+        let starts = memory.failures.get(&Job::Start).is_none_or(|f| f.n < 5);
+        let asked = memory.orders.reinitialize.is_some();
+        if written && part && starts && !asked && mine.end >= theirs.wal_from {
+            self.violate("needless-copy", format!("n{n} copies n{from}, from which it could have streamed"));
+        }
+    }
+
     pub(crate) fn check_release(&mut self, n: usize) {
         let node = &self.nodes[n];
-        // In maintenance a standby, which nobody promotes, drops a key that it does not use.
-        let standby = !node.pg.primary && node.agent.rules.pause == Pause::On;
+        // In maintenance a standby, which nobody promotes, drops a key that it does not use; a standby leader hands over running.
+        let rules = &node.agent.rules;
+        let standby = !node.pg.primary && (rules.pause == Pause::On || rules.remote.is_some());
         if node.pg.state != State::Down && !standby {
             let what = format!("the leader key of n{n} is released while its PostgreSQL runs");
             self.violate("release-before-stop", what);
@@ -111,7 +142,10 @@ impl World {
         if let Some(why) = (self.schedule.voters == Voters::Ours).then(|| self.store_unwell()).flatten() {
             return Some(why);
         }
-        let all = 0..self.nodes.len();
+        if let Some(remote) = self.remote().filter(|_| self.is_standby()) {
+            return self.standby_unwell(remote);
+        }
+        let all = self.members();
         let Some(primary) = all.clone().find(|n| self.accepts(*n)) else {
             return Some("nobody accepts writes".into());
         };
@@ -120,7 +154,7 @@ impl World {
         }
         let strict = self.store.setting("synchronous_mode_strict") == Some(&true.into());
         // Where commits must wait for a standby and there can be none, they wait.
-        let may_wait = strict && self.nodes.len() == 1;
+        let may_wait = strict && self.schedule.nodes == 1;
         (self.last_ack + 1_000_000 < self.now && !may_wait)
             .then(|| "no commit was acknowledged within a second".into())
     }

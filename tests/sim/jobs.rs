@@ -13,7 +13,7 @@ use pgherd::ha::rules::Pause;
 use pgherd::ha::view::{
     Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer, UpstreamWal,
 };
-use pgherd::postgres::{StopMode, Upstream};
+use pgherd::postgres::{Containment, StopMode, Upstream};
 use pgherd::record::Bootstrap;
 use pgherd::supervisor::unit;
 use pgherd::types::{NodeName, SystemId, Timeline};
@@ -41,20 +41,12 @@ impl World {
         let now = self.clock(n);
         let job = task.job();
         self.check_pause(n, &task);
-        if job == Job::Initdb {
-            self.nodes[n].disk.bootstrap = Bootstrap::Pending;
-        }
-        if job == Job::Promote {
-            let branch = self.nodes[n].disk.files.as_ref().map(|files| files.branch);
-            let present = branch.map(|b| self.branches[b].tli);
-            self.nodes[n].disk.promoted = present.map(|timeline| Timeline(timeline + 1));
-        }
+        self.check_standby(n, &task);
         if matches!(job, Job::Clone | Job::Rewind) {
             let source = self.acting(n).and_then(|acting| lineage::source(&acting.view));
             self.agent(n).memory.source = source;
         }
-        let listed: Vec<usize> =
-            (0..self.nodes.len()).filter(|i| *i != n && !self.hidden.contains(i)).collect();
+        let listed: Vec<usize> = self.members().filter(|i| *i != n && !self.hidden.contains(i)).collect();
         let unlisted = task.job() == Job::Survey && !self.api_up;
         let known = self.nodes[n].agent.others.iter().copied();
         let others: BTreeSet<usize> = listed.into_iter().chain(known).collect();
@@ -112,6 +104,14 @@ impl World {
         let asked = agent.memory.orders.moves_postgres() || self.store.is_asked();
         if moves && agent.rules.pause == Pause::On && agent.phase == Phase::Serving && !asked {
             self.violate("moved-in-pause", format!("n{n} begins {:?} in maintenance", task.job()));
+        }
+    }
+
+    /// A cluster that follows another one is not made by initdb, and nobody in it is promoted.
+    fn check_standby(&mut self, n: usize, task: &Task) {
+        let follows = self.nodes[n].agent.rules.remote.is_some();
+        if follows && matches!(task, Task::Initdb | Task::Promote) {
+            self.violate("standby-writes", format!("n{n} begins {:?} in a standby cluster", task.job()));
         }
     }
 
@@ -174,7 +174,7 @@ impl World {
                 |f: &crate::postgres::Files| self.contains((f.branch, f.end), (mine.branch, mine.end));
             self.both_ways(n, *i) && self.nodes[*i].agent.alive && self.files(*i).is_some_and(whole)
         };
-        let reached = (0..self.nodes.len()).filter(|i| to.contains(&name(*i))).find(has);
+        let reached = self.members().filter(|i| to.contains(&name(*i))).find(has);
         reached.map_or_else(|| HandOverEnd::Missed("nobody has it".into()), |i| HandOverEnd::Reached(name(i)))
     }
 
@@ -201,6 +201,7 @@ impl World {
             return self.ends(n, Err(why));
         }
         if step == 0 {
+            self.check_need(n, from);
             if self.nodes[n].disk.files.is_none() {
                 self.nodes[n].disk.incomplete = Some("a clone did not finish");
             }
@@ -249,18 +250,14 @@ impl World {
             return self.ends(n, Err("no answer".into()));
         };
         let (timeline, history) = (Timeline(self.tli(branch)), self.history(branch));
-        let at = self.clock(n);
-        self.ends(
-            n,
-            Ok(Out::Compared(Ancestry {
-                leader: up.name.clone(),
-                at,
-                system_id: None,
-                timeline,
-                history,
-                contains_ours: pgherd::postgres::Containment::Unshown,
-            })),
-        );
+        let (at, contains_ours) = (self.clock(n), self.containment(n, from));
+        if contains_ours == Containment::Differs {
+            self.log(n, || format!("finds something else on n{from} where its last checkpoint is"));
+            self.n_differs += 1;
+        }
+        let (leader, system_id) = (up.name.clone(), self.files(from).map(|f| f.control.system_id));
+        let ancestry = Ancestry { leader, at, system_id, timeline, history, contains_ours };
+        self.ends(n, Ok(Out::Compared(ancestry)));
     }
 
     pub(crate) fn asked(&mut self, n: usize, inc: u64, job: u64, to: usize) {

@@ -47,9 +47,6 @@ impl World {
             Ended::Failed(_) | Ended::Done => self.lost(n),
             Ended::Unknown => self.at(200_000, Ev::Renewal(n, inc, renewal)),
         }
-        if std::mem::take(&mut self.agent(n).forget) {
-            self.forgotten(n);
-        }
     }
 
     /// A shorter TTL counts at once, as the lease task has it.
@@ -74,23 +71,16 @@ impl World {
         self.woken(n);
     }
 
-    pub(crate) fn forget(&mut self, n: usize) {
-        if self.agent(n).renewing.is_some() {
-            self.agent(n).forget = true;
-        } else {
-            self.forgotten(n);
-        }
-    }
-
     pub(crate) fn send_release(&mut self, n: usize) {
         let lease = self.nodes[n].agent.released.or_else(|| self.store.lease_of(&name(n)));
         self.agent(n).released = lease;
         self.send_act(n, Request::Release(lease));
     }
 
-    pub(crate) fn forgotten(&mut self, n: usize) {
+    /// What a renewal under way would say is about a lease that is given up.
+    pub(crate) fn forget(&mut self, n: usize) {
         let agent = self.agent(n);
-        agent.lease = Lease::None;
+        (agent.lease, agent.renewing) = (Lease::None, None);
         agent.extended = None;
         agent.renewal += 1;
         match self.acting(n).and_then(|acting| acting.current.clone()) {

@@ -20,13 +20,17 @@ mod act;
 mod agent;
 mod breaking;
 mod etcd;
+mod etcd_process;
 mod failsafe;
 mod faults;
+mod history;
 mod invariants;
 mod jobs;
 mod lease;
 mod postgres;
 mod queue;
+mod random;
+mod remote;
 mod rng;
 mod store;
 mod streaming;
@@ -173,14 +177,15 @@ fn many(first: u64, count: u64, until: Until) -> ExitCode {
     let next = AtomicU64::new(first);
     let worker = || {
         let mut failed = Vec::new();
-        let mut sums = [0_u64; 3];
+        let mut sums = [0_u64; 4];
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= first + count {
                 return (failed, sums);
             }
             let outcome = run(&Schedule::of_seed(seed), false);
-            for (sum, n) in sums.iter_mut().zip([outcome.n_events, outcome.n_acks, outcome.n_promotions]) {
+            let Outcome { n_events, n_acks, n_promotions, n_differs, .. } = outcome;
+            for (sum, n) in sums.iter_mut().zip([n_events, n_acks, n_promotions, n_differs]) {
                 *sum += n;
             }
             failed.extend(outcome.violation.map(|v| (seed, v)));
@@ -192,10 +197,11 @@ fn many(first: u64, count: u64, until: Until) -> ExitCode {
     let results = in_threads(worker);
     let sum = |i: usize| results.iter().map(|(_, sums)| sums[i]).sum::<u64>();
     println!(
-        "{count} seeds: {} events, {} commits acknowledged, {} starts of a primary",
+        "{count} seeds: {} events, {} commits acknowledged, {} starts of a primary, {} other timelines of one number found",
         sum(0),
         sum(1),
-        sum(2)
+        sum(2),
+        sum(3)
     );
     let mut failed: Vec<_> = results.into_iter().flat_map(|(failed, _)| failed).collect();
     failed.sort_by_key(|(seed, _)| *seed);

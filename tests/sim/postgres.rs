@@ -1,5 +1,4 @@
-//! The model PostgreSQL: a log as positions on branches (a branch is one promotion's history; two branches can have the
-//! same timeline number, as in the real thing), streaming, synchronous acknowledgements, crash, recovery, promotion.
+//! The model PostgreSQL: a log as positions on branches (see `history`), streaming, synchronous acknowledgements, crash, recovery, promotion.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,23 +8,16 @@ use pgherd::ha::sync::Names;
 use pgherd::ha::view::View;
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby, Status};
 use pgherd::postgres::{Horizon, Slot, SlotKind, SlotWal};
-use pgherd::record::{Bootstrap, Record};
-use pgherd::types::{Lsn, SlotName, SystemId, Timeline, TimelineFork, TimelineHistory};
+use pgherd::record::{Bootstrap, Followed, Record};
+use pgherd::types::{Lsn, SlotName, SystemId, Timeline};
 
+use crate::history::Branch;
 use crate::world::{Ev, World, name};
 
 /// One record: a commit, a checkpoint, the end of a recovery.
 pub(crate) const RECORD: u64 = 120;
 /// Where initdb leaves off.
-const FIRST: u64 = 0x300_0000;
-#[derive(Debug, Clone)]
-pub(crate) struct Branch {
-    pub(crate) tli: u32,
-    pub(crate) parent: Option<(usize, u64)>,
-    /// Who writes it. A node that goes on in place on somebody else's log writes another one under the same number.
-    owner: usize,
-}
-
+pub(crate) const FIRST: u64 = 0x300_0000;
 /// What survives a crash.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
@@ -34,7 +26,7 @@ pub(crate) struct Disk {
     pub(crate) system_id: Option<SystemId>,
     pub(crate) bootstrap: Bootstrap,
     pub(crate) promoted: Option<Timeline>,
-    pub(crate) followed: Option<pgherd::record::Followed>,
+    pub(crate) followed: Option<Followed>,
     pub(crate) unconfirmed: bool,
     pub(crate) generation: u32,
     /// The promise that the record remembers.
@@ -97,6 +89,8 @@ pub(crate) struct Pg {
     pub(crate) visible: u64,
     /// The upstream has said that what this standby needs is gone.
     pub(crate) misses_wal: bool,
+    /// When a standby last made a restartpoint, or was started.
+    pub(crate) restartpoint: u64,
 }
 
 /// A standby's side of a replication connection.
@@ -143,6 +137,7 @@ impl Default for Pg {
             visible: 0,
             closed: false,
             misses_wal: false,
+            restartpoint: 0,
         }
     }
 }
@@ -158,6 +153,11 @@ impl Disk {
         self.unconfirmed = record.unconfirmed;
     }
 
+    /// What of it is waited for by whoever acts.
+    pub(crate) fn memory(&self) -> (Option<Timeline>, Option<Followed>, bool, Bootstrap) {
+        (self.promoted, self.followed.clone(), self.unconfirmed, self.bootstrap)
+    }
+
     pub(crate) fn data(&self, known: Option<&Control>) -> DataDir {
         match (&self.files, self.incomplete) {
             (_, Some(why)) => DataDir::Incomplete { why },
@@ -168,35 +168,6 @@ impl Disk {
 }
 
 impl World {
-    /// Whether a commit at `at` on branch `of` is part of the history up to `end` of `branch`.
-    pub(crate) fn contains(&self, (mut branch, mut end): (usize, u64), (of, at): (usize, u64)) -> bool {
-        loop {
-            if branch == of {
-                return at <= end;
-            }
-            let Some((parent, fork)) = self.branches[branch].parent else { return false };
-            (branch, end) = (parent, end.min(fork));
-        }
-    }
-
-    pub(crate) fn history(&self, mut branch: usize) -> TimelineHistory {
-        let mut forks = Vec::new();
-        while let Some((parent, fork)) = self.branches[branch].parent {
-            let tli = self.branches[parent].tli;
-            // PostgreSQL does not know of a fork within one timeline.
-            if tli != self.branches[branch].tli {
-                forks.push(TimelineFork { timeline: Timeline(tli), end: Lsn(fork) });
-            }
-            branch = parent;
-        }
-        forks.reverse();
-        TimelineHistory(forks)
-    }
-
-    pub(crate) fn tli(&self, branch: usize) -> u32 {
-        self.branches[branch].tli
-    }
-
     /// Takes writes from clients right now.
     pub(crate) fn accepts(&self, n: usize) -> bool {
         self.is_primary(n) && !self.nodes[n].pg.closed
@@ -277,7 +248,7 @@ impl World {
             self.violate("initdb-after-cluster", format!("initdb on n{n} although a cluster exists"));
         }
         let system_id = SystemId(7_700_000_000_000_000_000 + self.branches.len() as u64);
-        self.branches.push(Branch { tli: 1, parent: None, owner: n });
+        self.branches.push(Branch { checkpoints: vec![FIRST], ..Branch::of(1, None, n) });
         let control = Control {
             system_id,
             state: ControlState::ShutDown,
@@ -319,7 +290,7 @@ impl World {
             if primary { ControlState::InProduction } else { ControlState::InArchiveRecovery };
         if primary && self.branches[files.branch].owner != n {
             let tli = self.branches[files.branch].tli;
-            self.branches.push(Branch { tli, parent: Some((files.branch, files.end)), owner: n });
+            self.branches.push(Branch::of(tli, Some((files.branch, files.end)), n));
             files.branch = self.branches.len() - 1;
         }
         let pid = node.pg.pid + 1;
@@ -334,6 +305,7 @@ impl World {
             known: Some(known),
             // What its pg_hba.conf was written with.
             closed: node.agent.memory.closed.is_some(),
+            restartpoint: self.now,
             ..Pg::default()
         };
         self.at(takes, Ev::PgReady(n, pid));
@@ -377,20 +349,19 @@ impl World {
             self.shutdown_checkpoint(n);
         }
         self.disconnect(n);
-        let tli = self.files(n).map_or(0, |f| self.tli(f.branch));
         let node = &mut self.nodes[n];
         node.pg.state = State::Draining;
         node.pg.pending = None;
         node.pg.checkpoint_owed = false;
         node.pg.waiters.clear();
         node.pg.streams.clear();
-        if let Some(files) = node.disk.files.as_mut()
-            && !node.pg.primary
-        {
+        let standby = !node.pg.primary;
+        if clean && standby {
+            self.restartpoint(n);
+        }
+        if let Some(files) = self.nodes[n].disk.files.as_mut().filter(|_| standby) {
             files.control.min_recovery_end = Lsn(if clean { files.replayed } else { files.min_end });
             if clean {
-                files.min_end = files.replayed;
-                files.control.min_recovery_timeline = Timeline(tli);
                 files.control.state = ControlState::ShutDownInRecovery;
             }
         }
@@ -401,9 +372,10 @@ impl World {
 
     fn shutdown_checkpoint(&mut self, n: usize) {
         let files = self.nodes[n].disk.files.as_mut().expect("running");
-        let tli = self.branches[files.branch].tli;
+        let branch = &mut self.branches[files.branch];
+        branch.checkpoints.push(files.end);
         files.control.checkpoint = Lsn(files.end);
-        files.control.timeline = Timeline(tli);
+        files.control.timeline = Timeline(branch.tli);
         files.control.state = ControlState::ShutDown;
         files.end += RECORD;
         files.replayed = files.end;
@@ -425,7 +397,7 @@ impl World {
         self.disconnect(n);
         let files = self.nodes[n].disk.files.as_mut().expect("running");
         let tli = self.branches[files.branch].tli + 1;
-        self.branches.push(Branch { tli, parent: Some((files.branch, files.end)), owner: n });
+        self.branches.push(Branch::of(tli, Some((files.branch, files.end)), n));
         files.branch = self.branches.len() - 1;
         files.end += RECORD;
         files.replayed = files.end;
@@ -461,10 +433,15 @@ impl World {
     /// A primary's checkpoint: also the one at the end of a crash recovery.
     fn own_checkpoint(&mut self, n: usize) {
         let files = self.nodes[n].disk.files.as_mut().expect("running");
-        files.control.timeline = Timeline(self.branches[files.branch].tli);
+        let branch = &mut self.branches[files.branch];
+        branch.checkpoints.push(files.end);
+        files.control.timeline = Timeline(branch.tli);
         files.control.checkpoint = Lsn(files.end);
         files.control.min_recovery_timeline = Timeline(0);
         files.control.min_recovery_end = Lsn(0);
+        files.end += RECORD;
+        files.replayed = files.end;
+        self.poke(n);
     }
 
     /// pg_rewind, as of PostgreSQL 15: it compares the timelines of the control files, after a crash recovery.
@@ -491,6 +468,10 @@ impl World {
     }
 
     pub(crate) fn pg_clone(&mut self, n: usize, source: usize) -> Result<(), String> {
+        if self.is_primary(source) {
+            // A base backup begins with one.
+            self.own_checkpoint(source);
+        }
         let mut theirs = self.nodes[source].disk.files.clone().ok_or("no source")?;
         theirs.own = None;
         theirs.control.state = ControlState::InArchiveRecovery;

@@ -2,13 +2,15 @@
 //! confirmed, and the commits that wait for it.
 
 use pgherd::ha::sync::Names;
-use pgherd::types::{Lsn, Timeline};
+use pgherd::types::Timeline;
 
 use crate::postgres::{Conn, Files, RECORD, State, Stream};
 use crate::world::{Ev, World, name};
 
 /// `wal_receiver_timeout` and `wal_sender_timeout`.
 const SILENT: u64 = 20_000_000;
+/// `checkpoint_timeout`: short, for a run is.
+const RESTARTPOINTS: u64 = 20_000_000;
 /// A sender that has nothing to send says so this often.
 const KEEPALIVE: u64 = 3_000_000;
 
@@ -20,6 +22,12 @@ impl World {
             return;
         }
         self.at(100_000, Ev::Connect(n, pid));
+        if self.now > self.nodes[n].pg.restartpoint + RESTARTPOINTS {
+            self.restartpoint(n);
+        }
+        if self.is_remote(n) {
+            self.remote_aims(n);
+        }
         let node = &self.nodes[n];
         let Some(to) = node.pg.upstream.filter(|_| node.pg.conn.is_none() && node.pg.local_replay) else {
             return;
@@ -136,16 +144,13 @@ impl World {
     }
 
     pub(crate) fn replayed(&mut self, n: usize, pid: u32, end: u64) {
-        let tli = self.files(n).map(|f| self.tli(f.branch));
         let restartpoint = self.rng.chance(100);
         let node = &mut self.nodes[n];
         let Some(files) = node.disk.files.as_mut().filter(|f| end <= f.end) else { return };
         if node.pg.pid == pid && !node.pg.primary && node.pg.state == State::Ready {
             files.replayed = files.replayed.max(end);
             if restartpoint {
-                files.min_end = files.replayed;
-                files.control.min_recovery_end = Lsn(files.replayed);
-                files.control.min_recovery_timeline = Timeline(tli.unwrap_or(0));
+                self.restartpoint(n);
             }
             self.poke(n);
         }
@@ -192,7 +197,9 @@ impl World {
         let pause = self.rng.range(60_000, 240_000);
         self.at(pause, Ev::Write(n));
         if self.accepts(n) && self.clients_write() {
-            self.saw_all(n);
+            if !self.is_remote(n) {
+                self.saw_all(n);
+            }
             self.commit(n);
             self.poke(n);
         }

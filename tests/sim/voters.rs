@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgherd::clock::Moment;
 use pgherd::etcd::ballot::may_promise;
 use pgherd::etcd::decision::Action;
-use pgherd::etcd::view::{Ballot, ClusterKey, Ending, Joined, Member, MemberId, Reply, StoreView, Vote};
+use pgherd::etcd::view::{Ballot, ClusterKey, Joined, Member, MemberId, Reply, StoreView, Vote};
 use pgherd::peer::Promise;
 use pgherd::types::Epoch;
 
@@ -56,7 +56,7 @@ impl World {
     /// Whether etcd's process runs on this node, whatever its agent does.
     pub(crate) fn etcd_runs(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        node.etcd.runs.is_some() && !node.off && !node.paused
+        node.etcd.process.is_alive() && !node.off && !node.paused
     }
 
     /// Whether that member runs where it is listed.
@@ -142,14 +142,7 @@ impl World {
                 self.nodes[n].etcd.data = store.map(|store| (store, joined.member_id));
                 self.start_etcd(n);
             }
-            Action::QuarantineData => {
-                let here = &mut self.nodes[n].etcd;
-                (here.data, here.runs, here.view.store) = (None, None, None);
-                let local = &mut here.view.local;
-                (local.joined, local.ending, local.retry_at) = (None, None, None);
-                here.view.memory.ballot = None;
-                self.log(n, || "etcd's data is put aside".into());
-            }
+            Action::QuarantineData => self.quarantine_etcd(n),
             change @ (Action::Register { .. }
             | Action::WriteReady { .. }
             | Action::AddLearner
@@ -217,22 +210,12 @@ impl World {
         self.start_etcd(n);
     }
 
-    fn start_etcd(&mut self, n: usize) {
-        let now = self.clock(n);
-        let id = self.nodes[n].etcd.view.record.node_id.0.clone();
-        let Some((store, own)) = self.nodes[n].etcd.data else { return };
+    /// The member that starts tells its name, if it is one.
+    pub(crate) fn names_member(&mut self, store: usize, own: MemberId, name: String) -> bool {
         let entry = self.founded[store].members.iter_mut().find(|m| m.id == own);
-        let here = &mut self.nodes[n].etcd;
-        let local = &mut here.view.local;
-        match entry {
-            Some(member) => {
-                member.name = id;
-                (local.ending, local.silent_since, here.runs) = (None, None, Some(now));
-            }
-            None => {
-                (local.ending, local.retry_at) = (Some(Ending::Removed), Some(now + Duration::from_secs(1)));
-            }
-        }
+        let known = entry.is_some();
+        entry.into_iter().for_each(|member| member.name.clone_from(&name));
+        known
     }
 
     /// A change that the store itself takes, if it answers, and may refuse.
@@ -326,7 +309,7 @@ impl World {
         }
     }
 
-    fn be_patient(&mut self, n: usize) {
+    pub(crate) fn be_patient(&mut self, n: usize) {
         let until = self.clock(n) + Duration::from_secs(1);
         self.nodes[n].etcd.view.memory.patience = Some(until);
     }

@@ -13,7 +13,8 @@ use pgherd::types::{Lsn, NodeName, SystemId};
 use crate::agent::{Agent, Ended, LocalOp, Slot};
 use crate::etcd::Here;
 use crate::faults::{Fault, MOST_NODES, Schedule, Voters};
-use crate::postgres::{Branch, Disk, Pg};
+use crate::history::Branch;
+use crate::postgres::{Disk, Pg};
 use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::store::{Request, Store};
@@ -48,10 +49,14 @@ pub(crate) enum Ev {
     Sign(usize, u64, Check),
     Ping(usize, u64, (Moment, Option<Lsn>), usize),
     Promise(usize, u64, Moment, usize),
+    Withdrawn(usize, Moment, usize),
     RoundEnds(usize, u64, Moment),
     Deadman(usize, u64),
     Unit(usize, u64, unit::Event),
     Etcd(usize, u64),
+    EtcdUnit(usize, u64, unit::Event),
+    EtcdExit(usize, u32),
+    EtcdGone(usize, u32),
     // PostgreSQL.
     PgReady(usize, u32),
     PgDown(usize, u32, bool),
@@ -80,10 +85,11 @@ impl Ev {
             | Self::Renewal(n, ..) => Some(*n),
             Self::LocalStatus(n, ..) | Self::Local(n, ..) | Self::Work(n, ..) | Self::Said(n, ..) => Some(*n),
             Self::Process(n) | Self::Sign(n, ..) | Self::Unit(n, ..) | Self::Etcd(n, _) => Some(*n),
-            Self::Ask(_, _, _, to) | Self::Ping(_, _, _, to) => Some(*to),
+            Self::EtcdUnit(n, ..) => Some(*n),
+            Self::Ask(_, _, _, to) | Self::Ping(_, _, _, to) | Self::Withdrawn(_, _, to) => Some(*to),
             Self::Promise(n, ..) | Self::RoundEnds(n, ..) => Some(*n),
             Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) => None,
-            Self::Deadman(..) | Self::PgReady(..) => None,
+            Self::Deadman(..) | Self::PgReady(..) | Self::EtcdExit(..) | Self::EtcdGone(..) => None,
             Self::PgDown(..) | Self::Gone(..) | Self::Promote(..) => None,
             Self::Promoted(..) | Self::Checkpoint(..) => None,
             Self::LocalReplayed(..) | Self::Connect(..) | Self::Pump(..) | Self::Deliver(..) => None,
@@ -95,15 +101,16 @@ impl Ev {
     fn machine(&self) -> Option<usize> {
         match self {
             Self::PgReady(n, _) | Self::PgDown(n, ..) | Self::Gone(n, _) | Self::Promote(n, _) => Some(*n),
+            Self::EtcdExit(n, _) | Self::EtcdGone(n, _) => Some(*n),
             Self::Promoted(n, _) | Self::Checkpoint(n, _) | Self::LocalReplayed(n, _) => Some(*n),
             Self::Connect(n, _) | Self::Pump(n, _) | Self::Deliver(n, ..) => Some(*n),
             Self::Replayed(n, ..) | Self::Reply(n, ..) | Self::Deadman(n, _) => Some(*n),
             Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) | Self::Write(_) => None,
             Self::Done(..) | Self::Hint(_) | Self::Boot(..) | Self::Wake(..) => self.agent(),
             Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
-            Self::Ping(..) | Self::Promise(..) | Self::RoundEnds(..) => self.agent(),
+            Self::Ping(..) | Self::Promise(..) | Self::RoundEnds(..) | Self::Withdrawn(..) => self.agent(),
             Self::Ask(..) | Self::Said(..) | Self::Process(_) | Self::Sign(..) => self.agent(),
-            Self::Unit(..) | Self::Etcd(..) => self.agent(),
+            Self::Unit(..) | Self::Etcd(..) | Self::EtcdUnit(..) => self.agent(),
         }
     }
 }
@@ -129,6 +136,8 @@ pub(crate) struct Node {
     pub(crate) off: bool,
     /// Nothing can be written.
     pub(crate) full: bool,
+    /// What is written comes to its end after everybody has stopped waiting.
+    pub(crate) slow_disk: bool,
     /// The machine crashes when its agent is about to do this.
     pub(crate) crash_at: Option<String>,
 }
@@ -182,11 +191,13 @@ pub(crate) struct World {
     pub(crate) n_events: u64,
     pub(crate) n_acks: u64,
     pub(crate) n_promotions: u64,
+    /// How often another timeline of one number was found.
+    pub(crate) n_differs: u64,
 }
 
 pub(crate) fn name(n: usize) -> NodeName {
     static NAMES: LazyLock<Vec<NodeName>> =
-        LazyLock::new(|| (0..MOST_NODES).map(|n| NodeName(format!("n{n}"))).collect());
+        LazyLock::new(|| (0..=MOST_NODES).map(|n| NodeName(format!("n{n}"))).collect());
     NAMES[n].clone()
 }
 
@@ -198,6 +209,7 @@ pub(crate) struct Outcome {
     pub(crate) timeline: Vec<String>,
     pub(crate) n_acks: u64,
     pub(crate) n_promotions: u64,
+    pub(crate) n_differs: u64,
     pub(crate) n_events: u64,
 }
 
@@ -211,6 +223,7 @@ pub(crate) fn run(schedule: &Schedule, told: bool) -> Outcome {
         timeline: world.timeline.unwrap_or_default(),
         n_acks: world.n_acks,
         n_promotions: world.n_promotions,
+        n_differs: world.n_differs,
         n_events: world.n_events,
     }
 }
@@ -218,7 +231,8 @@ pub(crate) fn run(schedule: &Schedule, told: bool) -> Outcome {
 impl World {
     fn new(schedule: Schedule, told: bool) -> Self {
         let mut rng = Rng::new(schedule.seed);
-        let nodes = (0..schedule.nodes).map(|n| Node::new(n, &schedule, &mut rng)).collect();
+        let all = schedule.nodes + usize::from(schedule.standby);
+        let nodes = (0..all).map(|n| Node::new(n, &schedule, &mut rng)).collect();
         let mut world = Self {
             now: 0,
             queue: Queue::default(),
@@ -242,7 +256,7 @@ impl World {
             store_leader: None,
             store_elected: 0,
             last_conn: 0,
-            cut: vec![vec![false; schedule.nodes]; schedule.nodes],
+            cut: vec![vec![false; all]; all],
             cluster_existed: false,
             calm: false,
             calm_from: schedule.calm * 1000,
@@ -252,6 +266,7 @@ impl World {
             n_events: 0,
             n_acks: 0,
             n_promotions: 0,
+            n_differs: 0,
             schedule,
         };
         for n in 0..world.schedule.nodes {
@@ -259,6 +274,7 @@ impl World {
             world.at(start, Ev::Boot(n, 0));
             world.at(start, Ev::Write(n));
         }
+        world.other_cluster();
         for (i, (at, _)) in world.schedule.faults.clone().iter().enumerate() {
             world.at(at * 1000, Ev::Fault(i));
         }
@@ -289,6 +305,11 @@ impl World {
         }
     }
 
+    /// Everybody but the server of another cluster, which comes last.
+    pub(crate) fn members(&self) -> std::ops::Range<usize> {
+        0..self.schedule.nodes
+    }
+
     /// In so many microseconds.
     pub(crate) fn at(&mut self, delay: u64, event: Ev) {
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -299,6 +320,7 @@ impl World {
         self.queue.push(self.now + delay, slot);
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each event")]
     fn happen(&mut self, event: Ev) {
         if let Some(n) = event.machine().filter(|n| self.nodes[*n].paused) {
             return self.nodes[n].deferred.push(event);
@@ -329,6 +351,7 @@ impl World {
             Ev::Ping(n, inc, asked, to) => self.pinged(n, inc, asked, to),
             Ev::Promise(n, inc, asked, from) => self.promise_came(n, inc, asked, from),
             Ev::RoundEnds(n, inc, asked) => self.round_ends(n, inc, asked),
+            Ev::Withdrawn(n, asked, to) => self.withdrawn(n, asked, to),
             Ev::Process(n) => {
                 self.process(n);
                 self.woken(n);
@@ -341,6 +364,9 @@ impl World {
             Ev::Gone(n, pid) => self.pg_gone(n, pid),
             Ev::Unit(n, inc, event) => self.unit_event(n, inc, event),
             Ev::Etcd(n, inc) => self.etcd_tick(n, inc),
+            Ev::EtcdUnit(n, inc, event) => self.etcd_unit(n, inc, event),
+            Ev::EtcdExit(n, pid) => self.etcd_exit(n, pid),
+            Ev::EtcdGone(n, pid) => self.etcd_gone(n, pid),
             Ev::Promote(n, pid) => {
                 let takes = self.rng.range(20_000, 400_000);
                 self.at(takes, Ev::Promoted(n, pid));
@@ -443,7 +469,7 @@ impl World {
             Voters::Ours => return self.ready_store().is_some_and(|store| self.store_serves(n, store)),
             Voters::Nodes => {}
         }
-        let voters = if self.nodes.len() >= 5 { 5 } else { self.nodes.len().min(3) };
+        let voters = if self.schedule.nodes >= 5 { 5 } else { self.schedule.nodes.min(3) };
         let up = |v: usize| !self.nodes[v].off && !self.nodes[v].paused;
         let joined = |a: usize, b: usize| a == b || (up(a) && up(b) && self.both_ways(a, b));
         let leads = |v: usize| up(v) && (0..voters).filter(|o| joined(v, *o)).count() > voters / 2;
@@ -501,6 +527,7 @@ impl Node {
             slow: 0,
             off: false,
             full: false,
+            slow_disk: false,
             crash_at: None,
         }
     }
