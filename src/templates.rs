@@ -423,6 +423,15 @@ mod tests {
         assert_eq!(last("max_connections"), "max_connections = '200'");
     }
 
+    /// A file that differs makes the server reload.
+    #[test]
+    fn the_same_settings_make_the_same_file() {
+        let parameters = (0..20).map(|i| (format!("a.setting_{i}"), String::new())).collect();
+        let render = || render(Template::PostgresqlConf, &server(&parameters, "")).unwrap();
+        let first = render();
+        assert!((0..8).all(|_again| render() == first));
+    }
+
     #[test]
     fn every_owned_parameter_that_the_template_sets_is_refused_to_users() {
         let none = BTreeMap::new();

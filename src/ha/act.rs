@@ -57,6 +57,15 @@ fn sync_write<T>(put: &Result<T, dcs::Error>) -> SyncWrite {
     }
 }
 
+/// A postmaster that takes connections.
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    /// The last that was seen to.
+    pub(super) seen: Option<u32>,
+    /// The others are being told so.
+    telling: JoinSet<()>,
+}
+
 impl<D: Dcs> Agent<D> {
     /// Performs the actions in order, up to the first that fails, and writes the member key.
     pub(super) async fn act(&mut self, view: &View, decision: Decision) -> Next {
@@ -96,7 +105,24 @@ impl<D: Dcs> Agent<D> {
         timeout(left, self.perform(view, action)).await.unwrap_or(Err(Error::OutOfTime))
     }
 
+    /// The server takes connections: the standbys are told while it is asked for the first time.
+    pub(super) fn announce(&mut self, pid: u32, view: &View) {
+        self.open.seen = Some(pid);
+        let member = publish::open_member(view, &self.config.addresses);
+        let (store, patience) = (Arc::clone(&self.deps.store), self.store_patience());
+        self.open.telling.spawn(async move {
+            match timeout(patience, store.put_member(&member)).await {
+                Ok(Ok(())) => {}
+                // It is written again after the next look, which finds out what this means.
+                Ok(Err(error)) => debug!(%error, "the member key was not written"),
+                Err(_elapsed) => debug!(?patience, "the member key was not written in time"),
+            }
+        });
+    }
+
     async fn put_member(&mut self, view: &View) {
+        // What was seen before must not be written over what was seen since.
+        while self.open.telling.join_next().await.is_some() {}
         let member = publish::member(view, &self.config.addresses);
         let patience = self.store_patience();
         match timeout(patience, self.deps.store.put_member(&member)).await {
@@ -200,7 +226,7 @@ impl<D: Dcs> Agent<D> {
             }
             Action::Follow(upstream) => {
                 self.deps.postgres.follow(upstream.as_ref()).await?;
-                (self.memory.following, self.memory.frozen) = (upstream, None);
+                self.memory.follows(upstream);
             }
             Action::Freeze => {
                 // Whatever becomes of the vote, it must be told again whom to follow.

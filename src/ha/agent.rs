@@ -21,6 +21,7 @@ use crate::process::{InitLink, Timer};
 use crate::record::{self, Record};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
+use super::act::Open;
 use super::configure::with_settings;
 use super::decide::decide;
 use super::desk::{Inbox, Waiting};
@@ -140,7 +141,7 @@ pub fn spawn<D: Dcs>(
         errands: JoinSet::new(),
         waiting: Waiting::new(),
         last_started: None,
-        last_open: None,
+        open: Open::default(),
         pause,
         signs: JoinSet::new(),
         rounds: JoinSet::new(),
@@ -193,7 +194,7 @@ pub(super) struct Agent<D> {
     /// When the postmaster that last answered was started.
     pub(super) last_started: Option<i64>,
     /// The postmaster that was last seen to take connections.
-    last_open: Option<u32>,
+    pub(super) open: Open,
     /// Maintenance mode, for the lease task.
     pause: watch::Sender<Pause>,
     pub(super) young: Youth,
@@ -259,9 +260,7 @@ impl<D: Dcs> Agent<D> {
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
                 Ok(()) = renewals.changed(), if heeds(Call::Renewal) => {}
-                pid = self.deps.postgres.opened(self.last_open), if heeds(Call::Opening) => {
-                    self.last_open = Some(pid);
-                }
+                pid = self.deps.postgres.opened(self.open.seen), if heeds(Call::Opening) => self.announce(pid, &view),
                 () = timer.at(next) => {}
             }
         }
@@ -358,8 +357,7 @@ impl<D: Dcs> Agent<D> {
     }
 
     fn store_silent(&mut self, why: String, arrived: Moment) -> Store {
-        let since = *self.silent_since.get_or_insert(arrived);
-        Store::Silent { since, why }
+        Store::Silent { since: *self.silent_since.get_or_insert(arrived), why }
     }
 
     fn use_config(&mut self, stored: &serde_json::Value) {

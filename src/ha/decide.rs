@@ -30,7 +30,7 @@ use super::remote;
 use super::rules::Mode;
 use super::silence;
 use super::slots;
-use super::upstreams::{clone_source, feeder};
+use super::upstreams::{self, clone_source, feeder};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
@@ -481,7 +481,10 @@ fn keep_following(
     }
     let feeder = feeder(view, &source);
     let remembered = lineage::is_remembered(view, snapshot, &source.name);
-    if view.memory.following != feeder || view.memory.frozen.is_some() || !remembered {
+    // It would wait before its next attempt to connect.
+    let is_back =
+        view.memory.upstream_wal == UpstreamWal::Away && upstreams::serves(snapshot, feeder.as_ref());
+    if view.memory.following != feeder || view.memory.frozen.is_some() || !remembered || is_back {
         return Decision { actions: vec![Action::Follow(feeder)], reason, wake: PROMPTLY };
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);

@@ -33,7 +33,7 @@ use super::sync::{Names, closed};
 use super::tags::Streaming;
 use super::view::{Instance, SyncWrite, View};
 
-/// Standbys reconnect within a tenth of a second, nothing tells when one has confirmed, and clients wait: looked at so often...
+/// Standbys come back in a moment, nothing tells when one has confirmed, and clients wait: looked at so often...
 const ALERT: Wake = Wake::Soon(Duration::from_millis(5));
 /// ... for so long.
 const AT_FIRST: Duration = Duration::from_secs(1);

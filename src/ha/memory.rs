@@ -22,6 +22,7 @@ use super::orders::Orders;
 use super::promises::Promise;
 use super::publish::streams;
 use super::sync::Names;
+use super::upstreams;
 use super::view::{Ancestry, Approval, Instance, Job, Lease, Poll, Survey, View};
 
 /// A start that has held for this long was a good one.
@@ -162,6 +163,8 @@ pub enum UpstreamWal {
     /// As far as is known.
     #[default]
     Kept,
+    /// Its server was seen to be away, and this standby has not streamed since.
+    Away,
     /// It said that the segment has been removed: only a copy helps.
     Removed,
 }
@@ -279,9 +282,12 @@ impl Memory {
                 self.not_streaming = stalled.then_some(self.not_streaming.unwrap_or(view.now));
                 (self.sync_barrier, self.sync_since, self.sync_starved, self.sync_names) =
                     (None, None, None, None);
+                let away = |snapshot| !upstreams::serves(snapshot, self.following.as_ref());
                 if !stalled {
                     self.upstream_wal = UpstreamWal::Kept;
                     self.succeeded(Job::Rewind);
+                } else if self.upstream_wal == UpstreamWal::Kept && view.snapshot().is_some_and(away) {
+                    self.upstream_wal = UpstreamWal::Away;
                 }
                 self.answered(view);
             }
@@ -293,6 +299,14 @@ impl Memory {
                 (self.sync_barrier, self.sync_since, self.sync_starved) = (None, None, None);
             }
             Instance::Silent | Instance::Ending => {}
+        }
+    }
+
+    /// The standby was told whom to follow: it connects now.
+    pub fn follows(&mut self, upstream: Option<Upstream>) {
+        (self.following, self.frozen) = (upstream, None);
+        if self.upstream_wal == UpstreamWal::Away {
+            self.upstream_wal = UpstreamWal::Kept;
         }
     }
 

@@ -131,6 +131,13 @@ pub fn member(view: &View, addresses: &Addresses) -> Member {
     member
 }
 
+/// The same of a server that has said that it takes connections, and was not asked for anything else yet.
+pub fn open_member(view: &View, addresses: &Addresses) -> Member {
+    let member = member(view, addresses);
+    let state = if member.state == MemberState::Starting { MemberState::Running } else { member.state };
+    Member { state, ..member }
+}
+
 /// A standby that is stopping asks not to be waited for.
 fn tags(view: &View) -> serde_json::Map<String, Value> {
     match (view.phase, view.instance()) {

@@ -23,8 +23,8 @@ fn cascade(view: &View) -> Option<Upstream> {
     let wanted = view.rules.tags.replicate_from.as_ref()?;
     let snapshot = view.snapshot()?;
     // What it has removed the leader may still have.
-    let kept = view.memory.upstream_wal == UpstreamWal::Kept;
-    let feeds = kept && *wanted != view.me && !comes_back(snapshot, wanted, &view.me);
+    let removed = view.memory.upstream_wal == UpstreamWal::Removed;
+    let feeds = !removed && *wanted != view.me && !comes_back(snapshot, wanted, &view.me);
     snapshot.member(wanted).filter(|member| feeds && has_server(member)).and_then(upstream)
 }
 
@@ -44,6 +44,12 @@ fn comes_back(snapshot: &Snapshot, from: &NodeName, me: &NodeName) -> bool {
         }
     }
     true
+}
+
+/// Whether its server takes connections, as far as the store knows.
+pub(super) fn serves(snapshot: &Snapshot, upstream: Option<&Upstream>) -> bool {
+    let member = upstream.and_then(|upstream| snapshot.member(&upstream.name));
+    member.is_some_and(|member| member.state == MemberState::Running)
 }
 
 /// Whether it has a server, or will have one in a moment.

@@ -46,6 +46,21 @@ impl Settings {
 
 /// Changes the settings, writes the file, and reloads when the file has changed.
 pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) -> Result<(), Error> {
+    if rewrite(shared, edit).await? {
+        shared.unit.signal(Signal::SIGHUP);
+    }
+    Ok(())
+}
+
+/// Streams from this upstream, and connects now: a reload ends the wait for the next attempt (`wal_retrieve_retry_interval`).
+pub(super) async fn follow(shared: &Shared, upstream: Option<Upstream>) -> Result<(), Error> {
+    rewrite(shared, |settings| settings.stream_from(upstream)).await?;
+    shared.unit.signal(Signal::SIGHUP);
+    Ok(())
+}
+
+/// Changes the settings and writes the file; whether it has changed.
+async fn rewrite(shared: &Shared, edit: impl FnOnce(&mut Settings)) -> Result<bool, Error> {
     let settings = {
         let mut settings = lock(&shared.settings);
         edit(&mut settings);
@@ -53,15 +68,11 @@ pub(super) async fn change(shared: &Shared, edit: impl FnOnce(&mut Settings)) ->
     };
     let config = shared.config.clone();
     let effective = lock(&shared.configuration).in_files();
-    let changed = off_thread(move || {
+    off_thread(move || {
         let cleaned = clean_auto_conf(&config, &[])?;
         Ok(write_postgresql_conf(&config, &settings, &effective)? || cleaned)
     })
-    .await?;
-    if changed {
-        shared.unit.signal(Signal::SIGHUP);
-    }
-    Ok(())
+    .await
 }
 
 /// Lets clients in: they are judged by the new rules once the server has read them. It is told each time: the file may be right

@@ -305,12 +305,12 @@ impl Postgres {
         conf::open_door(&self.shared).await
     }
 
-    /// Follows another upstream: rewrites and reloads, without a restart. Does nothing when it already does.
+    /// Follows this upstream, without a restart, and connects to it now.
     ///
     /// # Errors
     /// The configuration cannot be written.
     pub async fn follow(&self, upstream: Option<&Upstream>) -> Result<(), Error> {
-        conf::change(&self.shared, |settings| settings.stream_from(upstream.cloned())).await
+        conf::follow(&self.shared, upstream.cloned()).await
     }
 
     /// Stops the walreceiver so that the position no longer moves (a frozen vote); [`Postgres::follow`] resumes.

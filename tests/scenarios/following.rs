@@ -1,5 +1,6 @@
 //! Another node leads: start, stream, rewind, copy.
 
+use pgherd::dcs::MemberState;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, Later, Origin};
 use pgherd::ha::{lineage, publish};
@@ -70,6 +71,22 @@ fn a_timeline_that_was_begun_here_is_known_before_its_first_checkpoint() {
     down.0.volume.promoted = Some(Timeline(2));
     assert_eq!(only(down.decide()), Action::Begin(Task::Rewind(upstream("n1"))), "it was never on it");
     assert_eq!(only(down.reached(Timeline(2)).decide()), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
+/// PostgreSQL waits between two attempts, and clients wait for the standbys after a crash.
+#[test]
+fn a_standby_connects_at_once_when_its_upstream_is_there_again() {
+    let upstream_is = |state, scene: Scene| scene.snapshot(|s| s.members[0].state = state).seen();
+    let cut = Scene::new().standby(HERE).same_timeline().connecting();
+    let away = upstream_is(MemberState::Crashed, cut.clone());
+    let told = |scene: &Scene| scene.decide().actions.contains(&Action::Follow(Some(upstream("n1"))));
+    let known = away.with(|v| v.volume.followed = Some(Followed { leader: name("n1"), known: Timeline(1) }));
+    assert!(!told(&known), "nobody is there");
+    let back = upstream_is(MemberState::Running, known);
+    assert!(told(&back));
+    assert!(!told(&back.with(|v| v.memory.follows(Some(upstream("n1"))))), "once");
+    let stayed = upstream_is(MemberState::Running, cut);
+    assert!(!told(&stayed), "it is not the server that it waits for");
 }
 
 /// A vote that came to nothing has stopped the walreceiver all the same.

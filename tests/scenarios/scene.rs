@@ -397,6 +397,14 @@ impl Scene {
         self.with(|v| v.memory.not_streaming = Some(ago(seconds)))
     }
 
+    /// A standby whose walreceiver has no connection.
+    pub(crate) fn connecting(self) -> Self {
+        self.with(|v| match v.local.sql.as_mut().map(|answer| &mut answer.kind) {
+            Some(Kind::Standby { replication, .. }) => *replication = None,
+            Some(Kind::Primary { .. }) | None => unreachable!("not a standby"),
+        })
+    }
+
     pub(crate) fn surveyed(self, answers: &[(&str, SurveyAnswer)]) -> Self {
         let answers: BTreeMap<IpAddr, _> = answers.iter().map(|(ip, a)| (ip.parse().unwrap(), *a)).collect();
         self.with(|v| v.memory.survey = Some(Survey { at: ago(1), answers }))

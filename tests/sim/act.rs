@@ -338,10 +338,8 @@ impl World {
                     self.disconnect(n);
                 }
                 self.nodes[n].pg.upstream = to;
-                let memory = &mut self.agent(n).memory;
-                memory.frozen = None;
                 let upstream = to.and_then(|to| self.upstream(n, to));
-                self.agent(n).memory.following = upstream;
+                self.agent(n).memory.follows(upstream);
                 Ok(())
             }
             LocalOp::Names(names) if self.nodes[n].pg.state == State::Ready && !self.nodes[n].pg.hung => {
