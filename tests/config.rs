@@ -273,6 +273,31 @@ fn an_empty_value_is_no_value() {
     );
 }
 
+/// The environment that flux-pg-cluster asks for, and what the platform adds to it.
+#[test]
+fn the_predecessors_environment_is_enough_on_its_platform() {
+    let block = [
+        ("HOST_POSTGRES_PORT", "15432"),
+        ("HOST_PATRONI_API_PORT", "18008"),
+        ("HOST_ETCD_CLIENT_PORT", "12379"),
+        ("HOST_ETCD_PEER_PORT", "12380"),
+        ("POSTGRES_DB", "shop-database"),
+        ("SSL_ENABLED", "true"),
+        ("SSL_PASSPHRASE", "n7q2m5x9c4v8b1k6j3h0"),
+    ];
+    let platform = [("FLUX_APP_NAME", "shop"), ("FLUX_NODE_HOST_IP", "198.51.100.9")];
+    let all = [block.as_slice(), &platform].concat();
+    let config = accepted(&all);
+    assert_eq!(config.app, "shop");
+    let Source::Flux { app, .. } = &config.discovery.source else { panic!("not flux") };
+    assert_eq!(app, "shop");
+    assert_eq!((config.bound.postgres, config.advertised.postgres), (5432, 15432));
+    let named = |name| warnings(&[all.as_slice(), &[("APP_NAME", name)]].concat());
+    let told = |warnings: &[String]| warnings.iter().any(|w| w.starts_with("APP_NAME"));
+    assert!(!told(&warnings(&all)) && !told(&named("shop")) && told(&named("shops")));
+    assert_eq!(accepted(&[all.as_slice(), &[("APP_NAME", "shops")]].concat()).app, "shops");
+}
+
 #[test]
 fn a_static_list_needs_its_peers() {
     assert!(errors(&[("DISCOVERY", "static")])[0].contains("DISCOVERY_PEERS: not set"));

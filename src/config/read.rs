@@ -44,15 +44,28 @@ pub(super) fn config(
     }
 }
 
-/// `None` only after an error has been noted.
-fn everything(r: &mut Reader) -> Option<Config> {
-    let app = r.parsed("APP_NAME", parse::app).unwrap_or_else(|| DEFAULT_APP.to_owned());
+/// Who has not said it is taken at the platform's word.
+fn app(r: &mut Reader) -> String {
+    let said = r.parsed("APP_NAME", parse::app);
+    let told = r.parsed("FLUX_APP_NAME", parse::app);
+    if let (Some(said), Some(told)) = (&said, &told)
+        && said != told
+    {
+        r.warn("APP_NAME", format_args!("is {said}, and the platform calls this application {told}"));
+    }
+    let app = said.or(told).unwrap_or_else(|| DEFAULT_APP.to_owned());
     if app == DEFAULT_APP {
         r.warn(
             "APP_NAME",
-            format_args!("is {DEFAULT_APP}, which other clusters use too; a name of its own is safer"),
+            format_args!("is {app}, which other clusters use too; a name of its own is safer"),
         );
     }
+    app
+}
+
+/// `None` only after an error has been noted.
+fn everything(r: &mut Reader) -> Option<Config> {
+    let app = app(r);
     let listen = r.parsed("LISTEN_ADDRESS", parse::listen).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let run_dir = run_dir(r);
     let data_volume =

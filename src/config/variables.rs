@@ -36,7 +36,7 @@ const fn secret(name: &'static str, default: &'static str, summary: &'static str
 pub const VARIABLES: &[Variable] = &[
     plain(
         "APP_NAME",
-        "myapp-postgres",
+        "the platform's, else myapp-postgres",
         "Name of the application: the location API's, and the cluster's scope.",
     ),
     secret("POSTGRES_SUPERUSER_PASSWORD", "required", "Password of `POSTGRES_USER`."),
@@ -85,6 +85,7 @@ pub const VARIABLES: &[Variable] = &[
     plain("DISCOVERY_DNS_SERVER", "the system's", "The name server that is asked, as `ADDRESS:PORT`."),
     plain("DISCOVERY_PEERS", "required if `static`", "The nodes' addresses, separated by commas."),
     plain("FLUX_API_URL", "https://api.runonflux.io", "The location API."),
+    plain("FLUX_APP_NAME", "none", "The application's name as the platform tells it."),
     plain("FLUX_NODE_HOST_IP", "none", "This node's address as the platform tells it (a hint)."),
     plain("ADVERTISE_ADDRESS", "found out", "This node's address as others reach it."),
     plain("LISTEN_ADDRESS", "0.0.0.0", "Address that every port is bound to."),
