@@ -313,6 +313,9 @@ async fn a_cluster_is_made_once_and_started_with_its_roles() {
     assert_eq!(node.ask(role).await, "t");
     assert_eq!(node.ask("SHOW data_checksums").await, "on");
     assert_eq!(node.ask("SELECT current_database()").await, "App db");
+    // Data from before pgherd has such roles.
+    node.ask("SET password_encryption = 'md5'; CREATE ROLE old LOGIN PASSWORD 'old-secret'").await;
+    assert_eq!(node.ask_as(("old", "old-secret"), "App db", "SELECT 'in'").await, "in");
 
     node.pg.stop(FAST).await.unwrap();
     let status = node.status().await;

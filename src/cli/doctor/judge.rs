@@ -44,6 +44,8 @@ pub(super) struct Facts {
     pub(super) slots: Result<Vec<Slot>, String>,
     /// What PostgreSQL here may take, or why it is not known.
     pub(super) memory: Result<Memory, String>,
+    /// Roles whose passwords are stored as MD5.
+    pub(super) md5: Vec<String>,
     /// WAL that was put aside before a rewind or a copy.
     pub(super) kept_wal: Vec<String>,
 }
@@ -157,6 +159,7 @@ fn of_cluster(facts: &Facts) -> Vec<Finding> {
     findings.extend(doors(facts));
     findings.extend(greetings(facts));
     findings.extend(slots(facts));
+    findings.extend((!facts.md5.is_empty()).then(|| md5(&facts.md5)));
     findings.extend(facts.kept_wal.iter().map(|path| kept_wal(path)));
     findings
 }
@@ -397,6 +400,11 @@ fn slots(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+fn md5(roles: &[String]) -> Finding {
+    let remedy = "Set each of them again (\\password in psql): what is stored then cannot be used by whoever reads it.";
+    bad(Grade::Odd, "passwords", format!("stored as MD5: {}", roles.join(", ")), remedy)
+}
+
 /// No fault of anybody's: what this node wrote as a primary, and nobody has followed.
 fn kept_wal(path: &str) -> Finding {
     let remedy = "Archive it if the archive has a hole there; the newest two are kept.";
@@ -458,6 +466,7 @@ mod tests {
             memory: Ok(Memory { limit: 1 << 30, buffers: 128 << 20, connections: 100, work: 4 << 20 }),
             doors: Vec::new(),
             greetings: Vec::new(),
+            md5: Vec::new(),
             kept_wal: Vec::new(),
         }
     }
@@ -478,7 +487,8 @@ mod tests {
     }
 
     #[test]
-    fn wal_that_was_put_aside_is_named_and_no_fault() {
+    fn what_is_left_from_before_is_named() {
+        assert_eq!(said(Facts { md5: vec!["admin".into()], ..healthy() }), [(Grade::Odd, "passwords")]);
         let facts = Facts { kept_wal: vec!["/volume/kept-wal/1".into()], ..healthy() };
         let findings = judge(&[], &Ok(facts));
         assert!(findings.iter().any(|f| f.seen.contains("/volume/kept-wal/1") && f.grade == Grade::Good));

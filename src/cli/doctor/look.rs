@@ -29,6 +29,7 @@ const SLOTS: &str = "SELECT slot_name, active::text, coalesce(wal_status, ''), \
     coalesce(greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint::text FROM pg_replication_slots";
 const MEMORY: &str = "SELECT pg_size_bytes(current_setting('shared_buffers'))::text, current_setting('max_connections'), \
     pg_size_bytes(current_setting('work_mem'))::text";
+const MD5: &str = "SELECT rolname FROM pg_authid WHERE rolpassword LIKE 'md5%' ORDER BY 1";
 
 /// Looks at everything; or tells why this node's API does not answer.
 ///
@@ -52,6 +53,8 @@ pub(super) async fn look(config: &Config) -> anyhow::Result<Result<Facts, String
         greetings,
         slots: slots(config, &picture).await.map_err(|error| format!("{error:#}")),
         memory: memory(config).await.map_err(|error| format!("{error:#}")),
+        // Who does not answer has been asked for its memory too, and says why there.
+        md5: md5(config).await.unwrap_or_default(),
         cluster: picture.page,
         kept_wal: kept_wal(config),
     }))
@@ -148,9 +151,18 @@ async fn slots(config: &Config, picture: &Picture) -> anyhow::Result<Vec<Slot>> 
     Ok(rows.into_iter().filter_map(slot).collect())
 }
 
-async fn memory(config: &Config) -> anyhow::Result<Memory> {
+/// Asks this node's own server.
+async fn here(config: &Config, query: &str) -> anyhow::Result<Vec<Vec<String>>> {
     let own = (&*config.local_address().to_string(), config.bound.postgres);
-    let rows = Session::open(config, own, DATABASE).await?.rows(MEMORY).await?;
+    Session::open(config, own, DATABASE).await?.rows(query).await
+}
+
+async fn md5(config: &Config) -> anyhow::Result<Vec<String>> {
+    Ok(here(config, MD5).await?.into_iter().flatten().collect())
+}
+
+async fn memory(config: &Config) -> anyhow::Result<Memory> {
+    let rows = here(config, MEMORY).await?;
     let numbers: Option<Vec<u64>> =
         rows.into_iter().next().and_then(|row| row.iter().map(|cell| cell.parse().ok()).collect());
     let [buffers, connections, work] = numbers
