@@ -2,7 +2,8 @@
 //! time until a new cluster streams, and what an idle replica's own two processes use.
 //!
 //! `cargo bench --bench failover [-- RUNS] [NAME...]` prints one line per run and one JSON object at the end; names of faults,
-//! of modes, `bare`, `formed` and `idle` choose a part. Faults are the ends of processes, so sockets are closed by
+//! of modes, `bare`, `formed` and `idle` choose a part; `soak` strikes one cluster RUNS times at random (only when named;
+//! `SEED=n` repeats the choice). Faults are the ends of processes, so sockets are closed by
 //! the kernel; a lost machine adds the clients' own timeouts. `bare` is PostgreSQL alone: SIGKILL, start, first insert.
 #![expect(
     clippy::unwrap_used,
@@ -16,6 +17,8 @@
 
 #[path = "failover/bare.rs"]
 mod bare;
+#[path = "failover/soak.rs"]
+mod soak;
 #[path = "../tests/support/mod.rs"]
 #[expect(dead_code, reason = "the harness of the cluster tests; a measurement needs a part of it")]
 mod support;
@@ -86,7 +89,8 @@ async fn main() {
     let wanted = |name: &str, all: &[&str]| {
         !words.iter().any(|word| all.contains(&word.as_str())) || words.iter().any(|word| word == name)
     };
-    let faults: Vec<&str> = FAULTS.iter().map(|(name, _)| *name).chain(["formed", "idle", "bare"]).collect();
+    let faults: Vec<&str> =
+        FAULTS.iter().map(|(name, _)| *name).chain(["formed", "idle", "bare", "soak"]).collect();
     let mut result = serde_json::Map::new();
     for mode in MODES.iter().filter(|mode| wanted(mode, MODES)) {
         for (name, fault) in FAULTS.iter().filter(|(name, _)| wanted(name, &faults)) {
@@ -102,6 +106,11 @@ async fn main() {
     }
     if wanted("idle", &faults) {
         result.insert("idle".to_owned(), footprint().await);
+    }
+    if words.iter().any(|word| word == "soak") {
+        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(rand::random);
+        result.insert("soak".to_owned(), soak::blows(runs, seed).await);
     }
     println!("{:#}", Value::Object(result));
 }

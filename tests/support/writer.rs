@@ -87,7 +87,9 @@ async fn write(targets: Vec<Target>, stopped: watch::Receiver<bool>) -> Vec<Ackn
     let mut acknowledged = Vec::new();
     let mut connection = None;
     let mut next = targets.iter().cycle();
-    for id in 0.. {
+    // Another writer's numbers are below: what one has written must not refuse what the next one writes.
+    let first = jiff::Timestamp::now().as_microsecond();
+    for id in first.. {
         if *stopped.borrow() {
             break;
         }
