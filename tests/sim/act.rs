@@ -419,5 +419,9 @@ fn word(action: &Action) -> String {
     let name = if let Action::Begin(task) = action { format!("{task:?}") } else { format!("{action:?}") };
     let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
     let name = name.to_lowercase();
-    if name == "stopaftercheckpoint" { "stop".to_owned() } else { name }
+    match name.as_str() {
+        "stopaftercheckpoint" => "stop".to_owned(),
+        "changeslots" => "setslots".to_owned(),
+        _ => name,
+    }
 }

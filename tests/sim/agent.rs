@@ -148,7 +148,12 @@ fn tags(n: usize, schedule: &Schedule) -> Tags {
 
 pub(crate) fn rules(schedule: &Schedule) -> Rules {
     let seconds = |n| Duration::from_secs(n);
-    let (loop_wait, retry_timeout) = if schedule.ttl <= 10 { (2, 4) } else { (3, 6) };
+    let (loop_wait, retry_timeout) = match schedule.ttl {
+        // Whatever is asked for, the rule holds that makes a lease one.
+        ttl @ 0..10 => (1, (ttl - 1) / 2),
+        10 => (2, 4),
+        _ => (3, 6),
+    };
     let (sync_mode, strictness) = match schedule.mode {
         Mode::Quorum => (SyncMode::Quorum, Strictness::Degrade),
         Mode::Priority => (SyncMode::On, Strictness::Degrade),

@@ -314,18 +314,20 @@ impl Schedule {
                     schedule.setting(first, "").and_then(|()| Err("one value is expected".to_owned()))
                 }
             };
-            errors.extend(read.err().map(|why| format!("line {}: {}: {why}", i + 1, words.join(" "))));
+            errors.extend(read.err().map(|why| (i + 1, format!("{}: {why}", words.join(" ")))));
         }
         for (line, at, fault) in faults {
-            errors.extend(schedule.misplaced(&fault).map(|why| format!("line {line}: {fault}: {why}")));
+            errors.extend(schedule.misplaced(&fault).map(|why| (line, format!("{fault}: {why}"))));
             if let Some(calm) = calm.filter(|calm| at > *calm) {
-                errors.push(format!("line {line}: {fault}: it comes after the calm at {calm} ms"));
+                errors.push((line, format!("{fault}: it comes after the calm at {calm} ms")));
             }
             schedule.faults.push((at, fault));
         }
         let last = schedule.faults.iter().map(|(at, _)| *at).max().unwrap_or(0);
         schedule.calm = calm.unwrap_or_else(|| schedule.calm.max(last + AFTER_THE_LAST));
         schedule.faults.sort_by_key(|(at, _)| *at);
+        errors.sort();
+        let errors: Vec<_> = errors.into_iter().map(|(line, what)| format!("line {line}: {what}")).collect();
         if errors.is_empty() { Ok(schedule) } else { Err(errors.join("\n")) }
     }
 
@@ -361,7 +363,7 @@ impl Schedule {
             }
             _ => {
                 return Err(
-                    "a time (12000, 12000ms, 12s) or a setting (seed, nodes, mode, ttl, deadman, clients, \
+                    "a time (12000, 12000ms, 12s; at most an hour) or a setting (seed, nodes, mode, ttl, deadman, clients, \
                             voters, standby, calm) is expected first"
                         .into(),
                 );
@@ -423,6 +425,11 @@ pub(crate) const ACTIONS: &[&str] = &[
     "clone",
     "compare",
     "poll",
+    "handover",
+    "initdb",
+    "putshutdown",
+    "putstatus",
+    "opendoor",
 ];
 
 fn action(word: Option<&&str>) -> Result<String, String> {

@@ -38,6 +38,7 @@ mod unit;
 mod voters;
 mod world;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -70,23 +71,46 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// What the test harness of others takes, and is given to every test.
+const NOT_OURS: &[&str] =
+    &["--nocapture", "--quiet", "--exact", "--ignored", "--include-ignored", "--show-output"];
+
+/// The value of each option. What is none is refused: a run of something else than was meant says nothing.
+fn options() -> Result<BTreeMap<String, String>, String> {
+    let mut options = BTreeMap::new();
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--schedule" | "--seed" | "--seeds" | "--first" => {
+                let value = words.next().ok_or_else(|| format!("{word}: a value is expected after it"))?;
+                options.insert(word, value);
+            }
+            "--until-failure" => drop(options.insert(word, String::new())),
+            other if other.starts_with("--") && !NOT_OURS.contains(&other) => {
+                return Err(format!(
+                    "{other}: --schedule FILE, --seed N, --seeds N, --first N or --until-failure is expected"
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(options)
+}
+
 fn order() -> Result<Order, String> {
-    let arguments: Vec<_> = std::env::args().collect();
-    let option = |name: &str| {
-        let at = arguments.iter().position(|a| *a == format!("--{name}"))?;
-        arguments.get(at + 1).cloned()
-    };
+    let options = options()?;
+    let option = |name: &str| options.get(name).cloned();
     let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is no number"));
-    if let Some(path) = option("schedule") {
+    if let Some(path) = option("--schedule") {
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
         return Ok(Order::One(Box::new(Schedule::parse(&text)?)));
     }
-    if let Some(seed) = option("seed").or_else(|| variable("SEED")) {
+    if let Some(seed) = option("--seed").or_else(|| variable("SEED")) {
         return Ok(Order::One(Box::new(Schedule::of_seed(number(seed)?))));
     }
-    let first = option("first").or_else(|| variable("FIRST")).map_or(Ok(0), number)?;
-    let count = option("seeds").or_else(|| variable("SEEDS")).map_or(Ok(SEEDS), number)?;
-    let until = if arguments.iter().any(|a| a == "--until-failure") { Until::Failure } else { Until::Done };
+    let first = option("--first").or_else(|| variable("FIRST")).map_or(Ok(0), number)?;
+    let count = option("--seeds").or_else(|| variable("SEEDS")).map_or(Ok(SEEDS), number)?;
+    let until = if options.contains_key("--until-failure") { Until::Failure } else { Until::Done };
     Ok(Order::Many { first, count, until })
 }
 
