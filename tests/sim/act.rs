@@ -133,7 +133,7 @@ impl World {
 
     #[expect(clippy::too_many_lines, reason = "one arm for each action")]
     pub(crate) fn perform(&mut self, n: usize, action: Action) {
-        if self.nodes[n].crash_at.is_some() && self.crash_before(n, &word(&action)) {
+        if !self.nodes[n].trips.is_empty() && self.trips(n, &word(&action)) {
             return;
         }
         if self.write_record(n, &action) && self.nodes[n].slow_disk {

@@ -60,7 +60,10 @@ impl World {
             Fault::Write(n) => self.write_once(n),
             Fault::Read(n) => self.read_all(n),
             Fault::Set(ref key, ref value) => self.set(key, value),
-            Fault::CrashAt(n, ref action) => self.nodes[n].crash_at = Some(action.clone()),
+            Fault::CrashAt(n, ref at) => self.nodes[n].trips.push((Fault::CrashNode(n), at.clone())),
+            Fault::CutAt(n, ref at) => self.nodes[n].trips.push((Fault::StoreCut(n), at.clone())),
+            Fault::MuteAt(n, ref at) => self.nodes[n].trips.push((Fault::StoreMute(n), at.clone())),
+            Fault::Differed => self.check_differed(),
             Fault::DiskFull(n) => self.nodes[n].full = true,
             Fault::DiskFree(n) => self.nodes[n].full = false,
             Fault::DiskSlow(n) => self.nodes[n].slow_disk = true,
@@ -213,15 +216,18 @@ impl World {
         *known = (*known).max(seen);
     }
 
-    /// The machine crashes in the middle of what its agent does.
-    pub(crate) fn crash_before(&mut self, n: usize, action: &str) -> bool {
-        let due = self.nodes[n].crash_at.as_deref() == Some(action);
-        if due {
-            self.nodes[n].crash_at = None;
-            self.tell(|| format!("--- n{n} crashes at {action}"));
-            self.crash(n);
+    /// Something happens in the middle of what the agent does. Says whether that is the machine's end.
+    pub(crate) fn trips(&mut self, n: usize, action: &str) -> bool {
+        let (due, left) =
+            std::mem::take(&mut self.nodes[n].trips).into_iter().partition(|(_, at)| at == action);
+        self.nodes[n].trips = left;
+        let due: Vec<(Fault, String)> = due;
+        for (fault, _) in &due {
+            self.tell(|| format!("--- {fault}, at {action}"));
+            self.last_fault = self.now;
+            self.fault(fault);
         }
-        due
+        due.iter().any(|(fault, _)| matches!(fault, Fault::CrashNode(_)))
     }
 
     pub(crate) fn isolate(&mut self, n: usize, cut: bool) {
@@ -304,7 +310,8 @@ impl World {
             }
             let node = &mut self.nodes[n];
             (node.store_out, node.store_in, node.slow) = (true, true, 0);
-            (node.full, node.slow_disk, node.crash_at) = (false, false, None);
+            (node.full, node.slow_disk) = (false, false);
+            node.trips.clear();
             self.unhang(n);
             self.resume(n);
             self.nodes[n].frozen = false;

@@ -34,6 +34,11 @@ pub(crate) enum Fault {
     Read(usize),
     Set(String, serde_json::Value),
     CrashAt(usize, String),
+    /// The store is cut off, or mute, from the moment on when the agent is about to do this.
+    CutAt(usize, String),
+    MuteAt(usize, String),
+    /// The schedule says that another timeline of one number was found by its bytes.
+    Differed,
     DiskFull(usize),
     DiskFree(usize),
     /// The disk takes longer than anybody waits for it, and comes to its end.
@@ -144,6 +149,9 @@ impl fmt::Display for Fault {
             Self::Read(n) => write!(f, "read n{n}"),
             Self::Set(key, value) => write!(f, "set {key} {}", plain(value)),
             Self::CrashAt(n, action) => write!(f, "crash-at n{n} {action}"),
+            Self::CutAt(n, action) => write!(f, "cut-at n{n} {action}"),
+            Self::MuteAt(n, action) => write!(f, "mute-at n{n} {action}"),
+            Self::Differed => write!(f, "differed"),
             Self::DiskFull(n) => write!(f, "disk-full n{n}"),
             Self::DiskFree(n) => write!(f, "disk-free n{n}"),
             Self::DiskSlow(n) => write!(f, "disk-slow n{n}"),
@@ -212,6 +220,9 @@ impl Fault {
             "read" => Self::Read(node(1)?),
             "set" => setting(words.get(1), words.get(2))?,
             "crash-at" => Self::CrashAt(node(1)?, action(words.get(2))?),
+            "cut-at" => Self::CutAt(node(1)?, action(words.get(2))?),
+            "mute-at" => Self::MuteAt(node(1)?, action(words.get(2))?),
+            "differed" => Self::Differed,
             "disk-full" => Self::DiskFull(node(1)?),
             "disk-free" => Self::DiskFree(node(1)?),
             "disk-slow" => Self::DiskSlow(node(1)?),
@@ -240,14 +251,15 @@ impl Fault {
             Self::Wipe(n) | Self::Isolate(n) | Self::Rejoin(n) | Self::Slow(n, _) => [n, n],
             Self::StoreCut(n) | Self::StoreMute(n) | Self::StoreHeal(n) => [n, n],
             Self::Cut(a, b) | Self::Heal(a, b) => [a, b],
-            Self::Write(n) | Self::Read(n) | Self::CrashAt(n, _) | Self::LoseWal(n) => [n, n],
+            Self::Write(n) | Self::Read(n) | Self::LoseWal(n) => [n, n],
+            Self::CrashAt(n, _) | Self::CutAt(n, _) | Self::MuteAt(n, _) => [n, n],
             Self::DiskFull(n) | Self::DiskFree(n) | Self::Hang(n) | Self::Unhang(n) => [n, n],
             Self::ApiHide(n) | Self::ApiShow(n) | Self::Restart(n) | Self::Reinitialize(n) => [n, n],
             Self::Switchover(n) => [n.unwrap_or(0), 0],
             Self::StoreDown | Self::StoreUp | Self::StoreElection | Self::StoreAnswers => [0, 0],
             Self::DiskSlow(n) | Self::DiskFast(n) | Self::CrashEtcd(n) => [n, n],
             Self::Set(..) | Self::ApiDown | Self::ApiUp => [0, 0],
-            Self::RemotePromote | Self::RemoteFollow | Self::Served => [0, 0],
+            Self::RemotePromote | Self::RemoteFollow | Self::Served | Self::Differed => [0, 0],
         }
     }
 

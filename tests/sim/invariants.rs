@@ -105,6 +105,13 @@ impl World {
         }
     }
 
+    /// A schedule says that two timelines of one number were told apart by their bytes.
+    pub(crate) fn check_differed(&mut self) {
+        if self.n_differs == 0 {
+            self.violate("not-differed", "nobody has found another timeline of one number".into());
+        }
+    }
+
     /// A copy is begun: not in the place of data that could go on from here, for a promotion that was written down and never was.
     pub(crate) fn check_need(&mut self, n: usize, from: usize) {
         let (Some(mine), Some(theirs)) = (self.files(n), self.files(from)) else { return };

@@ -120,7 +120,11 @@ impl Schedule {
             23 => vec![(at, Fault::LoseWal(n))],
             24 => {
                 let when = (*rng.pick(ACTIONS)).to_owned();
-                vec![(at, Fault::CrashAt(n, when)), (end, Fault::StartNode(n))]
+                match rng.range(0, 4) {
+                    0 => vec![(at, Fault::CutAt(n, when)), (end, Fault::StoreHeal(n))],
+                    1 => vec![(at, Fault::MuteAt(n, when)), (end, Fault::StoreHeal(n))],
+                    _ => vec![(at, Fault::CrashAt(n, when)), (end, Fault::StartNode(n))],
+                }
             }
             25 => {
                 let on = outlasts(self.seed);

@@ -138,8 +138,8 @@ pub(crate) struct Node {
     pub(crate) full: bool,
     /// What is written comes to its end after everybody has stopped waiting.
     pub(crate) slow_disk: bool,
-    /// The machine crashes when its agent is about to do this.
-    pub(crate) crash_at: Option<String>,
+    /// What happens when its agent is about to do this.
+    pub(crate) trips: Vec<(Fault, String)>,
 }
 
 /// What must hold and does not.
@@ -528,7 +528,7 @@ impl Node {
             off: false,
             full: false,
             slow_disk: false,
-            crash_at: None,
+            trips: Vec::new(),
         }
     }
 }
