@@ -108,6 +108,15 @@ door-all-have-it|ha/door.rs|s/        Instance::Primary\(answer, _\) => match mi
 retake-other-leader|ha/decide.rs|s/match since.filter\(\|name\| \*name != view.me\) \{/match since.filter(|name| *name != view.me \&\& false) {/
 promise-ends-with-key|ha/promises.rs|s/snapshot.leader.is_none\(\) && snapshot.taken/snapshot.taken/
 promise-ends-after|ha/promises.rs|s/ && snapshot.taken > self.given//
+promotion-never-asked|ha/lineage.rs|s/    never_asked && view.timeline/    false \&\& never_asked \&\& view.timeline/
+promotion-under-way|ha/lineage.rs|s/view.memory.origin == Origin::Started && view.n_failures\(Job::Promote\) == 0/true/
+promotion-history|ha/lineage.rs|s/ && view.volume.later == Later::NotSeen//
+forsaken-patience|ha/adoption.rs|s/view.now.since\(since\) >= FORSAKEN_TTLS \* view.rules.timing.ttl/view.now.since(since) >= FORSAKEN_TTLS * view.rules.timing.ttl || true/
+forsaken-founder|ha/adoption.rs|s/others\(snapshot, me\).all\(waits\)/(true || others(snapshot, me).all(waits))/
+remote-another|ha/remote.rs|s/    if let Some\(id\) = another\(view, ancestry\) \{\n        return Course/    if let Some(id) = another(view, ancestry).filter(|_| false) {\n        return Course/
+remote-differs|ha/remote.rs|s/if ancestry.contains_ours == Containment::Differs \{/if false {/
+remote-unshown|ha/remote.rs|s/if began_here\(view, timeline\) && /if false \&\& /
+remote-shown-on|ha/remote.rs|s/ancestry.contains_ours != Containment::Shown\(timeline\)/ancestry.contains_ours == Containment::Unshown/
 etcd-stale-self|etcd/decide.rs|s/= stale_self\(view, store\) \{/= stale_self(view, store).filter(|_| false) {/
 etcd-enough-voters|etcd/decide.rs|s/if voters >= view.voters_wanted\(\) \{/if false \&\& voters >= view.voters_wanted() {/
 etcd-one-learner|etcd/decide.rs|s/find\(\|m\| !m.is_voter\(\)\) \{\n        let who/find(|m| false \&\& !m.is_voter()) {\n        let who/
