@@ -106,6 +106,7 @@ pub(crate) fn primary(now: Moment) -> ha::Status {
         phase: ha::Phase::Serving,
         door: Door::Open,
         failsafe: ha::failsafe::Facts::default(),
+        watchdog: ha::watchdog::Health::Sound,
         vitals: ha::fitness::Vitals::default(),
         primary_start_timeout: Duration::from_secs(300),
         scheduled_restart: None,

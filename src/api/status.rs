@@ -10,6 +10,7 @@ use crate::dcs::{Initialize, MemberState, Role, Snapshot};
 use crate::ha;
 use crate::ha::failsafe::Activity;
 use crate::ha::publish::pending_restart_reason;
+use crate::ha::watchdog::Health;
 use crate::postgres::status::{Answer, Control, DataDir, Kind, Standby};
 use crate::types::{Lsn, NodeName, SyncMode, SystemId};
 
@@ -93,6 +94,10 @@ fn insert_cluster(page: &mut Map<String, Value>, status: &ha::Status, now: Momen
     if let Some(scheduled) = &status.scheduled_restart {
         page.insert("scheduled_restart".into(), scheduled.clone());
     }
+    match status.watchdog {
+        Health::Failed => page.insert("watchdog_failed".into(), true.into()),
+        Health::Sound => None,
+    };
 }
 
 fn about(scope: &str, name: &NodeName) -> Value {
@@ -310,7 +315,7 @@ mod tests {
     fn the_rarer_keys_stand_where_patroni_has_them() {
         let status =
             tagged(configured(replica("n1", 0, NOW), json!({"pause": true})), &json!({"nosync": true}));
-        let mut status = ha::Status { sync_mode: SyncMode::On, ..status };
+        let mut status = ha::Status { sync_mode: SyncMode::On, watchdog: Health::Failed, ..status };
         status.snapshot.as_mut().unwrap().leader = None;
         let answer = status.postgres.sql.as_mut().unwrap();
         answer.pending_restart.push(PendingSetting {
@@ -336,6 +341,7 @@ mod tests {
                 "tags",
                 "pending_restart",
                 "pending_restart_reason",
+                "watchdog_failed",
                 "database_system_identifier",
                 "patroni",
                 "pgherd"

@@ -5,6 +5,7 @@
 //! variable stands in one table ([`VARIABLES`]) from which README's is printed.
 //! What is absent: the dynamic configuration, which lives in the store after bootstrap.
 
+mod guard;
 mod parse;
 mod passphrase;
 pub mod patroni;
@@ -27,7 +28,9 @@ use crate::api::access::Access;
 use crate::ha::callbacks::Programs;
 use crate::ha::remote::Remote;
 use crate::ha::rules::{Outlast, Strictness, Tags};
+use crate::ha::watchdog::Guard;
 use crate::postgres::ClientTls;
+use crate::process::WatchdogDevice;
 use crate::tls::REPLICATION_ROLE;
 use crate::types::{NodeName, Ports, SyncMode};
 use crate::{discovery, log, postgres, proxy};
@@ -99,6 +102,12 @@ pub struct Ha {
     pub callbacks: Programs,
     /// `PRE_PROMOTE`.
     pub pre_promote: Option<Utf8PathBuf>,
+    /// `WATCHDOG_MODE` and `WATCHDOG_SAFETY_MARGIN`.
+    pub watchdog: Guard,
+    /// `WATCHDOG_DEVICE`.
+    pub watchdog_device: WatchdogDevice,
+    /// `RESERVE`.
+    pub reserve: Option<postgres::Reserve>,
     /// `STANDBY_HOST` and its kin.
     pub remote: Option<Remote>,
     /// `STANDBY_APP_NAME`.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::timing::Network;
 use crate::ha::rules::Strictness;
+use crate::ha::watchdog::Need;
 use crate::log;
 use crate::templates;
 use crate::tls::REPLICATION_ROLE;
@@ -42,6 +43,10 @@ pub(super) fn strictness(text: &str) -> Parsed<Strictness> {
 pub(super) fn network(text: &str) -> Parsed<Network> {
     let all = [Network::Auto, Network::Local, Network::Regional, Network::Global];
     one_of(text, &all.map(|network| (network.as_str(), network)))
+}
+
+pub(super) fn watchdog(text: &str) -> Parsed<Need> {
+    one_of(text, &[("off", Need::Off), ("automatic", Need::Automatic), ("required", Need::Required)])
 }
 
 pub(super) fn sync_mode(text: &str) -> Parsed<SyncMode> {

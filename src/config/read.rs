@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 use secrecy::{SecretSlice, SecretString};
 use zeroize::Zeroizing;
 
+use super::guard;
 use super::passphrase::{self, Strength};
 use super::reader::Reader;
 use super::remote;
@@ -304,6 +305,9 @@ fn ha(r: &mut Reader) -> Ha {
         tags: tags(r),
         callbacks: callbacks(r),
         pre_promote: r.parsed("PRE_PROMOTE", parse::program),
+        watchdog: guard::watchdog(r),
+        watchdog_device: guard::watchdog_device(r),
+        reserve: guard::reserve(r),
         remote: remote::remote(r),
         remote_app: r.parsed("STANDBY_APP_NAME", parse::app),
     }

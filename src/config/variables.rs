@@ -216,6 +216,22 @@ pub const VARIABLES: &[Variable] = &[
         "none",
         "Program that must succeed before this node is promoted; else it gives the lock back and stands back for a `TTL`.",
     ),
+    plain(
+        "WATCHDOG_MODE",
+        "off",
+        "`automatic`: while this node leads, `WATCHDOG_DEVICE` resets the *host* if everything hangs; `required`: without it this node does not lead.",
+    ),
+    plain("WATCHDOG_DEVICE", "/dev/watchdog", "The device, which must be given to the container."),
+    plain(
+        "WATCHDOG_SAFETY_MARGIN",
+        "1s",
+        "How much earlier than the lease the watchdog fires; the orderly stop comes before it by as much as before the lease's end.",
+    ),
+    plain(
+        "RESERVE",
+        "64MB",
+        "Room that is held back on the volume while there is plenty, for the recovery of a server that has filled it; 0: none.",
+    ),
     plain("LOG_FORMAT", "text", "`text` or `json`."),
     plain("LOG_LEVEL", "info", "`error`, `warn`, `info`, `debug` or `trace`."),
     plain("SHUTDOWN_TIMEOUT", "9s", "What an orderly stop may take; Docker kills after 10 s."),

@@ -23,8 +23,10 @@ use super::jobs;
 use super::lineage;
 use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
+use super::reserve::Stock;
 use super::rules::Mode;
 use super::view::{Doing, Instance, Job, Lease, Name, ShutdownMark, SyncWrite, View};
+use super::watchdog::Watch;
 
 /// After an action that failed the loop looks again after this long, not sooner.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -168,7 +170,11 @@ impl<D: Dcs> Agent<D> {
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "one line or two for each action")]
+    #[expect(
+        clippy::too_many_lines,
+        clippy::cognitive_complexity,
+        reason = "one line or two for each action"
+    )]
     async fn perform(&mut self, view: &View, action: Action) -> Result<(), Error> {
         if lineage::needs_disk(&action) {
             let remember = |record: &mut Record| {
@@ -262,9 +268,40 @@ impl<D: Dcs> Agent<D> {
             Action::AcceptReinitialize => self.accept_reinitialize(),
             Action::Settle(order, how) => self.settle(order, how),
             Action::GiveAway => self.memory.give_away = Some(view.now),
+            Action::LayInReserve(reserve) => {
+                self.memory.reserve = Stock::Impossible;
+                self.deps.postgres.lay_in_reserve(reserve).await?;
+                self.memory.reserve = Stock::Held;
+            }
+            Action::GiveReserve => {
+                self.deps.postgres.give_reserve().await?;
+                self.memory.reserve = Stock::Given;
+            }
+            Action::ArmWatchdog => self.arm_watchdog().await?,
+            Action::DisarmWatchdog => {
+                self.memory.watchdog = Watch::Idle;
+                self.lease.disarm().await?;
+            }
             Action::Finish => {}
         }
         Ok(())
+    }
+
+    async fn arm_watchdog(&mut self) -> Result<(), Error> {
+        match self.lease.arm().await {
+            Ok(()) => self.memory.watchdog = Watch::Armed,
+            Err(error) => self.watchdog_failed(Chain(&error).to_string()),
+        }
+        Ok(())
+    }
+
+    /// Once a change of words, as everything that goes wrong.
+    pub(super) fn watchdog_failed(&mut self, why: String) {
+        let known = std::mem::replace(&mut self.watchdog_trouble, why.clone());
+        if known != why {
+            warn!(why, "there is no watchdog: nothing stops PostgreSQL when this machine hangs");
+        }
+        self.memory.watchdog = Watch::Failed { at: clock::now(), why };
     }
 
     /// The promises first: one that was given a moment ago binds, and nothing is promised while the outcome is open.
@@ -291,7 +328,8 @@ impl<D: Dcs> Agent<D> {
         let asked = clock::now();
         self.memory.roll.ask(asked);
         let others = self.memory.roll.others(&self.config.me);
-        let ping = publish::ping(view, &self.config.addresses, (asked, ttl));
+        let known = self.last_snapshot.as_ref().map(|(snapshot, _)| snapshot);
+        let ping = publish::ping(view, known, &self.config.addresses, (asked, ttl));
         let client = self.deps.client.clone();
         self.rounds.spawn(async move {
             let promised = jobs::ask_for_promises(client, others, &ping).await;
@@ -357,7 +395,7 @@ impl<D: Dcs> Agent<D> {
     /// Begins a long action. Only a stop may replace one that is under way: `decide` sees to that.
     async fn begin(&mut self, view: &View, task: Task) -> Result<(), Error> {
         let job = task.job();
-        if matches!(job, Job::Stop | Job::HandOver) {
+        if matches!(job, Job::Stop | Job::HandOver | Job::CopySlots) {
             self.young = Youth::Over;
         }
         self.jobs.abort_all();
@@ -396,6 +434,7 @@ impl<D: Dcs> Agent<D> {
             | Job::Survey
             | Job::Approval
             | Job::Compare
+            | Job::CopySlots
             | Job::Start => return Ok(()),
         };
         Ok(())

@@ -17,11 +17,12 @@ use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::{Check, Door, Postgres, Pulse};
-use crate::process::{InitLink, Timer};
+use crate::process::{InitLink, Timer, WatchdogDevice};
 use crate::record::{self, Record};
 use crate::types::{Chain, NodeId, NodeName, Timing};
 
 use super::act::Open;
+use super::arming::Arming;
 use super::configure::with_settings;
 use super::decide::decide;
 use super::desk::{Inbox, Waiting};
@@ -41,6 +42,7 @@ use super::reason::{Decision, Wake};
 use super::rules::{Pause, Rules};
 use super::trail::{Step, Trail};
 use super::view::{Doing, Instance, Job, Later, Lease, Memory, Store, UpstreamWal, View, Volume};
+use super::watchdog::{self, Need, Watch};
 use super::{Phase, Status};
 
 /// The local instance must answer a status query within this time, or counts as silent for this tick.
@@ -84,6 +86,8 @@ pub struct Deps<D> {
     pub promises: Promises,
     /// The deadman.
     pub init: InitLink,
+    /// What resets this machine when everything hangs.
+    pub watchdog: WatchdogDevice,
     /// Calls to other nodes.
     pub client: PeerClient,
     /// Who may exist.
@@ -120,6 +124,7 @@ pub fn spawn<D: Dcs>(
             process: deps.postgres.process(),
             timing: timing_seen,
             pause: pause_seen,
+            arming: Arming::new(deps.watchdog.clone(), config.rules.watchdog),
         },
         &mut lease_tasks,
     );
@@ -147,6 +152,7 @@ pub fn spawn<D: Dcs>(
         rounds: JoinSet::new(),
         young: Youth::Over,
         last_failure: String::new(),
+        watchdog_trouble: String::new(),
         complaints: Vec::new(),
         last_reason: String::new(),
         name_taken: None,
@@ -199,6 +205,8 @@ pub(super) struct Agent<D> {
     pause: watch::Sender<Pause>,
     pub(super) young: Youth,
     pub(super) last_failure: String,
+    /// What was last said of the watchdog.
+    pub(super) watchdog_trouble: String,
     /// What in the stored configuration cannot be used, as last said.
     complaints: Vec<String>,
     pub(super) last_reason: String,
@@ -299,6 +307,7 @@ impl<D: Dcs> Agent<D> {
             Err(_elapsed) => self.store_silent(format!("no answer within {patience:?}"), arrived),
         };
         self.memory.promised = self.deps.promises.promised(arrived).await;
+        self.look_at_watchdog(arrived);
         let record = self.deps.record.read();
         let mut view = View {
             now: arrived,
@@ -358,6 +367,22 @@ impl<D: Dcs> Agent<D> {
 
     fn store_silent(&mut self, why: String, arrived: Moment) -> Store {
         Store::Silent { since: *self.silent_since.get_or_insert(arrived), why }
+    }
+
+    /// One that is not in use is looked at again, and one that has failed once in a TTL: it may have come.
+    fn look_at_watchdog(&mut self, now: Moment) {
+        let resting = match &self.memory.watchdog {
+            Watch::Armed => true,
+            Watch::Failed { at, .. } => now.since(*at) < self.rules.timing.ttl,
+            Watch::Idle => false,
+        };
+        if resting || self.rules.watchdog.need == Need::Off {
+            return;
+        }
+        match self.deps.watchdog.look() {
+            Ok(()) => self.memory.watchdog = Watch::Idle,
+            Err(error) => self.watchdog_failed(Chain(&error).to_string()),
+        }
     }
 
     fn use_config(&mut self, stored: &serde_json::Value) {
@@ -480,6 +505,7 @@ impl<D: Dcs> Agent<D> {
             phase: view.phase,
             door: view.memory.closed.map_or(Door::Open, |_since| Door::Closed),
             failsafe: failsafe::facts(view),
+            watchdog: watchdog::health(view),
             vitals: view.memory.vitals.clone(),
             n_starts: self.counts.starts,
             n_promotions: self.counts.promotions,

@@ -27,11 +27,13 @@ use super::pause;
 use super::race::{active_sync, race};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::remote;
+use super::reserve;
 use super::rules::Mode;
 use super::silence;
 use super::slots;
 use super::upstreams::{self, clone_source, feeder};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
+use super::watchdog;
 
 /// A primary whose lease is ending gets this long for a clean shutdown (it then needs no rewind); it ends before the
 /// deadman's moment with the immediate one that follows.
@@ -52,8 +54,11 @@ const HALF_A_SECOND: Duration = Duration::from_millis(500);
 /// The decision for this view.
 pub fn decide(view: &View) -> Decision {
     match view.phase {
-        Phase::Serving => door::also_mind(view, pause::gate(view, failsafe::also_ask(view, ungated(view)))),
-        Phase::Stopping => ungated(view),
+        Phase::Serving => {
+            let decision = door::also_mind(view, pause::gate(view, failsafe::also_ask(view, ungated(view))));
+            reserve::also_keep(view, watchdog::also_guard(view, decision))
+        }
+        Phase::Stopping => watchdog::also_guard(view, ungated(view)),
     }
 }
 
@@ -124,7 +129,7 @@ fn reclaimable(view: &View) -> bool {
         (Some(leader), Mode::Agent { .. }) => leader.name == view.me,
         (Some(_), Mode::Node) => false,
     };
-    view.lease == Lease::None && view.snapshot().is_some_and(vacant)
+    view.lease == Lease::None && view.snapshot().is_some_and(vacant) && watchdog::barred(view).is_none()
 }
 
 fn stopping(view: &View) -> Decision {
@@ -219,7 +224,7 @@ fn leader_key_is_mine(view: &View, snapshot: &Snapshot, leader: &Leader) -> Deci
     if let Some(remote) = remote::of(view) {
         return remote::at_leader(view, snapshot, remote);
     }
-    if let Some(decision) = fitness::unfit(view, snapshot) {
+    if let Some(decision) = watchdog::unguarded(view).or_else(|| fitness::unfit(view, snapshot)) {
         return decision;
     }
     match (view.instance(), &view.local.data) {
@@ -489,7 +494,7 @@ fn keep_following(
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
     if !stalled {
-        return keep_slots(view, snapshot, (answer, position), reason);
+        return keep_slots(view, snapshot, (answer, position), source);
     }
     if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
         return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
@@ -509,10 +514,17 @@ fn keep_following(
 }
 
 /// A standby has the slots that it would need as the leader.
-fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), reason: Reason) -> Decision {
+fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), leader: Upstream) -> Decision {
+    let names = slots::to_copy(view, snapshot, answer);
+    if !names.is_empty() && view.may_try(Job::CopySlots) {
+        let reason = Reason::CopyingSlots(leader.name.clone());
+        return begin(Task::CopySlots { from: leader, names }, reason);
+    }
     let plan = slots::of_follower(view, snapshot, answer, at);
+    let far = plan.as_ref().is_some_and(|plan| slots::has_far_to_go(snapshot, plan));
+    let wake = if far { Wake::Soon(HALF_A_SECOND) } else { manual::alertness(view, snapshot) };
     let actions = plan.map(Action::ChangeSlots).into_iter().collect();
-    Decision { actions, reason, wake: manual::alertness(view, snapshot) }
+    Decision { actions, reason: Reason::Following(leader.name), wake }
 }
 
 /// Not a reconnection that takes its time: the WAL that this standby needs does not come back.

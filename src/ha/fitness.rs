@@ -255,6 +255,11 @@ fn speaks_of_the_disk(words: &str) -> bool {
         .any(|phrase| words.contains(phrase))
 }
 
+/// Whether these words are of a server that has found no room.
+pub(super) fn is_full(words: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded"].iter().any(|phrase| words.contains(phrase))
+}
+
 /// Whether the last start failed, or would fail, for want of room or of a disk that works.
 pub(super) fn disk_is_to_blame(view: &View) -> bool {
     let words = view.memory.failures.get(&Job::Start).is_some_and(|f| speaks_of_the_disk(&f.why));

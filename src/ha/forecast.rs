@@ -113,7 +113,8 @@ fn answers(view: &View, me: &Member, claims: &BTreeMap<NodeName, Candidate>) -> 
 /// What is left of the leader's lease: what a lost machine costs before the vote may begin.
 fn lease_left(view: &View) -> Duration {
     match (view.lease, &view.memory.observed) {
-        (Lease::Held { sent, ttl }, _) => view.now.until(sent + ttl),
+        // Under a watchdog it counts for less than others have to wait.
+        (Lease::Held { sent, ttl }, _) => view.now.until(sent + ttl.max(view.rules.timing.ttl)),
         (Lease::None | Lease::Lost, Some(observed)) => view.now.until(observed.since + view.rules.timing.ttl),
         (Lease::None | Lease::Lost, None) => view.rules.timing.ttl,
     }

@@ -10,11 +10,12 @@ use tokio::time::timeout;
 
 use crate::clock::{self, Moment};
 use crate::peer::PeerClient;
-use crate::postgres::{Pedigree, Postgres, Upstream};
+use crate::postgres::{Pedigree, Postgres, StopMode, Upstream};
 use crate::process::{self, Command};
 use crate::types::{Chain, NodeName};
 
 use super::callbacks::Program;
+use super::decide::STOP_PATIENCE;
 use super::failsafe::Ping;
 use super::manual::HandOver;
 use super::reason::Task;
@@ -65,6 +66,7 @@ pub(super) enum Outcome {
     Polled(BTreeMap<NodeName, PollAnswer>),
     Surveyed(BTreeMap<IpAddr, SurveyAnswer>),
     Compared(Ancestry),
+    SlotsCopied,
 }
 
 /// Runs a task to its end.
@@ -118,6 +120,10 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
         Task::Poll => Outcome::Polled(poll(context).await),
         Task::Survey => Outcome::Surveyed(survey(context).await?),
         Task::Compare(upstream) => Outcome::Compared(compare(postgres, &upstream).await?),
+        Task::CopySlots { from, names } => {
+            postgres.copy_slots(&from, &names, StopMode::Fast { patience: STOP_PATIENCE }).await?;
+            Outcome::SlotsCopied
+        }
     })
 }
 

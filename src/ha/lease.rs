@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, warn};
 
@@ -16,6 +16,7 @@ use crate::process::{InitLink, Timer};
 use crate::supervisor::UnitState;
 use crate::types::{NodeName, Timing};
 
+use super::arming::Arming;
 use super::rules::Pause;
 use super::view::{DEADMAN_MARGIN, Lease, demote_margin};
 
@@ -31,6 +32,10 @@ enum Order {
     /// Every member has promised not to take over: as good as a renewal that was sent at this moment for so long.
     Extend(Moment, Duration),
     Forget,
+    /// Set the watchdog going.
+    Arm(oneshot::Sender<Result<(), super::Error>>),
+    /// Stop it.
+    Disarm(oneshot::Sender<Result<(), super::Error>>),
 }
 
 /// The agent's end.
@@ -58,6 +63,27 @@ impl Keeper {
     /// The lease is not wanted any more: renew it no longer.
     pub(super) async fn forget(&mut self) {
         self.order(Order::Forget, |l| *l == Lease::None).await;
+    }
+
+    /// Sets the watchdog going: from now on the lease counts for no longer than it waits.
+    pub(super) async fn arm(&mut self) -> Result<(), super::Error> {
+        self.ask(Order::Arm).await
+    }
+
+    /// Stops the watchdog.
+    pub(super) async fn disarm(&mut self) -> Result<(), super::Error> {
+        self.ask(Order::Disarm).await
+    }
+
+    async fn ask(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<(), super::Error>>) -> Order,
+    ) -> Result<(), super::Error> {
+        let (answer, answered) = oneshot::channel();
+        if self.orders.send(order(answer)).await.is_err() {
+            warn!("the lease task has ended");
+        }
+        answered.await.unwrap_or(Err(super::Error::OutOfTime))
     }
 
     /// What is known of it.
@@ -90,6 +116,7 @@ pub(super) struct Deps<D> {
     pub(super) process: watch::Receiver<UnitState>,
     pub(super) timing: watch::Receiver<Timing>,
     pub(super) pause: watch::Receiver<Pause>,
+    pub(super) arming: Arming,
 }
 
 /// Starts the task. It ends when the agent's end is dropped.
@@ -115,6 +142,8 @@ async fn run<D: Dcs>(mut deps: Deps<D>, mut inbox: mpsc::Receiver<Order>, publis
                 Some(Order::Extend(asked, ttl)) => {
                     promised = deps.extend((asked, ttl), &publish).or(promised);
                 }
+                Some(Order::Arm(answer)) => drop(answer.send(deps.guard(&publish))),
+                Some(Order::Disarm(answer)) => drop(answer.send(deps.arming.disarm())),
                 Some(Order::Forget) => {
                     (due, promised) = (None, None);
                     // What it would say is about a lease that is given up.
@@ -163,13 +192,15 @@ async fn until(due: Option<Moment>, timer: &mut Timer) {
 
 impl<D: Dcs> Deps<D> {
     /// A successful acquisition or renewal: publish it, move the deadman, and say when the next is due.
-    fn keep(&self, held: Held, publish: &watch::Sender<Lease>) -> Moment {
+    fn keep(&mut self, held: Held, publish: &watch::Sender<Lease>) -> Moment {
         // A renewal that took long is older than what was promised meanwhile.
+        self.arming.renewed(held.sent + held.ttl, &self.timing.borrow());
+        let limit = self.arming.limit(held.ttl);
         let sent = match *publish.borrow() {
-            Lease::Held { sent, ttl } if ttl == held.ttl => sent.max(held.sent),
+            Lease::Held { sent, ttl } if ttl == limit => sent.max(held.sent),
             Lease::Held { .. } | Lease::None | Lease::Lost => held.sent,
         };
-        let lease = Lease::Held { sent, ttl: held.ttl };
+        let lease = Lease::Held { sent, ttl: limit };
         publish.send_if_modified(|known| {
             // A renewal is no news for the loop: it reads the new moment at its next tick.
             let news = !matches!(known, Lease::Held { .. });
@@ -182,8 +213,10 @@ impl<D: Dcs> Deps<D> {
 
     /// A shorter TTL counts at once: the next renewal puts the key under a lease of that length, and its answer may be lost.
     fn shorten(&mut self, publish: &watch::Sender<Lease>) {
-        let limit = self.timing.borrow_and_update().ttl;
+        let timing = *self.timing.borrow_and_update();
         let Lease::Held { sent, ttl } = *publish.borrow() else { return };
+        self.arming.retimed(sent + ttl.min(timing.ttl), &timing);
+        let limit = self.arming.limit(timing.ttl);
         if limit < ttl {
             let lease = Lease::Held { sent, ttl: limit };
             publish.send_replace(lease);
@@ -191,14 +224,30 @@ impl<D: Dcs> Deps<D> {
         }
     }
 
+    /// Sets the watchdog going, and has the lease count for no longer than it waits.
+    fn guard(&mut self, publish: &watch::Sender<Lease>) -> Result<(), super::Error> {
+        self.arming.arm(*publish.borrow(), &self.timing.borrow())?;
+        publish.send_if_modified(|lease| {
+            if let Lease::Held { ttl, .. } = lease {
+                *ttl = self.arming.limit(*ttl);
+            }
+            // Whoever has asked for this looks again anyway.
+            false
+        });
+        self.arm(*publish.borrow());
+        Ok(())
+    }
+
     /// The promises of all members move the lease, and the deadman, as a renewal would. Says what counts from now on.
-    fn extend(&self, promise: (Moment, Duration), publish: &watch::Sender<Lease>) -> Option<Moment> {
+    fn extend(&mut self, promise: (Moment, Duration), publish: &watch::Sender<Lease>) -> Option<Moment> {
         let (asked, ttl) = promise;
         let Lease::Held { sent, .. } = *publish.borrow() else { return None };
         if asked <= sent {
             return None;
         }
-        let lease = Lease::Held { sent: asked, ttl: ttl.min(self.timing.borrow().ttl) };
+        self.arming.renewed(asked + ttl, &self.timing.borrow());
+        let ttl = self.arming.limit(ttl.min(self.timing.borrow().ttl));
+        let lease = Lease::Held { sent: asked, ttl };
         publish.send_replace(lease);
         self.arm(lease);
         Some(asked)
@@ -211,7 +260,7 @@ impl<D: Dcs> Deps<D> {
 
     /// What a renewal has come to. Says when the next is due.
     fn renewed(
-        &self,
+        &mut self,
         renewed: Result<Result<Held, Error>, JoinError>,
         promised: Option<Moment>,
         publish: &watch::Sender<Lease>,
@@ -280,9 +329,15 @@ impl<D: Dcs> Deps<D> {
 mod tests {
     use super::*;
     use crate::dcs::memory::{MemoryCluster, MemoryStore};
-    use crate::process::InitEnd;
+    use crate::ha::watchdog::{Guard, Margin, Need};
+    use crate::process::{InitEnd, WatchdogDevice, WatchdogDriver};
+    use crate::types::Revision;
 
     const TTL: Duration = Duration::from_secs(10);
+
+    fn device() -> WatchdogDevice {
+        WatchdogDevice { driver: WatchdogDriver::Written, path: "/nowhere".into() }
+    }
 
     /// The task's things beside a postmaster that runs, and `init`'s end of the link.
     fn deps() -> (Deps<MemoryStore>, InitEnd) {
@@ -297,8 +352,14 @@ mod tests {
             process: watch::channel(process).1,
             timing: watch::channel(timing).1,
             pause: watch::channel(Pause::Off).1,
+            arming: Arming::new(device(), Guard::OFF),
         };
         (deps, init)
+    }
+
+    /// A renewal that was sent just now.
+    fn held() -> Held {
+        Held { sent: clock::now(), ttl: TTL, revision: Revision(1) }
     }
 
     /// A lease whose last renewal was sent so long ago.
@@ -322,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_key_that_has_run_out_under_promises_is_renewed_on() {
-        let (deps, _init) = deps();
+        let (mut deps, _init) = deps();
         let (publish, state) = watch::channel(sent(TTL / 5));
         let refused = || Ok(Err(Error::Conflict { what: "the leader key" }));
         let next = deps.renewed(refused(), Some(clock::now() - TTL / 5), &publish);
@@ -334,7 +395,7 @@ mod tests {
 
     #[test]
     fn promises_move_a_lease_and_the_deadman_by_no_more_than_was_promised() {
-        let (deps, init) = deps();
+        let (mut deps, init) = deps();
         let (publish, state) = watch::channel(sent(TTL / 2));
         let (asked, promised) = (clock::now() - TTL / 5, TTL * 4 / 5);
         assert_eq!(deps.extend((asked, promised), &publish), Some(asked));
@@ -373,5 +434,40 @@ mod tests {
             Lease::Held { sent, ttl: TTL / 2 },
             "a longer one has to be granted first"
         );
+    }
+
+    #[test]
+    fn under_a_watchdog_a_lease_counts_for_no_longer_than_it_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = camino::Utf8PathBuf::from_path_buf(dir.path().join("dog")).unwrap();
+        nix::unistd::mkfifo(path.as_std_path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (mut deps, init) = deps();
+        let guard = Guard { need: Need::Required, margin: Margin::Of(Duration::from_secs(2)) };
+        deps.arming = Arming::new(WatchdogDevice { path: path.clone(), ..device() }, guard);
+        let mut reader = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        let mut said = || {
+            let mut text = [0; 100];
+            let n = std::io::Read::read(&mut reader, &mut text).unwrap();
+            String::from_utf8_lossy(&text[..n]).into_owned()
+        };
+        let Lease::Held { sent, .. } = sent(Duration::from_millis(500)) else { unreachable!() };
+        let (publish, state) = watch::channel(Lease::Held { sent, ttl: TTL });
+        deps.guard(&publish).unwrap();
+        assert_eq!(
+            (said(), *state.borrow()),
+            ("Ctimeout=8\n".into(), Lease::Held { sent, ttl: 8 * TTL / 10 })
+        );
+        let due = sent + 8 * TTL / 10 - DEADMAN_MARGIN;
+        assert!(init.lease.setting().is_some_and(|set| set.at <= due + Duration::from_millis(100)));
+        // A renewal that was answered late may not have it fire after the lease has ended.
+        let late = clock::now() - Duration::from_millis(3500);
+        deps.keep(Held { sent: late, ..held() }, &publish);
+        assert_eq!(said(), "Ctimeout=6\n1");
+        deps.keep(held(), &publish);
+        assert_eq!(said(), "Ctimeout=8\n1");
+        deps.arming.disarm().unwrap();
+        deps.keep(held(), &publish);
+        assert_eq!(said(), "V");
+        assert!(matches!(*state.borrow(), Lease::Held { ttl: TTL, .. }));
     }
 }

@@ -72,6 +72,8 @@ pub enum Unfit {
     Silent,
     /// Tagged `nofailover`.
     NoFailover,
+    /// It must be guarded by a watchdog to lead, and cannot be.
+    Unguarded,
     /// It is no synchronous standby.
     NotSynchronous,
     /// It is so many bytes behind.
@@ -240,6 +242,7 @@ fn fitness(
     };
     match candidate.eligibility {
         Eligibility::NoFailover => return Err(Unfit::NoFailover),
+        Eligibility::Unguarded => return Err(Unfit::Unguarded),
         Eligibility::Eligible => {}
     }
     if candidate.timeline != answer.timeline {
@@ -406,6 +409,7 @@ impl fmt::Display for Unfit {
         match self {
             Self::Silent => f.write_str("does not answer as a standby"),
             Self::NoFailover => f.write_str("is tagged nofailover"),
+            Self::Unguarded => f.write_str("has no watchdog that it could lead with"),
             Self::NotSynchronous => f.write_str("is no synchronous standby"),
             Self::Lag(bytes) => write!(f, "is {bytes} bytes behind"),
             Self::OtherTimeline => f.write_str("is on another timeline"),

@@ -21,9 +21,11 @@ use super::manual::HandOver;
 use super::orders::Orders;
 use super::promises::Promise;
 use super::publish::streams;
+use super::reserve::Stock;
 use super::sync::Names;
 use super::upstreams;
 use super::view::{Ancestry, Approval, Instance, Job, Lease, Poll, Survey, View};
+use super::watchdog::Watch;
 
 /// A start that has held for this long was a good one.
 pub(super) const HEALTHY: Duration = Duration::from_secs(10);
@@ -88,6 +90,10 @@ pub struct Memory {
     pub promised: Option<Promise>,
     /// Whether the local server can do a primary's work.
     pub vitals: Vitals,
+    /// What is known of the watchdog.
+    pub watchdog: Watch,
+    /// What is known of the reserve of room.
+    pub reserve: Stock,
     /// What an operator has asked of this node.
     pub orders: Orders,
     /// Whether PostgreSQL has run since this process started.

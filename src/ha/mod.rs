@@ -3,6 +3,7 @@
 mod act;
 mod adoption;
 pub mod agent;
+mod arming;
 pub mod callbacks;
 pub mod candidates;
 pub mod configure;
@@ -13,6 +14,7 @@ pub mod failsafe;
 pub mod fitness;
 pub mod forecast;
 mod handover;
+pub mod job;
 mod jobs;
 mod journal;
 pub mod lead;
@@ -30,6 +32,7 @@ pub mod race;
 pub mod reason;
 pub mod remote;
 pub mod replication;
+pub mod reserve;
 pub mod rules;
 pub mod settings;
 mod silence;
@@ -40,6 +43,7 @@ pub mod trail;
 mod upshot;
 pub mod upstreams;
 pub mod view;
+pub mod watchdog;
 
 use crate::clock::Moment;
 use crate::dcs::{self, MemberState, Role, Snapshot};
@@ -94,6 +98,8 @@ pub struct Status {
     pub door: postgres::Door,
     /// What it does without the store.
     pub failsafe: failsafe::Facts,
+    /// Whether it is guarded as it must be to lead.
+    pub watchdog: watchdog::Health,
     /// Whether the node can do a primary's work, as far as is known.
     pub vitals: fitness::Vitals,
     /// How many times the HA core has started PostgreSQL, and promoted it.
@@ -154,6 +160,12 @@ pub enum Error {
     /// It has said no.
     #[error("pre_promote has ended with {0:?}")]
     NotApproved(process::Exit),
+    /// The watchdog does not do as it is told.
+    #[error("the watchdog cannot be used")]
+    Watchdog(#[source] process::Error),
+    /// It would do no good.
+    #[error(transparent)]
+    Useless(#[from] watchdog::Useless),
     /// An action that did not end while the lease still left time for it.
     #[error("not done before the lease runs short")]
     OutOfTime,

@@ -84,7 +84,7 @@ fn allowed(view: &View, action: &Action) -> bool {
         Action::Begin(task) => match task {
             Task::Stop(_) | Task::StopAfterCheckpoint(_) | Task::Clone(_) => asked,
             Task::Rewind(_) => asked || fresh,
-            Task::Initdb | Task::Survey => false,
+            Task::Initdb | Task::Survey | Task::CopySlots { .. } => false,
             Task::Approval(_) | Task::Promote => is_candidate(view),
             Task::FinishBootstrap | Task::HandOver { .. } | Task::Poll | Task::Compare(_) => true,
         },
@@ -115,6 +115,10 @@ fn allowed(view: &View, action: &Action) -> bool {
         | Action::AcceptReinitialize
         | Action::Settle(..)
         | Action::GiveAway
+        | Action::LayInReserve(_)
+        | Action::GiveReserve
+        | Action::ArmWatchdog
+        | Action::DisarmWatchdog
         | Action::Finish => true,
     }
 }

@@ -7,6 +7,7 @@
 //! early in two cases: the leader itself is known to have stopped and given the key back ([`Promise::is_over`]), and nobody can count
 //! on it, since it was never given, or whoever asked for it has said that it came to nothing.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::clock::Moment;
 use crate::dcs::Snapshot;
 use crate::postgres::Upstream;
 use crate::record::{self, Loyalty};
-use crate::types::{Lsn, NodeName};
+use crate::types::{Lsn, NodeName, SlotName};
 
 use super::failsafe::{Ping, Refusal};
 use super::view::upstream_at;
@@ -62,6 +63,8 @@ pub struct Promise {
     pub position: Option<Lsn>,
     /// How its server is reached.
     pub upstream: Option<Upstream>,
+    /// Where it says that slots are.
+    pub slots: BTreeMap<SlotName, Lsn>,
 }
 
 impl Promise {
@@ -94,6 +97,7 @@ impl Promises {
                 position: None,
                 upstream: upstream_at(&kept.leader, kept.node_id.clone(), &kept.conn_url),
                 leader: kept.leader.clone(),
+                slots: BTreeMap::new(),
             };
             (promise, kept)
         });
@@ -154,7 +158,8 @@ impl Promises {
         let (leader, node_id, conn_url) = (ping.name.clone(), ping.node_id.clone(), ping.conn_url.clone());
         let upstream = upstream_at(&leader, node_id.clone(), &conn_url);
         let loyalty = Loyalty { leader: leader.clone(), millis, conn_url, node_id };
-        let promise = Promise { leader, until, given: now, position: ping.position(), upstream };
+        let slots = ping.slots.clone().unwrap_or_default();
+        let promise = Promise { leader, until, given: now, position: ping.position(), upstream, slots };
         state.questions += 1;
         state.promised = Some((promise, loyalty));
         let number = state.questions;

@@ -20,7 +20,9 @@ use super::remote;
 use super::rules::Pause;
 use super::slots;
 use super::tags::Tags;
-use super::view::{Candidate, Checkpoint, Instance, Job, Lease, Motion, PollAnswer, ShutdownMark, View};
+use super::view::{
+    Candidate, Checkpoint, Eligibility, Instance, Job, Lease, Motion, PollAnswer, ShutdownMark, View,
+};
 
 /// Patroni's version that we speak: peers and tools compare it as numbers.
 pub const PATRONI_VERSION: &str = "4.1.4";
@@ -41,6 +43,7 @@ pub fn state(view: &View) -> MemberState {
     match view.doing.map(|d| d.job) {
         Some(Job::Initdb | Job::FinishBootstrap) => return MemberState::Initializing,
         Some(Job::Clone) => return MemberState::CreatingReplica,
+        Some(Job::CopySlots) => return MemberState::Restarting,
         Some(Job::Stop) if view.memory.orders.restart.is_some() => return MemberState::Restarting,
         Some(Job::Stop | Job::HandOver) => return MemberState::Stopping,
         Some(
@@ -235,17 +238,23 @@ pub fn is_news(view: &View, status: &Status) -> bool {
     view.memory.shutdown_mark == ShutdownMark::MayStand || stored.is_none_or(|s| s.value != *status)
 }
 
-/// What a leader tells the members whose promise it asks for; it counts on it for `ttl`.
-pub fn ping(view: &View, addresses: &Addresses, (asked, ttl): (Moment, Duration)) -> Ping {
-    let position = view.local.sql.as_ref().and_then(|answer| match answer.kind {
-        Kind::Primary { lsn, .. } => Some(lsn),
+/// What a leader tells the members whose promise it asks for; it counts on it for `ttl`. Its slots are those of the members
+/// that it last knew.
+pub fn ping(
+    view: &View,
+    known: Option<&Snapshot>,
+    addresses: &Addresses,
+    (asked, ttl): (Moment, Duration),
+) -> Ping {
+    let slots = view.local.sql.as_ref().and_then(|answer| match answer.kind {
+        Kind::Primary { lsn, .. } => Some(slots::positions(view, known, answer, lsn)),
         Kind::Standby { .. } => None,
     });
     Ping {
         name: view.me.clone(),
         conn_url: addresses.conn_url.clone(),
         api_url: addresses.api_url.clone(),
-        slots: position.and_then(|lsn| status(view, lsn).slots),
+        slots,
         ttl: Some(ttl.as_secs()),
         node_id: Some(view.node_id.clone()),
         to: None,
@@ -311,7 +320,11 @@ pub fn poll_answer(page: &Value) -> PollAnswer {
         timeline: Timeline(timeline),
         position,
         motion: motion(page),
-        eligibility: tags.failover.into(),
+        eligibility: if page.get("watchdog_failed") == Some(&Value::Bool(true)) {
+            Eligibility::Unguarded
+        } else {
+            tags.failover.into()
+        },
         priority: tags.failover_priority,
     })
 }
@@ -339,7 +352,6 @@ pub fn streams(answer: &Answer) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::view::Eligibility;
 
     #[test]
     fn a_status_page_becomes_a_claim() {
@@ -353,6 +365,17 @@ mod tests {
             priority: 0,
         };
         assert_eq!(poll_answer(&page), PollAnswer::Standby(expected));
+    }
+
+    #[test]
+    fn who_must_be_guarded_and_is_not_may_not_lead() {
+        let page = json!({"state": "running", "timeline": 2, "watchdog_failed": true,
+            "xlog": {"received_location": 80, "replayed_location": 90}});
+        let claim = poll_answer(&page);
+        assert!(
+            matches!(claim, PollAnswer::Standby(c) if c.eligibility == Eligibility::Unguarded),
+            "{claim:?}"
+        );
     }
 
     #[test]

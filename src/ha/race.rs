@@ -19,6 +19,7 @@ use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
 use super::sync::Electors;
 use super::view::{Candidate, Eligibility, Job, Motion, POLL_AGE, Poll, PollAnswer, View};
+use super::watchdog;
 
 /// How soon a race that waits for others looks again.
 const RACE_INTERVAL: Duration = Duration::from_millis(200);
@@ -77,7 +78,8 @@ fn barred(view: &View, snapshot: &Snapshot, timeline: Timeline) -> Option<Reason
     if view.rules.tags.failover == Failover::Never {
         return Some(Reason::NoFailover);
     }
-    if let Some(reason) = failsafe::barred(view, snapshot).or_else(|| lead::not_approved(view)) {
+    let barred = failsafe::barred(view, snapshot).or_else(|| watchdog::barred(view));
+    if let Some(reason) = barred.or_else(|| lead::not_approved(view)) {
         return Some(reason);
     }
     let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());

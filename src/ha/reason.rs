@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::dcs::{Claim, Failsafe, Precondition, Shutdown, Sync};
-use crate::postgres::{Part, SlotPlan, StartAs, StopMode, Upstream};
-use crate::types::{Lsn, NodeName, Revision, SystemId, Timeline};
+use crate::postgres::{Part, Reserve, SlotPlan, StartAs, StopMode, Upstream};
+use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
 
 use super::callbacks::Program;
 use super::fitness::Ailment;
@@ -101,6 +101,14 @@ pub enum Action {
     Settle(Order, Settled),
     /// The lock is given up as soon as PostgreSQL is down.
     GiveAway,
+    /// Hold so much room back.
+    LayInReserve(Reserve),
+    /// Give the room back that was held.
+    GiveReserve,
+    /// Set the watchdog going.
+    ArmWatchdog,
+    /// Stop the watchdog: nothing here can take writes.
+    DisarmWatchdog,
     /// End the loop: everything is in order.
     Finish,
 }
@@ -141,6 +149,10 @@ impl Action {
             | Self::AcceptReinitialize
             | Self::Settle(..)
             | Self::GiveAway
+            | Self::LayInReserve(_)
+            | Self::GiveReserve
+            | Self::ArmWatchdog
+            | Self::DisarmWatchdog
             | Self::Finish => false,
         }
     }
@@ -179,25 +191,13 @@ pub enum Task {
     Survey,
     /// Ask this leader for its history.
     Compare(Upstream),
-}
-
-impl Task {
-    /// Its kind.
-    pub fn job(&self) -> Job {
-        match self {
-            Self::Initdb => Job::Initdb,
-            Self::FinishBootstrap => Job::FinishBootstrap,
-            Self::Clone(_) => Job::Clone,
-            Self::Rewind(_) => Job::Rewind,
-            Self::Approval(_) => Job::Approval,
-            Self::Promote => Job::Promote,
-            Self::Stop(_) | Self::StopAfterCheckpoint(_) => Job::Stop,
-            Self::HandOver { .. } => Job::HandOver,
-            Self::Poll => Job::Poll,
-            Self::Survey => Job::Survey,
-            Self::Compare(_) => Job::Compare,
-        }
-    }
+    /// Copy these logical slots of this leader's: PostgreSQL is stopped for it.
+    CopySlots {
+        /// Whose.
+        from: Upstream,
+        /// Which.
+        names: BTreeSet<SlotName>,
+    },
 }
 
 /// Why something is done, or why nothing is.
@@ -240,6 +240,12 @@ pub enum Reason {
     UnfitAlone(Ailment),
     /// This node has handed over because it cannot do a primary's work.
     StandingBack,
+    /// The volume is full: the room that was held back goes to the server that has to recover.
+    GivingReserve,
+    /// The watchdog is set going before this node can take writes.
+    ArmingWatchdog,
+    /// Nobody leads without a watchdog, and this node's cannot be used.
+    WatchdogFailed(String),
     /// The lock is ours; `pre_promote` is asked whether this node may be promoted.
     AwaitingApproval,
     /// `pre_promote` has said no: another node shall lead, and this one may ask again after a TTL.
@@ -357,6 +363,8 @@ pub enum Reason {
     Cloning(NodeName),
     /// The leader has just been promoted: its control file cannot be compared with before its first checkpoint.
     AwaitingCheckpoint(NodeName),
+    /// Logical slots of the leader's are copied, for which PostgreSQL is started again.
+    CopyingSlots(NodeName),
     /// The leader's history is compared with the local one.
     Comparing(NodeName),
     /// The local history has left the leader's: it is rewound.
@@ -426,6 +434,11 @@ impl fmt::Display for Reason {
             Self::UnfitAlone(ailment) => {
                 write!(f, "{ailment}, and nobody else could lead in this node's place")
             }
+            Self::GivingReserve => {
+                f.write_str("the volume is full: giving the reserve back, so that PostgreSQL can recover")
+            }
+            Self::ArmingWatchdog => f.write_str("the lock is ours: setting the watchdog going"),
+            Self::WatchdogFailed(why) => write!(f, "nobody leads without a watchdog, and here there is none: {why}"),
             Self::AwaitingApproval => f.write_str("the lock is ours: asking pre_promote"),
             Self::NotApproved(why) => write!(f, "pre_promote does not let this node lead: {why}"),
             Self::StandingBack => {
@@ -520,6 +533,9 @@ impl fmt::Display for Reason {
             Self::DataUnreadable(why) => write!(f, "the data directory cannot be read: {why}"),
             Self::Cloning(name) => write!(f, "copying the data of {name}"),
             Self::AwaitingCheckpoint(name) => write!(f, "waiting for the first checkpoint of {name}"),
+            Self::CopyingSlots(name) => {
+                write!(f, "copying the logical slots of {name}: PostgreSQL is started again for it")
+            }
             Self::Comparing(name) => write!(f, "comparing the history with that of {name}"),
             Self::Diverged(name) => write!(f, "the local history has left that of {name}: rewinding"),
             Self::WalRemoved(name) => {
@@ -556,41 +572,6 @@ impl fmt::Display for Reason {
             ),
             Self::Stopping => f.write_str("stopping"),
             Self::Stopped => f.write_str("stopped"),
-        }
-    }
-}
-
-impl Job {
-    /// Whether the data directory or its server is being changed: an order has to wait for that, or to end it.
-    pub fn holds_postgres(self) -> bool {
-        match self {
-            Self::Poll | Self::Survey | Self::Compare | Self::Approval => false,
-            Self::Initdb
-            | Self::FinishBootstrap
-            | Self::Clone
-            | Self::Rewind
-            | Self::Promote
-            | Self::Stop
-            | Self::HandOver
-            | Self::Start => true,
-        }
-    }
-
-    /// What it is, in words.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Initdb => "initdb",
-            Self::FinishBootstrap => "finishing the new cluster",
-            Self::Clone => "copying the leader's data",
-            Self::Rewind => "rewinding",
-            Self::Approval => "asking pre_promote",
-            Self::Promote => "promoting",
-            Self::Stop => "stopping PostgreSQL",
-            Self::HandOver => "handing the lead over",
-            Self::Poll => "asking for positions",
-            Self::Survey => "asking for data",
-            Self::Compare => "comparing histories",
-            Self::Start => "starting PostgreSQL",
         }
     }
 }

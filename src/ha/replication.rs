@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::postgres::{Slot, SlotKind};
+use crate::postgres::{PERMANENT_SLOTS, Slot, SlotKind};
 use crate::types::SlotName;
 
 /// How long the slot of an absent member is kept unless the configuration says otherwise.
 const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(30 * 60);
-/// Names under which permanent slots may stand; the first one found counts.
-const PERMANENT: [&str; 3] = ["slots", "permanent_slots", "permanent_replication_slots"];
 /// PostgreSQL's limit for a slot's name.
 const LONGEST_NAME: usize = 63;
 
@@ -117,7 +115,7 @@ impl Replication {
                 }
             }
         }
-        let named = PERMANENT.iter().find_map(|key| config.get(*key)?.as_object());
+        let named = PERMANENT_SLOTS.iter().find_map(|key| config.get(*key)?.as_object());
         for (name, value) in named.into_iter().flatten() {
             match permanent(name, value) {
                 Some(slot) => drop(read.permanent.insert(SlotName(name.clone()), slot)),

@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use super::callbacks::Program;
 use super::remote::Remote;
 use super::replication::Replication;
-use crate::postgres::Stored;
+use super::watchdog::Guard;
+use crate::postgres::{Reserve, Stored};
 use crate::types::{SyncMode, Timing};
 
 pub use super::tags::{Failover, Tags};
@@ -45,6 +46,10 @@ pub struct Rules {
     /// What the store says of PostgreSQL; none before it was read. In the environment's rules: what a new cluster
     /// begins with.
     pub server: Option<Stored>,
+    /// Whether a leader is guarded by a watchdog. From the environment or the file only: it is this machine's.
+    pub watchdog: Guard,
+    /// The room that is held back on the volume. From the environment only.
+    pub reserve: Option<Reserve>,
     /// In whose place this process runs.
     pub mode: Mode,
     /// The cluster that this one follows.
@@ -184,6 +189,7 @@ impl Rules {
             Some(false) => Outlast::Never,
             None => self.outlast,
         };
+        complaints.extend(unreadable_failsafe(config));
         (rules, complaints)
     }
 
@@ -245,6 +251,14 @@ fn sync_mode(value: Option<&Value>) -> Option<SyncMode> {
     flag(value).map(|on| if on { SyncMode::On } else { SyncMode::Off })
 }
 
+/// There is no rule between all and nothing: what is neither leaves the value before in force.
+fn unreadable_failsafe(config: &Value) -> Option<String> {
+    let value = config.get("failsafe_mode").filter(|value| !value.is_null() && flag(value).is_none())?;
+    Some(format!(
+        "failsafe_mode is {value}, not true (all members must agree) or false: the value before stays in force"
+    ))
+}
+
 /// A boolean in any of the spellings that Patroni reads.
 pub(super) fn flag(value: &Value) -> Option<bool> {
     match value.as_str().map(str::to_ascii_lowercase).as_deref() {
@@ -280,6 +294,8 @@ mod tests {
             pre_promote: None,
             replication: Replication::default(),
             server: Some(Stored::initial(&BTreeMap::new())),
+            watchdog: Guard::OFF,
+            reserve: None,
             mode: Mode::Node,
             remote: None,
         }

@@ -17,6 +17,7 @@ use super::lead;
 use super::lineage::{self, Lineage, known_ancestry, standby_timeline};
 use super::reason::{Action, Decision, Reason, Wake};
 use super::remote;
+use super::slots;
 use super::upstreams::feeder;
 use super::view::{Instance, Job, ShutdownMark, View};
 
@@ -50,14 +51,14 @@ pub(super) fn decide(view: &View, since: Moment, why: &str) -> Decision {
         (Instance::Standby(answer, position), _) if view.memory.following.is_none() => {
             follow(view, (answer, position), reason)
         }
-        (
-            Instance::Down
-            | Instance::Silent
-            | Instance::Ending
-            | Instance::Primary(..)
-            | Instance::Standby(..),
-            _,
-        ) => idle(reason, Wake::Loop),
+        (Instance::Standby(answer, position), _) => {
+            let plan = slots::under_promise(view, answer, position);
+            let actions = plan.map(Action::ChangeSlots).into_iter().collect();
+            Decision { actions, reason, wake: Wake::Loop }
+        }
+        (Instance::Down | Instance::Silent | Instance::Ending | Instance::Primary(..), _) => {
+            idle(reason, Wake::Loop)
+        }
     }
 }
 

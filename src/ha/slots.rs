@@ -3,14 +3,17 @@
 //!
 //! A slot through which somebody streams from here is moved by its user; a copy is moved along what the leader publishes. A
 //! copy holds back no vacuum. Only what nobody uses is dropped, never in maintenance mode; a slot that nobody has
-//! asked for may be a consumer's that is away (a receiver of WAL, a backup): it has as long as an absent member's. What is
-//! absent: copies of logical slots on standbys.
+//! asked for may be a consumer's that is away (a receiver of WAL, a backup): it has as long as an absent member's.
+//!
+//! A permanent logical slot exists on every standby that may lead, so that its reader goes on where it was. A standby cannot make
+//! one: the leader's is copied, for which the server is stopped once, and moved behind its reader from then on. Failover slots of
+//! PostgreSQL 17 are left to themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::Moment;
 use crate::dcs::{Member, Snapshot};
-use crate::postgres::status::Answer;
+use crate::postgres::status::{Answer, Kind};
 use crate::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal};
 use crate::types::{Lsn, NodeName, SlotName};
 
@@ -20,6 +23,9 @@ use super::replication::{Clusters, UseSlots};
 use super::tags::{self, Failover, Streaming};
 use super::upstreams::has_server;
 use super::view::View;
+
+/// A copy of a logical slot is moved by so much at once: what lies in between is decoded for that, and the loop waits.
+const STRIDE: u64 = 64 << 20;
 
 /// A slot that should exist here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +70,48 @@ pub fn of_standby_leader(
 
 /// What a standby changes about its slots, if anything.
 pub fn of_follower(view: &View, snapshot: &Snapshot, answer: &Answer, position: Lsn) -> Option<SlotPlan> {
-    let plan = plan(view, snapshot, answer, (Side::Follower, position));
+    let mut plan = plan(view, snapshot, answer, (Side::Follower, position));
+    plan.create.retain(|_, kind| *kind == SlotKind::Physical);
     (!plan.is_empty()).then_some(plan)
+}
+
+/// What a standby moves while the store is silent, by what the leader says that it has promised: nothing is made or dropped.
+pub fn under_promise(view: &View, answer: &Answer, position: Lsn) -> Option<SlotPlan> {
+    let said = &view.memory.promised.as_ref()?.slots;
+    let mut plan = SlotPlan::default();
+    for slot in answer.slots.iter().filter(|slot| !slot.active && !slot.synchronised) {
+        let Some(at) = said.get(&slot.name) else { continue };
+        match &slot.kind {
+            SlotKind::Physical => {
+                let to = (*at).min(position);
+                let behind = slot.restart_lsn.is_some_and(|at| at < to);
+                plan.advance.extend(behind.then(|| (slot.name.clone(), to)));
+            }
+            SlotKind::Logical { database, .. } => {
+                let next = stride(slot, (*at).min(replayed(answer)));
+                plan.follow.extend(next.map(|to| (slot.name.clone(), (database.clone(), to))));
+            }
+        }
+    }
+    (!plan.is_empty()).then_some(plan)
+}
+
+/// Whether this plan leaves a copy of a logical slot behind its reader.
+pub fn has_far_to_go(snapshot: &Snapshot, plan: &SlotPlan) -> bool {
+    let behind = |(name, (_, to)): (&SlotName, &(String, Lsn))| published(snapshot, name) > Some(*to);
+    plan.follow.iter().any(behind)
+}
+
+/// The logical slots that a standby lacks and the leader has.
+pub fn to_copy(view: &View, snapshot: &Snapshot, answer: &Answer) -> BTreeSet<SlotName> {
+    if pause::is_on(view) {
+        return BTreeSet::new();
+    }
+    let missing = |name: &SlotName| answer.slots.iter().all(|slot| slot.name != *name);
+    let wanted = permanent(view, snapshot, Side::Follower).into_iter();
+    let lacking =
+        wanted.filter(|(name, w)| w.kind != SlotKind::Physical && w.copied.is_some() && missing(name));
+    lacking.map(|(name, _)| name).collect()
 }
 
 fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Side, Lsn)) -> SlotPlan {
@@ -74,7 +120,12 @@ fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Si
     let mut plan = SlotPlan::default();
     for slot in answer.slots.iter().filter(|slot| !slot.active) {
         match wanted.get(&slot.name) {
-            Some(wanted) if !paused && is_spoilt(slot, wanted) => drop(plan.drop.insert(slot.name.clone())),
+            Some(_) if side == Side::Follower && slot.synchronised => {}
+            Some(wanted) if !paused && is_spoilt(slot, wanted, side) => plan.drop.extend([slot.name.clone()]),
+            Some(Wanted { kind: SlotKind::Logical { database, .. }, copied }) => {
+                let next = copied.and_then(|at| stride(slot, at.min(replayed(answer))));
+                plan.follow.extend(next.map(|to| (slot.name.clone(), (database.clone(), to))));
+            }
             Some(wanted) => {
                 let target = wanted.copied.map(|at| at.min(position));
                 let behind = target.filter(|target| slot.restart_lsn.is_some_and(|at| at < *target));
@@ -92,13 +143,33 @@ fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Si
     plan
 }
 
+/// How far a standby has replayed: what lies beyond cannot be decoded.
+fn replayed(answer: &Answer) -> Lsn {
+    match answer.kind {
+        Kind::Standby { replayed, .. } => replayed,
+        Kind::Primary { lsn, .. } => lsn,
+    }
+}
+
+/// The next place on the way of a copy.
+fn stride(slot: &Slot, target: Lsn) -> Option<Lsn> {
+    let at = slot.confirmed?;
+    (at < target).then(|| target.min(Lsn(at.0.saturating_add(STRIDE))))
+}
+
 /// A slot that has lost its WAL helps nobody, and a copy that holds back vacuum harms everybody: both are made anew. A
-/// logical slot never is: whoever reads it must know.
-fn is_spoilt(slot: &Slot, wanted: &Wanted) -> bool {
+/// logical slot of the leader's never is: whoever reads it must know. A copy is, also when it is of another one.
+fn is_spoilt(slot: &Slot, wanted: &Wanted, side: Side) -> bool {
     let holds = wanted.copied.is_some() && slot.horizon == Horizon::Held;
-    slot.kind == SlotKind::Physical
-        && wanted.kind == SlotKind::Physical
-        && (slot.wal == SlotWal::Lost || holds)
+    match (&slot.kind, &wanted.kind) {
+        (SlotKind::Physical, SlotKind::Physical) => slot.wal == SlotWal::Lost || holds,
+        (SlotKind::Logical { .. }, SlotKind::Logical { .. }) => {
+            side == Side::Follower && (slot.wal == SlotWal::Lost || slot.kind != wanted.kind)
+        }
+        (SlotKind::Physical, SlotKind::Logical { .. }) | (SlotKind::Logical { .. }, SlotKind::Physical) => {
+            side == Side::Follower
+        }
+    }
 }
 
 /// Whether a slot that was not asked for may go: a member's that it must not have at once, anybody else's when it was unused
@@ -136,7 +207,7 @@ fn permanent(view: &View, snapshot: &Snapshot, side: Side) -> BTreeMap<SlotName,
         Clusters::Standby => remote::of(view).is_some(),
     };
     let slots = view.rules.replication.permanent.iter().filter(|(_, slot)| here(slot.clusters));
-    let slots = slots.filter(|(_, slot)| side == Side::Leader || slot.kind == SlotKind::Physical);
+    let slots = slots.filter(|(_, slot)| side != Side::StandbyLeader || slot.kind == SlotKind::Physical);
     let copied = |name: &SlotName| match side {
         Side::Leader | Side::StandbyLeader => None,
         Side::Follower => published(snapshot, name),
@@ -228,7 +299,9 @@ pub fn positions(
         SlotKind::Physical => slot.restart_lsn,
         SlotKind::Logical { .. } => slot.confirmed,
     };
-    let slots = answer.slots.iter().filter(|slot| ours.contains_key(&slot.name));
+    // Who copies itself is not to be copied.
+    let left_alone = |slot: &Slot| slot.synchronised && slot.kind != SlotKind::Physical;
+    let slots = answer.slots.iter().filter(|slot| ours.contains_key(&slot.name) && !left_alone(slot));
     let slots = slots.filter_map(|slot| Some((slot.name.clone(), position(slot)?)));
     slots.chain([(view.me.slot_name(), lsn)]).collect()
 }

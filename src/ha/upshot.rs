@@ -53,7 +53,7 @@ impl<D: Dcs> Agent<D> {
     async fn remember(&mut self, outcome: Outcome, now: Moment) -> Result<(), record::Error> {
         match outcome {
             Outcome::Stopped => self.memory.orders.stopped(now),
-            Outcome::Initialised => {}
+            Outcome::Initialised | Outcome::SlotsCopied => {}
             Outcome::Bootstrapped => {
                 self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled).await?;
             }

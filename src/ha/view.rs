@@ -17,6 +17,7 @@ use crate::supervisor::UnitState;
 use crate::types::{Host, Lsn, NodeId, NodeName, SystemId, Timeline, TimelineHistory};
 
 use super::Phase;
+pub use super::job::Job;
 use super::manual;
 use super::orders;
 use super::rules::{Failover, Rules};
@@ -98,35 +99,6 @@ pub enum Lease {
     },
     /// It was ours, and a renewal has found the key with somebody else or gone.
     Lost,
-}
-
-/// A long action, run beside the loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Job {
-    /// initdb.
-    Initdb,
-    /// Roles, database and init scripts of a new cluster.
-    FinishBootstrap,
-    /// A base backup.
-    Clone,
-    /// pg_rewind.
-    Rewind,
-    /// Asking a program of the operator's whether this node may be promoted.
-    Approval,
-    /// A promotion.
-    Promote,
-    /// A stop.
-    Stop,
-    /// A stop of the leader for a request, until another member has everything.
-    HandOver,
-    /// Asking the other members for their positions.
-    Poll,
-    /// Asking every listed node whether it has data.
-    Survey,
-    /// Asking the leader for its timeline history.
-    Compare,
-    /// A start of PostgreSQL (not run beside the loop; it fails when it ends before it has answered).
-    Start,
 }
 
 /// What `pre_promote` has said of a promotion.
@@ -234,6 +206,8 @@ pub enum Eligibility {
     Eligible,
     /// Tagged `nofailover`.
     NoFailover,
+    /// It must be guarded to lead, and cannot be.
+    Unguarded,
 }
 
 impl From<Failover> for Eligibility {
@@ -395,7 +369,8 @@ impl View {
                 | Job::HandOver
                 | Job::Poll
                 | Job::Survey
-                | Job::Compare => 1,
+                | Job::Compare
+                | Job::CopySlots => 1,
             };
             // Equal jitter without randomness: nodes differ in what they do, not in when they retry.
             self.now.since(f.last) >= JOB_BACKOFF.delay(f.n.saturating_sub(free), 0.5)

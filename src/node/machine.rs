@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::api::access::Basic;
 use crate::config::Warning;
-use crate::config::patroni::{Agent, VerifyClient, Watchdog};
+use crate::config::patroni::{Agent, VerifyClient};
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, Login, ReadyKey};
 use crate::dcs::{Dcs as _, Snapshot};
 use crate::discovery::Peers;
@@ -47,12 +47,12 @@ use super::{ACCOUNT, FIRST_LOOK, StopSignals, postgres_unit};
 
 /// A clean stop is over within this time: PostgreSQL's, and what is given back after it.
 const STOP_BUDGET: Duration = Duration::from_secs(13);
+/// What is left to do once PostgreSQL is gone.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Between two attempts to reach the store at the start.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// A loop that does not take a request within this time is busy with something that matters more.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
-/// The device that a watchdog would be.
-const WATCHDOG: &str = "/dev/watchdog";
 /// Patroni's durations when nothing is said.
 const DEFAULTS: Timing = Timing {
     ttl: Duration::from_secs(30),
@@ -172,6 +172,10 @@ async fn shut_down(mut running: Running) -> ExitCode {
     if !in_order {
         warn!(?ended, "PostgreSQL was not stopped in order: stopping it at once");
         running.postgres.stop(Some(vec![])).await;
+        // With the server gone it ends by itself, and tells the watchdog so.
+        if timeout(LAST_WORDS, running.ha.join_next()).await.is_err() {
+            warn!("the HA loop does not end");
+        }
     }
     running.stop_rest.cancel();
     info!("stopped");
@@ -212,16 +216,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
     let snapshot = first_snapshot(&store).await;
     require_unique(&config.name, &snapshot, &client).await?;
 
-    let kin = postgres::kin(&config.postgres.data_dir);
-    let unit = Unit::spawn_alone(kin, postgres_unit(), background);
-    let postgres = Postgres::new(postgres_config(&config, source, &place)?, unit.clone());
-    // A cluster that is founded here starts with what it is founded with.
-    let founding = serde_json::Value::Object(config.bootstrap.dcs.clone());
-    let dynamic = snapshot.config.map_or(founding, |stored| stored.value);
-    postgres.intend(Stored::of(&dynamic).under(&config.postgres.rules));
-    if let Some(pid) = postgres.adopt_running().await? {
-        info!(pid, "PostgreSQL runs already: going on with it");
-    }
+    let (unit, postgres) = server(&config, source, &place, snapshot, background).await?;
     let record = place.record.read();
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id, None);
     let (status, data) = (watch::channel(None).0, watch::channel(facts).0);
@@ -248,9 +243,17 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
         promises: Some(promises.clone()),
     };
     serve_api(&config, state, background, stop_rest.clone()).await?;
-    let init = InitLink::dead();
-    let deps =
-        agent::Deps { store, postgres, record: place.record.clone(), init, client, peers, inbox, promises };
+    let deps = agent::Deps {
+        store,
+        postgres,
+        record: place.record.clone(),
+        promises,
+        init: InitLink::dead(),
+        watchdog: config.watchdog_device.clone(),
+        client,
+        peers,
+        inbox,
+    };
     let mut ha = JoinSet::new();
     let called = callbacks::run(config.postgres.callbacks.clone(), place.run_as.clone(), status.subscribe());
     background.spawn(called);
@@ -265,6 +268,27 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
     Ok(Running { ha, stop_ha, stop_rest, postgres: unit })
 }
 
+/// The server, with what the store says of it; one that runs already is taken over.
+async fn server(
+    config: &Agent,
+    source: Source,
+    place: &Place,
+    snapshot: Snapshot,
+    background: &mut JoinSet<()>,
+) -> anyhow::Result<(Unit, Postgres)> {
+    let kin = postgres::kin(&config.postgres.data_dir);
+    let unit = Unit::spawn_alone(kin, postgres_unit(), background);
+    let postgres = Postgres::new(postgres_config(config, source, place)?, unit.clone());
+    // A cluster that is founded here starts with what it is founded with.
+    let founding = || serde_json::Value::Object(config.bootstrap.dcs.clone());
+    let dynamic = snapshot.config.map_or_else(founding, |stored| stored.value);
+    postgres.intend(Stored::of(&dynamic).under(&config.postgres.rules));
+    if let Some(pid) = postgres.adopt_running().await? {
+        info!(pid, "PostgreSQL runs already: going on with it");
+    }
+    Ok((unit, postgres))
+}
+
 /// Keeps what must be kept until the end.
 async fn hold(place: Place, stop: CancellationToken) {
     stop.cancelled().await;
@@ -274,13 +298,6 @@ async fn hold(place: Place, stop: CancellationToken) {
 fn say_what_is_odd(config: &Agent) {
     for conflict in contradictions(&config.tags) {
         warn!("{conflict}");
-    }
-    let there = Utf8Path::new(WATCHDOG).exists();
-    if config.watchdog == Watchdog::Automatic {
-        let what = if there { "is not used by pgherd yet" } else { "is not there" };
-        warn!(
-            "watchdog.mode is automatic, and {WATCHDOG} {what}: nothing stops PostgreSQL when this machine hangs"
-        );
     }
 }
 
@@ -421,6 +438,8 @@ fn rules(config: &Agent) -> Rules {
         server: None,
         pre_promote: config.postgres.pre_promote.clone(),
         replication: Replication::default(),
+        watchdog: config.watchdog,
+        reserve: None,
         mode: Mode::Agent { local: config.postgres.rules.clone() },
         remote: Remote::of(&serde_json::Value::Object(config.bootstrap.dcs.clone())).0,
     }

@@ -200,6 +200,9 @@ async fn start(
     let lock = Some(ground.place.lock.clone());
     let unit = Unit::spawn_holding(lock, postgres_unit(), init.clone(), background);
     let postgres = Postgres::new(ground.config.postgres(ground.place.identity(&ground.name)), unit.clone());
+    if ground.config.ha.reserve.is_none() {
+        postgres.give_reserve().await?;
+    }
     let adopted = adoption::adopt(&postgres, &ground.place.record).await?;
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id, adopted);
     let channels = Channels {
@@ -227,6 +230,7 @@ async fn start(
         record: ground.place.record.clone(),
         promises,
         init,
+        watchdog: ground.config.ha.watchdog_device.clone(),
         client,
         peers: ground.peers.clone(),
         inbox,
@@ -480,6 +484,8 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         tags: ha.tags.clone(),
         pre_promote: ha.pre_promote.clone().map(Program::from),
         replication: Replication::default(),
+        watchdog: ha.watchdog,
+        reserve: ha.reserve,
         mode: Mode::Node,
         server: Some(Stored::initial(&config.database.parameters)),
         remote: ha.remote.clone(),

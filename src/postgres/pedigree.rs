@@ -166,6 +166,11 @@ impl Place {
     }
 }
 
+/// What the files of the log that hold this place are called, behind their timeline.
+pub(super) fn segment_name(at: Lsn, segment_size: u64) -> String {
+    Place::of(at, segment_size).file(Timeline(0)).split_off(8)
+}
+
 /// Where a data directory keeps the history of a timeline.
 pub(super) fn history_file(data_dir: &Utf8Path, timeline: Timeline) -> Utf8PathBuf {
     data_dir.join(format!("pg_wal/{:08X}.history", timeline.0))
@@ -177,7 +182,7 @@ async fn replication_command(shared: &Shared, upstream: &Upstream, ask: &str) ->
     psql(shared, &format!("{conninfo} replication=true"), ask).await
 }
 
-async fn psql(shared: &Shared, conninfo: &str, ask: &str) -> Result<String, Error> {
+pub(super) async fn psql(shared: &Shared, conninfo: &str, ask: &str) -> Result<String, Error> {
     let config = &shared.config;
     let command = Command::new("psql", config.bin_dir.join("psql"))
         .args(["-XAtw", "-F", "|", "-d", conninfo, "-c", ask])

@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use super::hba;
 use super::recovery::{recovery, restore_command};
+use super::slots::any_logical;
 use crate::templates::CLUSTER_OWNED;
 
 /// The section `postgresql` of the dynamic configuration, as it stands.
@@ -198,6 +199,8 @@ const LIBRARIES: &[&str] =
 
 /// Where the dynamic configuration speaks of the cluster that this one follows.
 pub(super) const REMOTE: &str = "standby_cluster";
+/// Stands for permanent logical slots, which standbys have copies of.
+const LOGICAL: &str = "logical_slots";
 
 impl Stored {
     /// The section of a dynamic configuration.
@@ -205,6 +208,7 @@ impl Stored {
         let section = |key: &str| config.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
         let mut stored = section("postgresql").cloned().unwrap_or_default();
         stored.extend(section(REMOTE).map(|remote| (REMOTE.to_owned(), remote.clone().into())));
+        stored.extend(any_logical(config).then(|| (LOGICAL.to_owned(), true.into())));
         Self(stored)
     }
 
@@ -358,6 +362,10 @@ pub fn effective(local: Local<'_>, stored: &Stored, part: Part) -> (Effective, V
     }
     if local.owner == Owner::Administrator {
         parameters.extend(restore_command(stored));
+    }
+    // Else the primary removes what the copies of its logical slots still need.
+    if part == Part::Replica && stored.0.contains_key(LOGICAL) {
+        parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
     }
     if part == Part::StandbyLeader {
         parameters.extend(recovery(stored, local.owner, &mut complaints));

@@ -25,6 +25,7 @@ mod run;
 mod surroundings;
 mod tally;
 mod timer;
+mod watchdog;
 
 use std::io;
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub use run::{Output, run, with_terminal};
 pub use surroundings::Surroundings;
 pub use tally::Tally;
 pub use timer::Timer;
+pub use watchdog::{Watchdog, WatchdogDevice, WatchdogDriver};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +129,13 @@ pub enum Error {
     #[error("could not lock {path}")]
     Lock {
         path: Utf8PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not {operation} the watchdog {device}")]
+    Watchdog {
+        operation: &'static str,
+        device: Utf8PathBuf,
         #[source]
         source: io::Error,
     },

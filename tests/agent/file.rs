@@ -75,7 +75,7 @@ postgresql:
   before_stop: /bin/drain --all
   proxy_address: db-0.example:6432
   remove_data_directory_on_rewind_failure: true
-watchdog: {mode: "off"}
+watchdog: {mode: "off", device: /dev/watchdog1, driver: default}
 tags: {failover_priority: 1, noloadbalance: false, clonefrom: false, nostream: false, dc: north}
 "#;
 
@@ -96,7 +96,7 @@ fn every_mistake_is_named_at_once_and_no_secret_is() {
             "replicator, password: s3cret-of-replication",
             "replicator, password: [s3cret-of-replication]",
         )
-        .replace("mode: \"off\"", "mode: required")
+        .replace("mode: \"off\"", "mode: perhaps, safety_margin: -2")
         .replace("encoding: UTF8", "pgdata: /x");
     let output = validate(&bad, &[]);
     assert_eq!(output.status.code(), Some(64));
@@ -106,7 +106,8 @@ fn every_mistake_is_named_at_once_and_no_secret_is() {
         "postgresql.connect_address: \"0.0.0.0:5432\"; expected one address that others reach",
         "postgresql.data_dir: ",
         "postgresql.authentication.replication.password: expected text",
-        "watchdog.mode: \"required\"; expected off or automatic",
+        "watchdog.mode: \"perhaps\"; expected off, automatic or required",
+        "watchdog.safety_margin: ",
         "bootstrap.initdb: pgdata is not for this list",
     ] {
         assert!(said.contains(path), "{path} in {said}");

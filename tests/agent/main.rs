@@ -29,5 +29,7 @@ mod alone;
 mod file;
 mod methods;
 mod mixed;
+mod slots;
 mod stand;
 mod takeover;
+mod watchdog;

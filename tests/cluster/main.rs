@@ -27,5 +27,6 @@ mod operator;
 mod patronictl;
 mod proxy;
 mod restart;
+mod slots;
 mod standby;
 mod survival;

@@ -10,9 +10,9 @@ use pgherd::ha::promises::Promise;
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::{Outlast, Pause};
 use pgherd::ha::view::Job;
-use pgherd::postgres::StartAs;
 use pgherd::postgres::status::ControlState;
-use pgherd::types::{Lsn, NodeName, Revision, Timeline};
+use pgherd::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal, StartAs};
+use pgherd::types::{Lsn, NodeName, Revision, SlotName, Timeline};
 
 use crate::scene::{
     HERE, NOW, POSITION, Scene, ago, name, nothing_because, only, still, upstream, versioned,
@@ -39,6 +39,7 @@ fn promise(until: Moment) -> Promise {
         given: ago(1),
         position: Some(POSITION),
         upstream: Some(upstream("n1")),
+        slots: std::collections::BTreeMap::new(),
     }
 }
 
@@ -220,4 +221,32 @@ fn a_promise_ends_early_only_by_what_its_leader_wrote_after_it() {
     assert!(over(&scene, NOW));
     assert!(!over(&scene, given.given), "it was read before it asked");
     assert!(!over(&scene.leader("n2"), NOW), "somebody leads");
+}
+
+/// Slots that nobody moved would keep WAL for as long as the store is away.
+#[test]
+fn while_the_store_is_silent_slots_go_where_the_promised_leader_says() {
+    let slot = |name: &str, kind: SlotKind| Slot {
+        name: SlotName(name.into()),
+        kind,
+        active: false,
+        restart_lsn: Some(Lsn(HERE - 9)),
+        confirmed: Some(Lsn(HERE - 9)),
+        wal: SlotWal::Kept,
+        horizon: Horizon::Free,
+        synchronised: false,
+    };
+    let logical = SlotKind::Logical { database: "app".into(), plugin: "pgoutput".into() };
+    let slots = [slot("n2", SlotKind::Physical), slot("cdc", logical), slot("own", SlotKind::Physical)];
+    let scene = Scene::new().standby(HERE).slots(&slots).store_silent();
+    let said = [(SlotName("n2".into()), Lsn(HERE - 5)), (SlotName("cdc".into()), Lsn(HERE + 5))];
+    let promise = Promise { slots: said.into(), ..promise(NOW + Duration::from_secs(5)) };
+    let scene = scene.with(|v| v.memory.promised = Some(promise));
+    let plan = SlotPlan {
+        advance: [(slots[0].name.clone(), Lsn(HERE - 5))].into(),
+        follow: [(slots[1].name.clone(), ("app".into(), Lsn(HERE)))].into(),
+        ..SlotPlan::default()
+    };
+    assert_eq!(scene.decide().actions, [Action::ChangeSlots(plan)]);
+    assert_eq!(scene.with(|v| v.memory.promised = None).decide().actions, []);
 }

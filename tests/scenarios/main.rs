@@ -21,8 +21,10 @@ mod orders;
 mod racing;
 mod remote;
 mod replication;
+mod reserve;
 mod stopping;
 mod trail;
+mod watchdog;
 
 use pgherd::ha::reason::Reason;
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use pgherd::dcs::{Claim, Member, MemberState, Role};
-use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::reason::{Action, Reason, Task, Wake};
+use pgherd::ha::rules::Pause;
 use pgherd::ha::view::{Job, PollAnswer};
 use pgherd::postgres::status::Kind;
 use pgherd::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal, StartAs, StopMode};
@@ -291,6 +292,67 @@ mod slots {
         let never_leads = follower(&have).config(config).tagged(json!({"nofailover": true}));
         assert_eq!(created(&never_leads), [""; 0]);
         assert_eq!(dropped(&never_leads), ["n1", "n2"]);
+    }
+
+    fn with_cdc(slots: &[Slot], at: u64) -> Scene {
+        let config = json!({"slots": {"cdc": {"type": "logical", "database": "app", "plugin": "pgoutput"}}});
+        let have: Vec<_> = [slot("n1", HERE), slot("n2", HERE)].iter().chain(slots).cloned().collect();
+        follower(&have).config(config).published_slots(&[("cdc", at)])
+    }
+
+    #[test]
+    fn a_standby_copies_the_logical_slots_that_it_lacks_from_the_leader() {
+        let decision = with_cdc(&[], HERE).decide();
+        assert_eq!(decision.reason, Reason::CopyingSlots(name("n1")));
+        let names = [logical("cdc").name].into();
+        assert_eq!(only(decision), Action::Begin(Task::CopySlots { from: upstream("n1"), names }));
+        let copies = |scene: Scene| matches!(scene.decide().actions.first(), Some(Action::Begin(_)));
+        assert!(!copies(with_cdc(&[], HERE).published_slots(&[])), "the leader has none yet");
+        assert!(!copies(with_cdc(&[], HERE).failed(Job::CopySlots, 2, 0)), "not again and again");
+        assert!(
+            !copies(with_cdc(&[], HERE).tagged(json!({"nofailover": true}))),
+            "nobody reads it here, ever"
+        );
+        assert!(
+            !copies(with_cdc(&[], HERE).with(|v| v.rules.pause = Pause::On)),
+            "a server would be stopped"
+        );
+        assert!(!copies(with_cdc(&[logical("cdc")], HERE)), "it is here");
+    }
+
+    #[test]
+    fn a_copy_of_a_logical_slot_follows_its_reader_as_far_as_it_was_replayed_and_in_strides() {
+        let at = |back: u64| Slot { confirmed: Some(Lsn(HERE - back)), ..logical("cdc") };
+        let moved = |scene: Scene| plan(&scene).follow.into_values().next();
+        assert_eq!(moved(with_cdc(&[at(9)], HERE - 5)), Some(("app".into(), Lsn(HERE - 5))));
+        assert_eq!(
+            moved(with_cdc(&[at(9)], HERE + 5)),
+            Some(("app".into(), POSITION)),
+            "no further than here"
+        );
+        assert_eq!(moved(with_cdc(&[at(5)], HERE - 9)), None);
+        let far = with_cdc(&[Slot { confirmed: Some(Lsn(1)), ..logical("cdc") }], HERE).decide();
+        let stride = Lsn(1 + (64 << 20));
+        assert!(far.actions.iter().any(|action| matches!(action,
+            Action::ChangeSlots(plan) if plan.follow.values().all(|(_, to)| *to == stride))));
+        assert_eq!(far.wake, Wake::Soon(Duration::from_millis(500)), "the rest of the way follows soon");
+    }
+
+    #[test]
+    fn a_copy_that_is_of_no_use_goes_and_one_that_looks_after_itself_stays() {
+        let lost = Slot { wal: SlotWal::Lost, ..logical("cdc") };
+        assert_eq!(
+            dropped(&with_cdc(std::slice::from_ref(&lost), HERE)),
+            ["cdc"],
+            "the leader's is copied again"
+        );
+        let kind = SlotKind::Logical { database: "app".into(), plugin: "test_decoding".into() };
+        assert_eq!(dropped(&with_cdc(&[Slot { kind, ..logical("cdc") }], HERE)), ["cdc"]);
+        let own = Slot { synchronised: true, confirmed: Some(Lsn(HERE - 9)), ..logical("cdc") };
+        assert_eq!(plan(&with_cdc(&[own], HERE)), SlotPlan::default());
+        let config = json!({"slots": {"cdc": {"type": "logical", "database": "app", "plugin": "pgoutput"}}});
+        let kept = leader(&[slot("n1", HERE), slot("n2", HERE), lost]).config(config);
+        assert_eq!(dropped(&kept), [""; 0], "its reader must know");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use pgherd::ha::view::{
     Ancestry, Candidate, Doing, Eligibility, Holder, Job, Later, Lease, Memory, Motion, Name, Observed, Poll,
     PollAnswer, Store, Survey, SurveyAnswer, SyncWrite, View, Volume,
 };
+use pgherd::ha::watchdog::Guard;
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby};
 use pgherd::postgres::{self, Check, Containment, Pulse, Slot, Stored, Upstream};
 use pgherd::record::{Bootstrap, Followed};
@@ -76,6 +77,8 @@ impl Scene {
             timing,
             sync_mode: SyncMode::Off,
             strictness: Strictness::Degrade,
+            watchdog: Guard::OFF,
+            reserve: None,
             mode: Mode::Node,
             remote: None,
             sync_node_count: 1,

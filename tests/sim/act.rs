@@ -210,7 +210,14 @@ impl World {
             Action::RestartStopped => self.note(n, Orders::stopped),
             Action::AcceptReinitialize => self.note(n, |orders, _now| accept(orders)),
             // Nobody asks for these here.
-            Action::Reload | Action::TakeUpSchedule | Action::DropSchedule | Action::Finish => self.act(n),
+            Action::Reload
+            | Action::TakeUpSchedule
+            | Action::DropSchedule
+            | Action::LayInReserve(_)
+            | Action::GiveReserve
+            | Action::ArmWatchdog
+            | Action::DisarmWatchdog
+            | Action::Finish => self.act(n),
         }
     }
 

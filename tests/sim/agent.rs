@@ -168,6 +168,8 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         },
         sync_mode,
         strictness,
+        watchdog: pgherd::ha::watchdog::Guard::OFF,
+        reserve: None,
         mode: pgherd::ha::rules::Mode::Node,
         remote: remote::followed(schedule),
         sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },

@@ -34,7 +34,7 @@ pub(crate) struct Asking {
 fn promise(n: usize, (given, until): (Moment, Moment), position: Option<Lsn>) -> Promise {
     let leader = name(n);
     let upstream = upstream_at(&leader, None, &addresses(n).conn_url);
-    Promise { leader, until, given, position, upstream }
+    Promise { leader, until, given, position, upstream, slots: Default::default() }
 }
 
 impl World {

@@ -67,7 +67,7 @@ impl World {
             Task::FinishBootstrap => work(self.rng.range(50_000, 600_000), 0),
             Task::Clone(_) | Task::Rewind(_) => work(self.rng.range(5_000, 60_000), 0),
             Task::Compare(_) => work(self.rng.range(5_000, 40_000), 0),
-            Task::Approval(_) => work(self.rng.range(3_000, 30_000), 0),
+            Task::Approval(_) | Task::CopySlots { .. } => work(self.rng.range(3_000, 30_000), 0),
             Task::Promote => {
                 self.at(10_000_000, Ev::Work(n, inc, id, 1));
                 work(self.rng.range(3_000, 30_000), 0)
@@ -134,6 +134,7 @@ impl World {
             Task::Rewind(up) => self.rewind(n, index(&up), step),
             Task::Compare(up) => self.compare(n, &up, step),
             Task::Approval(_) => self.ends(n, Err("no program is named here".into())),
+            Task::CopySlots { .. } => self.ends(n, Err("there are no permanent slots here".into())),
             Task::Promote if step == 0 => {
                 let pid = self.nodes[n].pg.pid;
                 self.at(0, Ev::Promote(n, pid));

@@ -150,9 +150,9 @@ const KEYS: &[(&str, Standing)] = &[
         Passed("create_replica_methods does not name it, and only a standby_cluster in the store can"),
     ),
     ("watchdog.mode", Used),
-    ("watchdog.device", Passed("the watchdog is not used")),
-    ("watchdog.safety_margin", Passed("the watchdog is not used")),
-    ("watchdog.driver", Passed("the watchdog is not used")),
+    ("watchdog.device", Used),
+    ("watchdog.safety_margin", Used),
+    ("watchdog.driver", Used),
     ("tags.**", Used),
 ];
 

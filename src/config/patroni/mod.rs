@@ -20,10 +20,12 @@ use serde_json::{Map, Value};
 use super::{Errors, Warning};
 use crate::api::access::Access;
 use crate::ha::callbacks::{Program, Programs};
+use crate::ha::watchdog::Guard;
 use crate::log;
 use crate::postgres::method::{Method, ReplicaMethod};
 use crate::postgres::origin::Origin;
 use crate::postgres::{Local, Login};
+use crate::process::WatchdogDevice;
 use crate::types::NodeName;
 
 /// Everything that the file and the `PATRONI_*` variables say.
@@ -47,8 +49,10 @@ pub struct Agent {
     pub postgres: Postgres,
     /// `tags`, as they stand.
     pub tags: Map<String, Value>,
-    /// `watchdog.mode` is not `off`.
-    pub watchdog: Watchdog,
+    /// `watchdog`: whether a leader needs it, and by how much it is earlier than the lease.
+    pub watchdog: Guard,
+    /// `watchdog.device` and `watchdog.driver`.
+    pub watchdog_device: WatchdogDevice,
     /// `log.type` and `log.level`.
     pub log: super::Log,
     /// `log.dir` and its kin.
@@ -203,15 +207,6 @@ pub struct Postgres {
     pub proxy: Option<HostPort>,
 }
 
-/// `watchdog.mode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watchdog {
-    /// `off`.
-    Off,
-    /// `automatic`: used when it is there.
-    Automatic,
-}
-
 impl Agent {
     /// Reads the file (or every `*.yml` of a directory, in the order of their names) and the process's environment.
     ///
@@ -265,6 +260,7 @@ impl Agent {
             ("etcd3", etcd == their_etcd),
             ("postgresql", server(self) == server(other)),
             ("tags", self.tags == other.tags),
+            ("watchdog", (self.watchdog, &self.watchdog_device) == (other.watchdog, &other.watchdog_device)),
         ];
         same.into_iter().filter(|(_, same)| !same).map(|(section, _)| section).collect()
     }

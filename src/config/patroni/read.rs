@@ -2,26 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use super::section::Reader;
-use super::{Agent, Api, ApiTls, Bootstrap, Calls, Etcd, HostPort, Postgres, VerifyClient, Watchdog};
+use super::{Agent, Api, ApiTls, Bootstrap, Calls, Etcd, HostPort, Postgres, VerifyClient};
 use crate::api::access::{Access, Basic, Certificate, Demands, Members, Places};
 use crate::config::Log;
 use crate::ha::callbacks::{Event, Program, Programs};
 use crate::ha::remote::Remote;
+use crate::ha::watchdog::{Guard, Margin, Need};
 use crate::log;
 use crate::postgres::method::{Method, OldData, ReplicaMethod, Told};
 use crate::postgres::origin::{Origin, Recovery};
 use crate::postgres::settings::{Owner, is_fixed, is_shared};
 use crate::postgres::{Local, Login};
+use crate::process::{WatchdogDevice, WatchdogDriver};
 use crate::types::NodeName;
 
 /// Patroni's own default.
 const NAMESPACE: &str = "service";
+/// Patroni's own default of `watchdog.safety_margin`.
+const SAFETY_MARGIN: Duration = Duration::from_secs(5);
 /// What libpq is told of a role beyond its name and password.
 const LINK_OPTIONS: &[&str] = &[
     "sslmode",
@@ -76,7 +81,8 @@ pub(super) fn agent(r: &mut Reader) -> Option<Agent> {
     let etcd = etcd(r);
     let bootstrap = bootstrap(r);
     let postgres = postgres(r);
-    let (calls, tags, watchdog) = (calls(r), r.map("tags"), watchdog(r));
+    let (calls, tags) = (calls(r), r.map("tags"));
+    let (watchdog, watchdog_device) = (watchdog(r), watchdog_device(r));
     let (log, log_files) = (log(r), log_files(r));
     // Everything has been looked at: now what is missing may end it.
     Some(Agent {
@@ -90,6 +96,7 @@ pub(super) fn agent(r: &mut Reader) -> Option<Agent> {
         postgres: postgres?,
         tags,
         watchdog,
+        watchdog_device,
         log,
         log_files,
         search_path: String::new(),
@@ -475,16 +482,34 @@ fn local(r: &mut Reader, listen: &HostPort, parameters: &BTreeMap<String, String
     Local::Tcp(if wildcard { "localhost".to_owned() } else { first(&listen.host) })
 }
 
-fn watchdog(r: &mut Reader) -> Watchdog {
-    let mode = r.parsed("watchdog.mode", |text| match text.to_ascii_lowercase().as_str() {
-        "off" => Ok(Watchdog::Off),
-        "automatic" | "auto" => Ok(Watchdog::Automatic),
-        "required" | "require" | "on" => {
-            Err("off or automatic: a watchdog that is required is not supported".to_owned())
-        }
-        _ => Err("off or automatic".to_owned()),
+/// Patroni's names and defaults.
+fn watchdog(r: &mut Reader) -> Guard {
+    let need = r.parsed("watchdog.mode", |text| match text.to_ascii_lowercase().as_str() {
+        // YAML reads `off` and `no` as false.
+        "off" | "disable" | "disabled" => Ok(Need::Off),
+        "automatic" | "auto" => Ok(Need::Automatic),
+        "required" | "require" => Ok(Need::Required),
+        _ => Err("off, automatic or required".to_owned()),
     });
-    mode.unwrap_or(Watchdog::Automatic)
+    let margin = r.parsed("watchdog.safety_margin", |text| match text.parse::<i64>() {
+        Ok(-1) => Ok(Margin::Half),
+        Ok(seconds) if seconds >= 0 => Ok(Margin::Of(Duration::from_secs(seconds.unsigned_abs()))),
+        Ok(_) | Err(_) => Err("a number of seconds, or -1 for half of the ttl".to_owned()),
+    });
+    Guard { need: need.unwrap_or(Need::Automatic), margin: margin.unwrap_or(Margin::Of(SAFETY_MARGIN)) }
+}
+
+fn watchdog_device(r: &mut Reader) -> WatchdogDevice {
+    let driver = r.parsed("watchdog.driver", |text| match text {
+        "default" => Ok(WatchdogDriver::Kernel),
+        "testing" => Ok(WatchdogDriver::Written),
+        _ => Err("default or testing".to_owned()),
+    });
+    let at = path(r, "watchdog.device");
+    WatchdogDevice {
+        driver: driver.unwrap_or(WatchdogDriver::Kernel),
+        path: at.unwrap_or_else(|| WatchdogDevice::USUAL.into()),
+    }
 }
 
 fn log(r: &mut Reader) -> Log {

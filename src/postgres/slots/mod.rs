@@ -1,10 +1,26 @@
 //! Replication slots: what one is, a plan of what to change, and the statements that change it.
 
+mod copy;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use tokio_postgres::error::SqlState;
 
 use super::sql::{STATEMENT_LIMIT, Session, with_session};
 use super::{Error, Shared};
 use crate::types::{Lsn, SlotName};
+
+/// Names under which the dynamic configuration may have permanent slots; the first one found counts.
+pub const PERMANENT_SLOTS: [&str; 3] = ["slots", "permanent_slots", "permanent_replication_slots"];
+
+/// Whether a dynamic configuration names a permanent logical slot.
+pub(super) fn any_logical(config: &Value) -> bool {
+    let named = PERMANENT_SLOTS.iter().find_map(|key| config.get(*key)?.as_object());
+    named.is_some_and(|slots| {
+        slots.values().any(|slot| slot.get("type").is_some_and(|kind| kind == "logical"))
+    })
+}
 
 /// A slot that is not temporary.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +85,14 @@ pub struct SlotPlan {
     pub create: BTreeMap<SlotName, SlotKind>,
     /// Physical slots to be moved forward to here.
     pub advance: BTreeMap<SlotName, Lsn>,
+    /// Copies of logical slots to be moved forward to here, each in its database.
+    pub follow: BTreeMap<SlotName, (String, Lsn)>,
 }
 
 impl SlotPlan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.drop.is_empty() && self.create.is_empty() && self.advance.is_empty()
+        self.drop.is_empty() && self.create.is_empty() && self.advance.is_empty() && self.follow.is_empty()
     }
 }
 
@@ -91,6 +109,9 @@ pub(super) async fn change(shared: &Shared, plan: &SlotPlan) -> Result<(), Error
             SlotKind::Physical => {}
             SlotKind::Logical { database, plugin } => create_logical(shared, name, database, plugin).await?,
         }
+    }
+    for (name, (database, to)) in &plan.follow {
+        follow(shared, name, database, *to).await?;
     }
     Ok(())
 }
@@ -135,4 +156,19 @@ async fn advance(session: &Session, positions: &BTreeMap<SlotName, Lsn>) -> Resu
                  JOIN pg_replication_slots s ON s.slot_name = w.name
                 WHERE s.slot_type = 'physical' AND NOT s.active AND s.restart_lsn < w.target::pg_lsn";
     session.query("advance slots", sql, &[&names, &targets]).await.map(|_rows| ())
+}
+
+/// In the database that it reads. A copy whose WAL is gone is dropped: it is of no use, and the leader's is copied again.
+async fn follow(shared: &Shared, name: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
+    let session = Session::open_in(&shared.config, database, STATEMENT_LIMIT).await?;
+    let sql = "SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots
+                WHERE slot_name = $1::text AND slot_type = 'logical' AND NOT active
+                  AND confirmed_flush_lsn < $2::text::pg_lsn";
+    let moved = session.query("move a copy of a logical slot", sql, &[&name.0, &to.to_string()]).await;
+    match moved {
+        Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::UNDEFINED_FILE) => {
+            drop_unused(&session, &BTreeSet::from([name.clone()])).await
+        }
+        moved => moved.map(|_rows| ()),
+    }
 }

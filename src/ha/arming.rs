@@ -1,0 +1,124 @@
+//! The watchdog in the hands of the lease's task, which alone knows that a renewal has succeeded.
+//!
+//! Invariant: whatever the device is told, it then fires no later than the lease ends that it was told under; and while it
+//! counts, a lease counts for no longer than it waits.
+
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use crate::clock::{self, Moment};
+use crate::process::{self, Watchdog, WatchdogDevice};
+use crate::types::{Chain, Timing};
+
+use super::Error;
+use super::view::Lease;
+use super::watchdog::{Guard, within};
+
+/// The device, and what is wanted of it.
+#[derive(Debug)]
+pub(super) struct Arming {
+    device: WatchdogDevice,
+    guard: Guard,
+    armed: Option<Armed>,
+}
+
+#[derive(Debug)]
+struct Armed {
+    watchdog: Watchdog,
+    waits: Waits,
+    /// For how long a lease counts.
+    limit: Duration,
+}
+
+/// Whether the device can be told how long to wait.
+#[derive(Debug, Clone, Copy)]
+enum Waits {
+    AsTold,
+    /// It was accepted as it is.
+    Fixed,
+}
+
+impl Arming {
+    pub(super) fn new(device: WatchdogDevice, guard: Guard) -> Self {
+        Self { device, guard, armed: None }
+    }
+
+    /// Sets it going under a lease that is held.
+    pub(super) fn arm(&mut self, lease: Lease, timing: &Timing) -> Result<(), Error> {
+        let Lease::Held { sent, ttl } = lease else { return Err(Error::OutOfTime) };
+        let wanted = self.guard.timeout(timing)?;
+        let first = within(sent + ttl, wanted, clock::now()).ok_or(Error::OutOfTime)?;
+        let watchdog = self.device.arm(first).map_err(Error::Watchdog)?;
+        match self.guard.accept(wanted, watchdog.timeout(), timing) {
+            Ok(limit) => {
+                info!(device = %self.device.path, waits = ?watchdog.timeout(), "the watchdog counts");
+                let waits = if watchdog.timeout() == first { Waits::AsTold } else { Waits::Fixed };
+                self.armed = Some(Armed { watchdog, waits, limit });
+                Ok(())
+            }
+            Err(useless) => {
+                watchdog.disarm().map_err(Error::Watchdog)?;
+                Err(useless.into())
+            }
+        }
+    }
+
+    /// Stops it: nothing here can take writes any more.
+    pub(super) fn disarm(&mut self) -> Result<(), Error> {
+        let Some(armed) = self.armed.take() else { return Ok(()) };
+        armed.watchdog.disarm().map_err(Error::Watchdog)?;
+        info!(device = %self.device.path, "the watchdog is stopped");
+        Ok(())
+    }
+
+    /// For how long of its time a lease counts.
+    pub(super) fn limit(&self, ttl: Duration) -> Duration {
+        self.armed.as_ref().map_or(ttl, |armed| ttl.min(armed.limit))
+    }
+
+    /// The lease was renewed, and ends then.
+    pub(super) fn renewed(&mut self, end: Moment, timing: &Timing) {
+        let Some(armed) = &mut self.armed else { return };
+        armed.retime(&self.guard, timing);
+        let waits = within(end, armed.limit, clock::now());
+        let told = match (armed.waits, waits) {
+            (Waits::Fixed, _) => armed.watchdog.ping(),
+            (Waits::AsTold, Some(waits)) if waits == armed.watchdog.timeout() => armed.watchdog.ping(),
+            (Waits::AsTold, Some(waits)) => {
+                armed.watchdog.wait_for(waits).and_then(|()| armed.watchdog.ping())
+            }
+            (Waits::AsTold, None) => {
+                return debug!("a renewal that came so late is worth nothing to the watchdog");
+            }
+        };
+        heard(told);
+    }
+
+    /// The durations have changed: a shorter wait counts at once, a longer one from the next renewal on.
+    pub(super) fn retimed(&mut self, end: Moment, timing: &Timing) {
+        let Some(armed) = &mut self.armed else { return };
+        let before = armed.limit;
+        armed.retime(&self.guard, timing);
+        let shorter = (armed.limit < before).then(|| within(end, armed.limit, clock::now())).flatten();
+        if let Some(waits) = shorter {
+            heard(armed.watchdog.wait_for(waits));
+        }
+    }
+}
+
+impl Armed {
+    /// Durations under which it is of no use have it stopped in a moment: until then it waits on as before.
+    fn retime(&mut self, guard: &Guard, timing: &Timing) {
+        if let (Waits::AsTold, Ok(wanted)) = (self.waits, guard.timeout(timing)) {
+            self.limit = wanted;
+        }
+    }
+}
+
+/// A device that does not hear resets the machine: there is nothing else to be done about it here.
+fn heard(told: Result<(), process::Error>) {
+    if let Err(error) = told {
+        warn!(error = %Chain(&error), "the watchdog does not hear");
+    }
+}

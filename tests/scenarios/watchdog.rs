@@ -1,0 +1,117 @@
+//! What resets the machine of a leader that hangs: when it is armed and stopped, and who may not lead without.
+
+use std::time::Duration;
+
+use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::rules::Pause;
+use pgherd::ha::watchdog::{Guard, Margin, Need, Watch};
+use pgherd::postgres::status::ControlState;
+use pgherd::postgres::{StartAs, StopMode};
+use serde_json::json;
+
+use crate::scene::{HERE, NOW, Scene, frozen_for, nothing_because, only, still};
+
+fn guarded(scene: Scene, need: Need, watch: Watch) -> Scene {
+    let guard = Guard { need, margin: Margin::Of(Duration::from_secs(1)) };
+    scene.with(|v| (v.rules.watchdog, v.memory.watchdog) = (guard, watch))
+}
+
+fn failed() -> Watch {
+    Watch::Failed { at: NOW, why: "it is not there".into() }
+}
+
+fn why() -> Reason {
+    Reason::WatchdogFailed("it is not there".into())
+}
+
+fn elected() -> Scene {
+    Scene::new().leads().standby(HERE)
+}
+
+fn promotes(scene: &Scene) -> bool {
+    scene.decide().actions.contains(&Action::Begin(Task::Promote))
+}
+
+#[test]
+fn it_is_armed_before_anything_can_take_writes() {
+    let idle = guarded(elected(), Need::Automatic, Watch::Idle).decide();
+    assert_eq!(idle.reason, Reason::ArmingWatchdog);
+    assert_eq!(only(idle), Action::ArmWatchdog);
+    assert!(promotes(&guarded(elected(), Need::Automatic, Watch::Armed)));
+    let crashed = || Scene::new().leads().data(ControlState::InProduction);
+    assert_eq!(only(guarded(crashed(), Need::Required, Watch::Idle).decide()), Action::ArmWatchdog);
+    let starts = guarded(crashed(), Need::Required, Watch::Armed).decide();
+    assert!(matches!(only(starts), Action::Start(StartAs::Primary, _)));
+    let found = Scene::new().leads().primary("", &[]);
+    assert_eq!(only(guarded(found, Need::Required, Watch::Idle).decide()), Action::ArmWatchdog);
+    assert!(promotes(&elected()), "nobody has asked for one");
+}
+
+#[test]
+fn without_one_a_leader_goes_on_unless_one_is_required() {
+    assert!(promotes(&guarded(elected(), Need::Automatic, failed())));
+    let decision = guarded(elected(), Need::Required, failed()).decide();
+    assert_eq!(decision.reason, why());
+    assert_eq!(only(decision), Action::Release);
+    let primary = guarded(Scene::new().leads().primary("", &[]), Need::Required, failed()).decide();
+    assert!(matches!(only(primary), Action::Begin(Task::Stop(StopMode::Fast { .. }))));
+    let down = guarded(Scene::new().leads(), Need::Required, failed());
+    assert_eq!(only(down.decide()), Action::Release);
+}
+
+#[test]
+fn who_must_be_guarded_and_cannot_be_is_no_candidate() {
+    let race = frozen_for(Scene::new().no_leader().votes(HERE, &[("n2", still(HERE))]), 1);
+    assert!(matches!(only(race.decide()), Action::Acquire(_)));
+    assert_eq!(nothing_because(guarded(race.clone(), Need::Required, failed()).decide()), why());
+    assert!(matches!(only(guarded(race, Need::Automatic, failed()).decide()), Action::Acquire(_)));
+    // Nor does it found a cluster, or take its own key back.
+    let empty = Scene::new().no_leader().empty().initialize(None).surveyed(&[]);
+    assert_eq!(nothing_because(guarded(empty, Need::Required, failed()).decide()), why());
+    let found = guarded(Scene::new().no_leader().primary("", &[]), Need::Required, failed());
+    assert!(matches!(only(found.decide()), Action::Begin(Task::Stop(_))));
+}
+
+#[test]
+fn it_is_stopped_when_nothing_can_take_writes_any_more_and_not_before() {
+    let armed = |scene| guarded(scene, Need::Required, Watch::Armed).decide().actions;
+    let stopped = |scene| armed(scene).first() == Some(&Action::DisarmWatchdog);
+    assert!(stopped(Scene::new().leader("n1")), "down, without the lock");
+    assert!(stopped(Scene::new().leader("n1").standby(HERE)));
+    assert!(stopped(Scene::new().leads().stopping()), "before the loop ends");
+    assert!(!stopped(Scene::new().leader("n1").primary("", &[]).lease_lost()), "it is being stopped");
+    assert!(!stopped(Scene::new().leader("n1").silent_process()), "it may hang");
+    assert!(!stopped(Scene::new().leads()), "it died, and is started again");
+    assert!(!stopped(elected()));
+}
+
+#[test]
+fn a_paused_primary_goes_on_without() {
+    let paused = |watch, need| {
+        let scene = guarded(Scene::new().leads().primary("", &[]), need, watch);
+        scene.with(|v| v.rules.pause = Pause::On).decide().actions
+    };
+    assert_eq!(paused(Watch::Armed, Need::Required).first(), Some(&Action::DisarmWatchdog));
+    assert!(!paused(Watch::Idle, Need::Required).contains(&Action::ArmWatchdog));
+    assert!(!paused(failed(), Need::Required).iter().any(|action| matches!(action, Action::Begin(_))));
+}
+
+#[test]
+fn a_standby_leader_has_nothing_to_guard() {
+    let scene =
+        Scene::new().config(json!({"standby_cluster": {"host": "203.0.113.1"}})).leads().standby(HERE);
+    let decision = guarded(scene, Need::Required, failed()).decide();
+    assert!(!decision.actions.contains(&Action::Release), "{decision:?}");
+}
+
+#[test]
+fn durations_that_it_cannot_keep_are_as_bad_as_none() {
+    let slow = |need, watch| {
+        let scene = guarded(Scene::new().leads().primary("", &[]), need, watch);
+        scene.with(|v| v.rules.timing.loop_wait = Duration::from_secs(6)).decide()
+    };
+    assert_eq!(slow(Need::Automatic, Watch::Armed).actions.first(), Some(&Action::DisarmWatchdog));
+    let required = slow(Need::Required, Watch::Armed);
+    assert!(matches!(required.reason, Reason::WatchdogFailed(_)));
+    assert!(matches!(only(required), Action::Begin(Task::Stop(_))), "it counts until nothing takes writes");
+}
