@@ -55,6 +55,8 @@ const LIST_PATIENCE: Duration = Duration::from_secs(5);
 /// A primary has settled after this long. As long as it carries raft leadership too, the loss of its machine costs the
 /// store's election and a lease that begins anew, some two seconds more than the lease.
 const SETTLED_PRIMARY: Duration = Duration::from_secs(3);
+/// Some ask us and our whole process group: what comes so soon after a request is the same one.
+const SAME_REQUEST: Duration = Duration::from_millis(500);
 /// The first look at the data directory may start `pg_controldata` on a cold disk.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
@@ -574,6 +576,12 @@ impl StopSignals {
 
     /// A second request sets the deadline to now.
     async fn second(&mut self) {
+        let echoes = async {
+            loop {
+                self.first().await;
+            }
+        };
+        timeout(SAME_REQUEST, echoes).await.unwrap_or(());
         self.first().await;
         warn!("asked to stop again: stopping at once");
     }

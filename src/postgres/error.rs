@@ -17,7 +17,7 @@ pub enum Error {
         why: String,
     },
     /// Another server's data that was not taken over.
-    #[error("not imported: {why}")]
+    #[error("nothing comes from IMPORT_URL: {why}")]
     NotImported {
         /// Why.
         why: String,

@@ -104,8 +104,16 @@ struct Desk<'a> {
     passfile: SecretFile,
 }
 
-/// Copies everything that is not noted as copied.
+/// Copies everything that is not noted as copied. Whatever keeps it from that is said to be about the import: which server did
+/// not answer, or let nobody in, is not plain otherwise.
 pub(super) async fn import(config: &Config, source: &Source, progress: &mut Progress) -> Result<(), Error> {
+    let told = |error: Error| {
+        if matches!(error, Error::NotImported { .. }) { error } else { refused(Chain(&error).to_string()) }
+    };
+    copy_all(config, source, progress).await.map_err(told)
+}
+
+async fn copy_all(config: &Config, source: &Source, progress: &mut Progress) -> Result<(), Error> {
     let line = conf::pgpass_line(&config.superuser, config.superuser_password.expose_secret());
     let desk = Desk {
         config,
