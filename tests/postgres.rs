@@ -712,6 +712,35 @@ async fn freezing_stops_the_position(a: &Node, b: &Node) {
 }
 
 /// A node whose identity we do not know is reached by its address, and lets the password in without a certificate.
+/// Nobody is there to stream from, and the control file tells of the timeline before.
+#[tokio::test]
+async fn a_standby_that_restarts_alone_knows_the_timeline_that_it_replays() {
+    let (a, b, c) = (Node::new("j-1", 21), Node::new("j-2", 22), Node::new("j-3", 23));
+    a.bootstrap().await;
+    a.ask("CREATE TABLE t (n int)").await;
+    for standby in [&b, &c] {
+        a.keep_slots(&[b.config.name.slot_name(), c.config.name.slot_name()]).await;
+        standby.pg.clone_from(&a.upstream()).await.unwrap();
+        standby.start_standby_of(&a).await;
+    }
+    a.pg.stop(FAST).await.unwrap();
+    b.pg.promote(PATIENCE).await.unwrap();
+    b.until("promoted", is_primary).await;
+    b.keep_slots(&[c.config.name.slot_name()]).await;
+    c.pg.follow(Some(&b.upstream())).await.unwrap();
+    b.ask("INSERT INTO t VALUES (1)").await;
+    let end: Lsn = b.ask("SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
+    c.until("on the next timeline", |answer| answer.timeline == Timeline(2) && replayed(answer) >= end).await;
+    b.pg.stop(StopMode::Immediate).await.unwrap();
+    c.pg.stop(StopMode::Immediate).await.unwrap();
+    let DataDir::Cluster(control) = c.status().await.data else { panic!("no data") };
+    assert_eq!(control.reached(), Timeline(1), "the test needs one that lags behind");
+
+    c.pg.start(&StartAs::Standby(None), "").await.unwrap();
+    let alone = c.until("alone", |answer| replayed(answer) >= end).await;
+    assert_eq!(alone.timeline, Timeline(2));
+}
+
 #[tokio::test]
 async fn a_stock_node_is_followed_by_its_address() {
     let stock = Node::with("h-1", 10, |config| {

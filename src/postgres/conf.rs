@@ -427,6 +427,11 @@ fn joined(
         ("keepalives_count", "3".to_owned()),
         ("tcp_user_timeout", "10000".to_owned()),
     ]);
+    quoted(&parts)
+}
+
+/// A connection string of these parts.
+pub(super) fn quoted(parts: &[(&str, String)]) -> String {
     let quoted: Vec<_> =
         parts.iter().map(|(key, value)| format!("{key}={}", conninfo_value(value))).collect();
     quoted.join(" ")

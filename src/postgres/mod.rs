@@ -434,7 +434,7 @@ impl Postgres {
 
     /// Whether the data knows of the timeline after this one: a standby fetches its history before any of its WAL.
     pub fn has_history_after(&self, timeline: Timeline) -> bool {
-        pedigree::history_file(&self.shared.config.data_dir, Timeline(timeline.0.saturating_add(1))).exists()
+        pedigree::goes_on_after(&self.shared.config.data_dir, timeline)
     }
 
     /// The text of the local history file of this timeline and when it was written; empty for the first, which has none.

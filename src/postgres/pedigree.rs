@@ -7,8 +7,10 @@
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use secrecy::ExposeSecret as _;
 
-use super::{Error, Shared, Upstream, conf, control};
+use super::bootstrap::SecretFile;
+use super::{Error, Local, Shared, Upstream, conf, control};
 use crate::process::Command;
 use crate::types::{Lsn, SystemId, Timeline, TimelineHistory};
 
@@ -169,6 +171,35 @@ impl Place {
 /// What the files of the log that hold this place are called, behind their timeline.
 pub(super) fn segment_name(at: Lsn, segment_size: u64) -> String {
     Place::of(at, segment_size).file(Timeline(0)).split_off(8)
+}
+
+/// The timeline that a standby replays which receives nothing: no SQL function tells it, and the control file lags behind. Where a
+/// database is named, the rules that let our sessions in let this one in.
+pub(super) async fn replayed(shared: &Shared) -> Result<Timeline, Error> {
+    let config = &shared.config;
+    let line = conf::pgpass_line(&config.superuser, config.superuser_password.expose_secret());
+    let passfile = SecretFile::write(config, "identity.pgpass", &line)?;
+    let host = match config.local() {
+        Local::Socket(dir) => dir.into_string(),
+        Local::Tcp(host) => host,
+    };
+    let parts = [
+        ("host", host),
+        ("port", config.port.to_string()),
+        ("user", config.superuser.clone()),
+        ("dbname", "postgres".to_owned()),
+        ("replication", "database".to_owned()),
+        ("application_name", "pgherd".to_owned()),
+        ("passfile", passfile.0.to_string()),
+    ];
+    let identity = psql(shared, &conf::quoted(&parts), "IDENTIFY_SYSTEM").await?;
+    let told = parse_identity(&identity);
+    told.map(|(_, timeline, _)| timeline).ok_or(Error::Unparsable { what: "IDENTIFY_SYSTEM", text: identity })
+}
+
+/// Whether the data knows of the timeline after this one: a standby fetches its history before any of its WAL.
+pub(super) fn goes_on_after(data_dir: &Utf8Path, timeline: Timeline) -> bool {
+    history_file(data_dir, Timeline(timeline.0.saturating_add(1))).exists()
 }
 
 /// Where a data directory keeps the history of a timeline.

@@ -5,11 +5,14 @@
 
 use std::time::Duration;
 
-use super::{Shared, Slot, control, lock, sql};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{Shared, Slot, control, lock, pedigree, sql};
 use crate::clock::{self, Moment};
 use crate::dcs::ReplicationState;
 use crate::supervisor::UnitState;
-use crate::types::{Lsn, NodeName, SystemId, Timeline};
+use crate::types::{Chain, Lsn, NodeName, SystemId, Timeline};
 
 /// The instance at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -175,19 +178,21 @@ pub struct Standby {
     pub replayed: Option<Lsn>,
 }
 
-/// The highest timeline that the walreceiver of one postmaster has reported. PostgreSQL forgets it when the walreceiver
-/// ends, while the control file lags behind: without this memory a frozen standby would seem to be on an older timeline.
+/// The highest timeline that one postmaster has reported. PostgreSQL forgets that of a walreceiver when this ends, while the
+/// control file lags behind: without this memory a frozen standby would seem to be on an older timeline.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Streamed {
     postmaster: u32,
     timeline: Option<Timeline>,
+    /// What had been replayed when it last told the timeline of that.
+    told_at: Option<Lsn>,
 }
 
 impl Streamed {
     /// Remembers `timeline` for this postmaster and returns the highest one that it has reported.
     fn highest(&mut self, postmaster: u32, timeline: Timeline) -> Timeline {
         if self.postmaster != postmaster {
-            *self = Self { postmaster, timeline: None };
+            *self = Self { postmaster, timeline: None, told_at: None };
         }
         let highest = self.timeline.map_or(timeline, |known| known.max(timeline));
         self.timeline = Some(highest);
@@ -217,11 +222,42 @@ async fn ask(shared: &Shared, pid: u32, patience: Duration) -> (Option<Answer>, 
         Ok(mut answer) => {
             answer.timeline = match answer.kind {
                 Kind::Primary { .. } => answer.timeline,
-                Kind::Standby { .. } => lock(&shared.streamed).highest(pid, answer.timeline),
+                Kind::Standby { replication, replayed, .. } => {
+                    let known = lock(&shared.streamed).highest(pid, answer.timeline);
+                    if replication == Some(ReplicationState::Streaming) {
+                        known
+                    } else {
+                        of_replayed(shared, (pid, known, replayed), patience).await
+                    }
+                }
             };
             (Some(answer), None)
         }
         Err(error) => (None, Some(sql::in_words(&error))),
+    }
+}
+
+/// The timeline of a standby that does not stream: it may have gone on by itself, with WAL that it had already.
+async fn of_replayed(
+    shared: &Shared,
+    (pid, known, replayed): (u32, Timeline, Lsn),
+    patience: Duration,
+) -> Timeline {
+    let was_told = lock(&shared.streamed).told_at == Some(replayed);
+    if was_told || !pedigree::goes_on_after(&shared.config.data_dir, known) {
+        return known;
+    }
+    match timeout(patience, pedigree::replayed(shared)).await {
+        Ok(Ok(timeline)) => {
+            let mut streamed = lock(&shared.streamed);
+            streamed.told_at = Some(replayed);
+            streamed.highest(pid, timeline)
+        }
+        Ok(Err(error)) => {
+            debug!(error = %Chain(&error), "the timeline that is replayed is not known");
+            known
+        }
+        Err(_elapsed) => known,
     }
 }
 
