@@ -313,6 +313,34 @@ fn the_api_admits_the_nameless_and_checks_who_shows_a_certificate() {
     assert!(name("replicator.crt", "service-ca.crt").is_err());
 }
 
+/// A certificate that signs itself, as `openssl req -x509` makes it.
+fn self_signed(dir: &Path, name: &str, address: &str) -> tls::Identity {
+    let args = format!(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {name}.key -out {name}.crt \
+         -addext subjectAltName=IP:{address}"
+    );
+    let (made, said) = run_openssl(dir, &args);
+    assert!(made, "{said}");
+    let read = |kind: &str| std::fs::read_to_string(dir.join(format!("{name}.{kind}"))).unwrap();
+    tls::Identity { certificate: read("crt"), key: read("key").into() }
+}
+
+#[test]
+fn a_certificate_that_is_named_as_an_authority_is_trusted_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|name| self_signed(dir.path(), name, "198.51.100.99"));
+    let shakes = |trusted: &tls::Identity, shown: &tls::Identity, server: &tls::Identity| {
+        let required = tls::machine::ClientCertificates::Required(trusted.certificate.clone());
+        let client = tls::machine::client(Some(&trusted.certificate), Some(shown)).unwrap();
+        handshake(&Arc::new(client), &Arc::new(tls::machine::server(server, required).unwrap()))
+    };
+    assert!(shakes(&one, &one, &one).unwrap().0.is_some());
+    assert!(shakes(&one, &other, &one).is_err(), "a client that is not named");
+    assert!(shakes(&one, &one, &other).is_err(), "a server that is not named");
+    let elsewhere = self_signed(dir.path(), "elsewhere", "198.51.100.1");
+    assert!(shakes(&elsewhere, &elsewhere, &elsewhere).is_err(), "a server of another name");
+}
+
 #[derive(Debug)]
 struct NoCertificate;
 

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use super::pinned::Pinned;
 use super::session::{AnyServer, VERSIONS};
 use super::{Error, Identity};
 
@@ -33,17 +36,19 @@ pub fn server(identity: &Identity, clients: ClientCertificates) -> Result<Server
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(VERSIONS)
         .map_err(refused(WHAT))?;
-    let verifier = |ca: &str| -> Result<_, Error> {
-        Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), Arc::clone(&provider)))
-    };
+    let webpki = |roots| WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let pinned = |trusted, verifier| Arc::new(Pinned::<dyn ClientCertVerifier> { trusted, verifier });
     let builder = match clients {
         ClientCertificates::Ignored => builder.with_no_client_auth(),
         ClientCertificates::Accepted(ca) => {
-            let verifier = verifier(&ca)?.allow_unauthenticated().build().map_err(refused(WHAT))?;
-            builder.with_client_cert_verifier(verifier)
+            let (trusted, roots) = authorities(&ca)?;
+            let verifier = webpki(roots).allow_unauthenticated().build().map_err(refused(WHAT))?;
+            builder.with_client_cert_verifier(pinned(trusted, verifier))
         }
         ClientCertificates::Required(ca) => {
-            builder.with_client_cert_verifier(verifier(&ca)?.build().map_err(refused(WHAT))?)
+            let (trusted, roots) = authorities(&ca)?;
+            let verifier = webpki(roots).build().map_err(refused(WHAT))?;
+            builder.with_client_cert_verifier(pinned(trusted, verifier))
         }
     };
     let (chain, key) = parts(identity)?;
@@ -62,13 +67,15 @@ pub fn client(ca: Option<&str>, identity: Option<&Identity>) -> Result<ClientCon
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(VERSIONS)
         .map_err(refused(WHAT))?;
-    let builder = match ca {
-        Some(ca) => builder.with_root_certificates(roots(ca)?),
-        None => {
-            let any: Arc<dyn ServerCertVerifier> = Arc::new(AnyServer { provider });
-            builder.dangerous().with_custom_certificate_verifier(any)
+    let verifier: Arc<dyn ServerCertVerifier> = match ca {
+        Some(ca) => {
+            let (trusted, roots) = authorities(ca)?;
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+            Arc::new(Pinned { trusted, verifier: verifier.build().map_err(refused(WHAT))? })
         }
+        None => Arc::new(AnyServer { provider }),
     };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     match identity {
         Some(identity) => {
             let (chain, key) = parts(identity)?;
@@ -78,13 +85,16 @@ pub fn client(ca: Option<&str>, identity: Option<&Identity>) -> Result<ClientCon
     }
 }
 
-fn roots(pem: &str) -> Result<RootCertStore, Error> {
+/// Those that are trusted, and the same as anchors of chains.
+fn authorities(pem: &str) -> Result<(Vec<CertificateDer<'static>>, RootCertStore), Error> {
     const WHAT: &str = "a file of certificate authorities";
+    let trusted: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let trusted = trusted.map_err(refused(WHAT))?;
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        roots.add(certificate.map_err(refused(WHAT))?).map_err(refused(WHAT))?;
+    for certificate in &trusted {
+        roots.add(certificate.clone()).map_err(refused(WHAT))?;
     }
-    Ok(roots)
+    Ok((trusted, roots))
 }
 
 fn parts(identity: &Identity) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {

@@ -12,6 +12,7 @@ mod authority;
 mod derive;
 mod leaf;
 pub mod machine;
+mod pinned;
 mod session;
 
 use std::fmt;
