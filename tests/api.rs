@@ -448,10 +448,11 @@ async fn replicas_are_filtered_by_lag_state_and_tags() {
 #[tokio::test]
 async fn head_and_options_answer_like_get_without_a_body() {
     let api = start("127.0.17.4", Plain::Accepted).await;
+    let ours = ["/v1/status", "/v1/promise"];
     let pages = ["/patroni", "/liveness", "/metrics", "/cluster", "/config", "/history"];
     for status in [fixture::primary(clock::now()), fixture::replica("n2", 0, clock::now())] {
         api.says(status);
-        for path in HEALTH.iter().chain(&pages) {
+        for path in HEALTH.iter().chain(&pages).chain(&ours) {
             let (expected, _) = api.ask(Method::GET, path).await;
             for method in [Method::HEAD, Method::OPTIONS] {
                 assert_eq!(api.ask(method.clone(), path).await, (expected, String::new()), "{method} {path}");

@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "ha/failsafe.rs",
     "ha/fitness.rs",
     "ha/adoption.rs",
+    "ha/job.rs",
     "ha/lead.rs",
     "ha/lineage.rs",
     "ha/manual.rs",

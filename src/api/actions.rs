@@ -18,12 +18,13 @@ use super::listener::Caller;
 use super::routes::{bytes, error_page, json, text};
 use super::{State, status};
 use crate::clock::{self, Moment};
-use crate::dcs::{Failover, Role, Snapshot};
+use crate::dcs::{Failover, Member, MemberState, Role, Snapshot};
 use crate::ha::manual::priority;
 use crate::ha::orders::{
     Accepted, Conditions, Insistence, Pending, Reinitialize, Restart, Scheduled, Settled, Stage,
 };
 use crate::ha::settings::Change;
+use crate::ha::tags::Tags;
 use crate::ha::{self, desk::Ask, desk::Reply};
 use crate::types::{NodeName, SyncMode};
 
@@ -362,9 +363,12 @@ fn impossible(action: Action, request: &Failover, known: &ha::Status) -> Option<
             (None, false) => format!("{word} is not possible: cluster does not have members except leader"),
         });
     }
-    let good = |m: &&crate::dcs::Member| {
-        m.state == crate::dcs::MemberState::Running && m.role == Role::Replica && priority(m) > 0
+    // What this node says of itself is newer than what it has read.
+    let willing = |m: &Member| match m.name == known.name {
+        true => Tags::from_json(&known.tags).failover_priority > 0,
+        false => priority(m) > 0,
     };
+    let good = |m: &&Member| m.state == MemberState::Running && m.role == Role::Replica && willing(m);
     let none = candidates.into_iter().find(good).is_none();
     none.then(|| format!("{word} is not possible: no good candidates have been found"))
 }

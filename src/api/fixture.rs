@@ -186,6 +186,7 @@ fn standby(name: &str, sync_state: &str) -> Standby {
         sent: Some(Lsn(END)),
         flushed: Some(Lsn(END)),
         replayed: Some(Lsn(END)),
+        confirmed: Some(Lsn(END)),
     }
 }
 

@@ -35,9 +35,9 @@ const PROMISE_PATIENCE: Duration = Duration::from_secs(5);
 /// Every route.
 pub(super) fn router(state: State) -> Router {
     Router::new()
-        .route("/v1/status", routing::get(node_status))
+        .route("/v1/status", routing::get(node_status).options(node_status_code))
         .route("/v1/promise", routing::post(promise))
-        .method_not_allowed_fallback(unsupported)
+        .method_not_allowed_fallback(not_so)
         .fallback(patroni)
         // Handed to each request: one count, not every part of it.
         .with_state(Arc::new(state))
@@ -185,6 +185,18 @@ async fn node_status(Shared(state): Shared<Arc<State>>, Extension(caller): Exten
     match caller.trust {
         Trust::Anyone => stranger(),
         Trust::Member => json(StatusCode::OK, &status::to_json(about_node(&state, caller, clock::now()))),
+    }
+}
+
+async fn node_status_code(state: Shared<Arc<State>>, caller: Extension<Caller>) -> Response {
+    bodiless(node_status(state, caller).await)
+}
+
+/// A path of ours by another method.
+async fn not_so(method: Method) -> Response {
+    match method {
+        Method::HEAD | Method::OPTIONS => bodiless(unsupported().await),
+        _ => unsupported().await,
     }
 }
 

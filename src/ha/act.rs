@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::clock::{self, Moment};
 use crate::dcs::{self, Claim, Dcs, Key, Precondition};
+use crate::log;
 use crate::postgres::StartAs;
 use crate::record::{Bootstrap, Record};
 use crate::types::{Chain, Lsn, NodeName, Timeline};
@@ -149,7 +150,7 @@ impl<D: Dcs> Agent<D> {
         }
         // A name that an administrator has given is not changed: this process ends.
         if let Mode::Agent { .. } = self.config.rules.mode {
-            error!("Can't start; there is already a node named '{}' running", self.config.me);
+            error!(target: log::CRITICAL, "Can't start; there is already a node named '{}' running", self.config.me);
             self.renamed.cancel();
         } else {
             let suffix: String = self.config.node_id.0.chars().take(NAME_SUFFIX).collect();
@@ -198,7 +199,8 @@ impl<D: Dcs> Agent<D> {
                 store.put(Key::Initialize, id.to_string(), Precondition::None).await?;
             }
             Action::PutConfig => {
-                let config = publish::founding(view, &self.config.founding).to_string();
+                let known = self.kept.as_ref().unwrap_or(&self.config.founding);
+                let config = publish::founding(view, known).to_string();
                 store.put(Key::Config, config, Precondition::Absent).await?;
             }
             Action::PutSync(sync, when) => {
@@ -258,10 +260,7 @@ impl<D: Dcs> Agent<D> {
             }
             Action::AskMembers => self.ask_members(view),
             Action::Begin(task) => self.begin(view, task).await?,
-            Action::Reload => {
-                self.deps.postgres.reread();
-                self.memory.configured = None;
-            }
+            Action::Reload => self.reread(),
             Action::TakeUpSchedule => self.memory.orders.take_up_schedule(view.now),
             Action::DropSchedule => self.memory.orders.scheduled = None,
             Action::RestartStopped => self.memory.orders.stopped(view.now),

@@ -16,6 +16,7 @@ use crate::clock::{self, Moment};
 use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
+use crate::postgres::status::DataDir;
 use crate::postgres::{Check, Door, Postgres, Pulse};
 use crate::process::{InitLink, Timer, WatchdogDevice};
 use crate::record::{self, Record};
@@ -39,6 +40,7 @@ use super::pace::{self, Call};
 use super::promises::Promises;
 use super::publish::{self, Addresses};
 use super::reason::{Decision, Wake};
+use super::reread::Reread;
 use super::rules::{Pause, Rules};
 use super::trail::{Step, Trail};
 use super::view::{Doing, Instance, Job, Later, Lease, Memory, Store, UpstreamWal, View, Volume};
@@ -71,6 +73,8 @@ pub struct Config {
     pub rules: Rules,
     /// The dynamic configuration that a cluster founded here begins with.
     pub founding: serde_json::Value,
+    /// An administrator's file, to be read again.
+    pub reread: Reread,
 }
 
 /// What the agent works with.
@@ -154,6 +158,7 @@ pub fn spawn<D: Dcs>(
         last_failure: String::new(),
         watchdog_trouble: String::new(),
         complaints: Vec::new(),
+        kept: None,
         last_reason: String::new(),
         name_taken: None,
         renamed: CancellationToken::new(),
@@ -209,6 +214,8 @@ pub(super) struct Agent<D> {
     pub(super) watchdog_trouble: String,
     /// What in the stored configuration cannot be used, as last said.
     complaints: Vec<String>,
+    /// What the data directory holds of the configuration.
+    pub(super) kept: Option<serde_json::Value>,
     pub(super) last_reason: String,
     trail: Trail,
     /// The steps that are to be written down.
@@ -467,12 +474,13 @@ impl<D: Dcs> Agent<D> {
 
     /// Publishes the status and logs what has changed.
     async fn tell(&mut self, view: &View, decision: &Decision) {
-        let reason = match view.rules.pause {
-            Pause::On => format!("PAUSE: {}", decision.reason),
-            Pause::Off => decision.reason.to_string(),
+        let mark = match view.rules.pause {
+            Pause::On => "PAUSE: ",
+            Pause::Off => "",
         };
+        let reason = format!("{mark}{}", decision.reason);
         if reason != self.last_reason {
-            info!(member = %self.config.me, %reason, "decided");
+            info!("{mark}{}", publish::line(&self.config.me, &decision.reason));
             self.last_reason.clone_from(&reason);
         }
         let at = format!("{:.3}", clock::wall());
@@ -519,9 +527,27 @@ impl<D: Dcs> Agent<D> {
 
     async fn tell_data(&mut self, view: &View) {
         self.note_cluster(view).await;
+        self.keep_config(view);
         self.forget(view);
         let facts = publish::data_facts(&view.local, view.volume.system_id, view.volume.adopted);
         self.outlets.data.send_if_modified(|known| std::mem::replace(known, facts.clone()) != facts);
+    }
+
+    /// The data directory holds the configuration that its cluster had last.
+    fn keep_config(&mut self, view: &View) {
+        let whole = matches!(view.local.data, DataDir::Cluster(_));
+        let stored = view.snapshot().and_then(|snapshot| snapshot.config.as_ref()).filter(|_| whole);
+        let Some(config) = stored.map(|config| &config.value).filter(|c| self.kept.as_ref() != Some(*c))
+        else {
+            return;
+        };
+        self.kept = Some(config.clone());
+        let (postgres, config) = (self.deps.postgres.clone(), config.clone());
+        self.errands.spawn(async move {
+            if let Err(error) = postgres.keep_dynamic(config).await {
+                warn!(error = %Chain(&error), "the configuration was not kept beside the data");
+            }
+        });
     }
 
     /// What has settled since need not be remembered. Nothing waits for the disk here: the next look comes back to it.

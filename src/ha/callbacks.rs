@@ -170,7 +170,7 @@ pub async fn run(programs: Programs, run_as: RunAs, mut status: watch::Receiver<
         let command = Command::new("callback", program.path.clone())
             .args(program.args.iter().cloned())
             .args([event.word(), role_word(role), scope.as_str()])
-            .run_as(&run_as);
+            .of_administrator(&run_as);
         let calls = if event == Event::Reload { &mut reloads } else { &mut call };
         // Dropped, it is killed.
         *calls = JoinSet::new();

@@ -22,13 +22,13 @@ pub fn confirming<'a>(
     let able =
         |standby: &&Standby| standby.name != view.me && standby.state == "streaming" && rank(standby) > 0;
     let mut able: Vec<_> = standbys.iter().filter(able).collect();
-    let first = able.iter().filter_map(|s| s.flushed).max().unwrap_or_default();
+    let first = able.iter().filter_map(|s| s.confirmed).max().unwrap_or_default();
     if let Some(limit) = view.rules.replication.maximum_lag_on_syncnode {
-        able.retain(|s| first.bytes_ahead_of(s.flushed.unwrap_or_default()) <= limit);
+        able.retain(|s| first.bytes_ahead_of(s.confirmed.unwrap_or_default()) <= limit);
     }
     let order = |s: &&Standby| {
         let sitting = in_force.names.contains(&s.name);
-        (Reverse(rank(s)), Reverse(sitting), Reverse(s.flushed), s.name.clone())
+        (Reverse(rank(s)), Reverse(sitting), Reverse(s.confirmed), s.name.clone())
     };
     able.sort_by_key(order);
     able

@@ -11,7 +11,7 @@ use crate::postgres::settings::Divergence;
 use crate::postgres::status::{Answer, Control, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, Timeline};
+use crate::types::{Lsn, NodeName, Timeline};
 
 use super::Phase;
 use super::adoption::{self, Founding};
@@ -28,7 +28,7 @@ use super::race::{active_sync, race};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::remote;
 use super::reserve;
-use super::rules::Mode;
+use super::rules::{Mode, Unled};
 use super::silence;
 use super::slots;
 use super::upstreams::{self, clone_source, feeder};
@@ -263,10 +263,12 @@ fn start_to_lead(view: &View, snapshot: &Snapshot, control: &Control) -> Decisio
     let known = snapshot.initialize.as_ref().is_some_and(|i| matches!(i.value, Initialize::Done(_)));
     // The identifier is published before the first write can be accepted: from then on nobody makes a second cluster.
     let publish = (!known).then_some(Action::PutInitialize(control.system_id));
+    // Whoever finds the cluster there finds its configuration, and may change it.
+    let config = (!known && snapshot.config.is_none()).then_some(Action::PutConfig);
     // What a leader left behind is not all there is once this one writes.
     let outdated = lead::outlives_shutdown(view, snapshot).then_some(Action::PutStatus(control.checkpoint));
     let start = Action::Start(StartAs::Primary, lead::names_at_start(view, Some(snapshot)));
-    let actions = publish.into_iter().chain(outdated).chain([start]).collect();
+    let actions = publish.into_iter().chain(config).chain(outdated).chain([start]).collect();
     let reason = match view.volume.bootstrap {
         Bootstrap::Pending => Reason::Bootstrapping,
         Bootstrap::Settled => Reason::CrashRestart,
@@ -319,7 +321,7 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
         (Instance::Down, DataDir::Incomplete { .. }) if remote::is_unmade(view) => {
             bootstrap(view, snapshot, claim)
         }
-        (Instance::Down, DataDir::Incomplete { .. }) => idle(Reason::WaitingForLeader, Wake::Loop),
+        (Instance::Down, DataDir::Incomplete { .. }) => copy_alone(view),
         (Instance::Down, DataDir::Unreadable { why }) => {
             idle(Reason::DataUnreadable(why.clone()), Wake::Loop)
         }
@@ -344,7 +346,7 @@ fn retake(view: &View, snapshot: &Snapshot, answer: &Answer) -> Decision {
 /// Nobody leads and there is no data here: make a new cluster, if there has never been one.
 fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
     match snapshot.initialize.as_ref().map(|i| i.value) {
-        Some(Initialize::Done(_)) => return idle(Reason::WaitingForLeader, Wake::Loop),
+        Some(Initialize::Done(_)) => return copy_alone(view),
         Some(Initialize::InProgress) if adoption::founded_elsewhere(view) => {
             return idle(Reason::WaitingForLeader, Wake::Loop);
         }
@@ -364,6 +366,17 @@ fn bootstrap(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
     match adoption::fresh_cluster_refused(view) {
         Some(reason) => idle(reason, Wake::Soon(HALF_A_SECOND)),
         None => take(claim),
+    }
+}
+
+/// Nobody leads, and there is no usable data here.
+fn copy_alone(view: &View) -> Decision {
+    match view.rules.mode {
+        Mode::Agent { unled: Unled::Copies, .. } if view.may_try(Job::Clone) => {
+            begin(Task::CopyAlone, Reason::CopyingAlone)
+        }
+        Mode::Agent { unled: Unled::Copies, .. } => retry_later(view, Job::Clone),
+        Mode::Agent { unled: Unled::Waits, .. } | Mode::Node => idle(Reason::WaitingForLeader, Wake::Loop),
     }
 }
 
@@ -509,7 +522,10 @@ fn keep_following(
         Some(Lineage::Left) => {
             stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::Diverged(source.name))
         }
-        Some(Lineage::Part | Lineage::Unknown) => idle(reason, manual::alertness(view, snapshot)),
+        // Others may stream from it all the same: one that is tagged `nostream` never streams.
+        Some(Lineage::Part | Lineage::Unknown) => {
+            change_slots(view, snapshot, (answer, position), source.name)
+        }
     }
 }
 
@@ -520,11 +536,21 @@ fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), le
         let reason = Reason::CopyingSlots(leader.name.clone());
         return begin(Task::CopySlots { from: leader, names }, reason);
     }
+    change_slots(view, snapshot, (answer, at), leader.name)
+}
+
+/// As far as that needs no copy.
+fn change_slots(
+    view: &View,
+    snapshot: &Snapshot,
+    (answer, at): (&Answer, Lsn),
+    leader: NodeName,
+) -> Decision {
     let plan = slots::of_follower(view, snapshot, answer, at);
     let far = plan.as_ref().is_some_and(|plan| slots::has_far_to_go(snapshot, plan));
     let wake = if far { Wake::Soon(HALF_A_SECOND) } else { manual::alertness(view, snapshot) };
     let actions = plan.map(Action::ChangeSlots).into_iter().collect();
-    Decision { actions, reason: Reason::Following(leader.name), wake }
+    Decision { actions, reason: Reason::Following(leader), wake }
 }
 
 /// Not a reconnection that takes its time: the WAL that this standby needs does not come back.

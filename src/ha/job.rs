@@ -76,7 +76,7 @@ impl Task {
         match self {
             Self::Initdb => Job::Initdb,
             Self::FinishBootstrap => Job::FinishBootstrap,
-            Self::Clone(_) => Job::Clone,
+            Self::Clone(_) | Self::CopyAlone => Job::Clone,
             Self::Rewind(_) => Job::Rewind,
             Self::Approval(_) => Job::Approval,
             Self::Promote => Job::Promote,

@@ -90,6 +90,10 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
             postgres.clone_from(&upstream).await?;
             Outcome::Cloned
         }
+        Task::CopyAlone => {
+            postgres.copy_alone().await?;
+            Outcome::Cloned
+        }
         Task::Rewind(upstream) => {
             postgres.rewind(&upstream).await?;
             Outcome::Rewound
@@ -130,7 +134,7 @@ async fn perform(task: Task, context: Context) -> Result<Outcome, Error> {
 async fn approve(program: &Program, postgres: &Postgres) -> Result<(), Error> {
     let command = Command::new("pre_promote", program.path.clone())
         .args(program.args.iter().cloned())
-        .run_as(postgres.run_as());
+        .of_administrator(postgres.run_as());
     let output = process::run(&command, APPROVAL_PATIENCE).await.map_err(Error::Approval)?;
     if output.exit.is_success() { Ok(()) } else { Err(Error::NotApproved(output.exit)) }
 }

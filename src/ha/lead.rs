@@ -77,8 +77,8 @@ fn keys(view: &View, snapshot: &Snapshot, timeline: Timeline) -> [Option<Action>
 /// A set that nobody confirms is a reason of its own: it is why clients hang.
 fn reason(view: &View, answer: &Answer) -> Reason {
     let starved = view.memory.sync_starved.is_some_and(|since| view.now.since(since) >= STARVED);
-    let names = Names::parse(&answer.sync_names).names;
-    if starved { Reason::CommitsWait(names.into_iter().collect()) } else { Reason::Leading }
+    let names = Names::parse(&answer.sync_names);
+    if starved { Reason::CommitsWait(names.members().cloned().collect()) } else { Reason::Leading }
 }
 
 /// The next step of the synchronous set.

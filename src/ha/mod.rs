@@ -32,6 +32,7 @@ pub mod race;
 pub mod reason;
 pub mod remote;
 pub mod replication;
+pub mod reread;
 pub mod reserve;
 pub mod rules;
 pub mod settings;

@@ -188,6 +188,14 @@ impl Orders {
         }
     }
 
+    /// A copy is complete: of the order for it the start is left, as of a restart.
+    pub fn copied(&mut self, now: Moment) {
+        if self.reinitialize.take().is_some() {
+            let (conditions, timeout) = Default::default();
+            self.restart = Some(Restart { conditions, timeout, stage: Stage::Stopped, since: now });
+        }
+    }
+
     /// Whether an order may start and stop PostgreSQL in maintenance mode, too.
     pub fn moves_postgres(&self) -> bool {
         self.restart.is_some() || self.reinitialize.is_some_and(|r| r.stage == Accepted::Yes)

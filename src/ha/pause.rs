@@ -82,7 +82,7 @@ fn allowed(view: &View, action: &Action) -> bool {
         },
         Action::Freeze => is_candidate(view) || view.leads(),
         Action::Begin(task) => match task {
-            Task::Stop(_) | Task::StopAfterCheckpoint(_) | Task::Clone(_) => asked,
+            Task::Stop(_) | Task::StopAfterCheckpoint(_) | Task::Clone(_) | Task::CopyAlone => asked,
             Task::Rewind(_) => asked || fresh,
             Task::Initdb | Task::Survey | Task::CopySlots { .. } => false,
             Task::Approval(_) | Task::Promote => is_candidate(view),

@@ -10,12 +10,13 @@ use crate::peer::{Adopted, DataFacts};
 use crate::postgres;
 use crate::postgres::status::{Answer, Control, DataDir, Kind};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, Room, SystemId, Timeline};
+use crate::types::{Lsn, NodeName, Room, SystemId, Timeline};
 
 use super::Phase;
 use super::failsafe::Ping;
 use super::orders::Scheduled;
 use super::pause;
+use super::reason::Reason;
 use super::remote;
 use super::rules::Pause;
 use super::slots;
@@ -69,6 +70,8 @@ pub fn state(view: &View) -> MemberState {
         Instance::Primary(..) | Instance::Standby(..) => MemberState::Running,
         Instance::Silent => MemberState::Starting,
         Instance::Ending => MemberState::Stopping,
+        // Nobody starts it again: it is no accident that waits for its repair.
+        Instance::Down if view.rules.pause == Pause::On => MemberState::Stopped,
         Instance::Down => match view.local.data {
             DataDir::Empty | DataDir::Incomplete { .. } => MemberState::Stopped,
             DataDir::Unreadable { .. } | DataDir::Cluster(_) => MemberState::Crashed,
@@ -216,7 +219,9 @@ pub fn status(view: &View, lsn: Lsn) -> Status {
     let Some(answer) = &view.local.sql else {
         return Status { optime: Some(lsn), shutdown: None, ..written };
     };
-    let retained: Vec<_> = slots::seen(view).cloned().collect();
+    // A permanent slot is kept by the configuration, whoever is seen.
+    let permanent = &view.rules.replication.permanent;
+    let retained: Vec<_> = slots::seen(view).filter(|slot| !permanent.contains_key(*slot)).cloned().collect();
     Status {
         optime: Some(lsn),
         slots: Some(slots::positions(view, view.snapshot(), answer, lsn)),
@@ -349,9 +354,31 @@ pub fn streams(answer: &Answer) -> bool {
     }
 }
 
+/// A decision as a line of the log. Those who search logs know Patroni's words for a member that has nothing to do.
+pub fn line(me: &NodeName, reason: &Reason) -> String {
+    let steady = matches!(
+        reason,
+        Reason::Leading
+            | Reason::CommitsWait(_)
+            | Reason::ClientsWait(_)
+            | Reason::Following(_)
+            | Reason::LeadingStandby(_)
+    );
+    if steady { format!("no action. I am ({me}), {reason}") } else { reason.to_string() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_with_nothing_to_do_says_so_in_patronis_words() {
+        let me = NodeName::from("n0");
+        assert_eq!(line(&me, &Reason::Leading), "no action. I am (n0), the leader with the lock");
+        let follows = line(&me, &Reason::Following("n1".into()));
+        assert_eq!(follows, "no action. I am (n0), a secondary, and following a leader (n1)");
+        assert_eq!(line(&me, &Reason::Starting), "PostgreSQL is starting");
+    }
 
     #[test]
     fn a_status_page_becomes_a_claim() {

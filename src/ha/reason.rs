@@ -168,6 +168,8 @@ pub enum Task {
     FinishBootstrap,
     /// A base backup from this node.
     Clone(Upstream),
+    /// A copy by a command of the administrator's that needs no member to copy from.
+    CopyAlone,
     /// pg_rewind from this node.
     Rewind(Upstream),
     /// Run this program of the operator's: it says whether this node may be promoted.
@@ -361,6 +363,8 @@ pub enum Reason {
     DataUnreadable(String),
     /// A copy of the leader is taken.
     Cloning(NodeName),
+    /// Nobody leads: a command of the administrator's makes a copy.
+    CopyingAlone,
     /// The leader has just been promoted: its control file cannot be compared with before its first checkpoint.
     AwaitingCheckpoint(NodeName),
     /// Logical slots of the leader's are copied, for which PostgreSQL is started again.
@@ -408,6 +412,9 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leading => f.write_str("the leader with the lock"),
+            Self::CommitsWait(who) if who.is_empty() => {
+                f.write_str("the leader with the lock; commits wait, since no standby may confirm them")
+            }
             Self::CommitsWait(who) => {
                 write!(f, "the leader with the lock; commits wait, since none of {} streams", names(who))
             }
@@ -416,7 +423,7 @@ impl fmt::Display for Reason {
                 "the leader with the lock; clients wait until what was recovered is on enough of {}",
                 names(who)
             ),
-            Self::Following(leader) => write!(f, "a secondary, following the leader {leader}"),
+            Self::Following(leader) => write!(f, "a secondary, and following a leader ({leader})"),
             Self::Busy(job) => write!(f, "busy: {}", job.words()),
             Self::LeaseEnding => f.write_str("the lease is ending or lost: the primary must stop"),
             Self::AnotherLeads(name) => write!(f, "{name} leads: this primary must stop"),
@@ -451,6 +458,9 @@ impl fmt::Display for Reason {
             Self::Fuller(name) => {
                 write!(f, "{name} has as much and more room on its volume: not a candidate")
             }
+            Self::Outlasting(who) if who.is_empty() => {
+                f.write_str("the store is silent: going on, since there is nobody else")
+            }
             Self::Outlasting(who) => {
                 write!(f, "the store is silent: going on, since {} will not take over", names(who))
             }
@@ -470,7 +480,9 @@ impl fmt::Display for Reason {
             Self::Winning => f.write_str("no leader and nobody is ahead: taking the lock"),
             Self::Promoting => f.write_str("the lock is ours: promoting"),
             Self::LeaseTooShort => f.write_str("too little of the lease is left for a promotion"),
-            Self::NoFailover => f.write_str("no leader, and this node is tagged nofailover"),
+            Self::NoFailover => f.write_str(
+                "no leader, and tagged nofailover: following a different leader because I am not allowed to promote",
+            ),
             Self::BehindTimeline { mine, cluster } => {
                 write!(f, "timeline {mine} is older than the cluster's {cluster}: not a candidate")
             }
@@ -479,7 +491,7 @@ impl fmt::Display for Reason {
                 "the cluster's timeline {timeline} was begun by {began}, the one here by another node: not a candidate"
             ),
             Self::LagTooLarge(bytes) => write!(f, "{bytes} bytes behind the last leader: not a candidate"),
-            Self::Behind(name) => write!(f, "{name} has more: not a candidate"),
+            Self::Behind(name) => write!(f, "Wal position of {name} is ahead of my wal position: not a candidate"),
             Self::Outranked { name, theirs, mine } => write!(
                 f,
                 "{name} has equally tolerable WAL position and priority {theirs}, while this node has priority {mine}"
@@ -532,6 +544,7 @@ impl fmt::Display for Reason {
             ),
             Self::DataUnreadable(why) => write!(f, "the data directory cannot be read: {why}"),
             Self::Cloning(name) => write!(f, "copying the data of {name}"),
+            Self::CopyingAlone => f.write_str("no data here and no leader: copying without one"),
             Self::AwaitingCheckpoint(name) => write!(f, "waiting for the first checkpoint of {name}"),
             Self::CopyingSlots(name) => {
                 write!(f, "copying the logical slots of {name}: PostgreSQL is started again for it")

@@ -67,7 +67,19 @@ pub enum Mode {
     Agent {
         /// What this node's file says of the server; it wins over the store.
         local: Map<String, Value>,
+        /// What it does without data while nobody leads.
+        unled: Unled,
     },
+}
+
+/// What a node without data does while nobody leads a cluster that there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unled {
+    /// It waits for a leader to copy.
+    #[default]
+    Waits,
+    /// A method of its file needs none (`no_leader`).
+    Copies,
 }
 
 /// Patroni's limits of the durations, in seconds.
@@ -138,7 +150,7 @@ impl Rules {
         let mut complaints = Vec::new();
         let server = match &self.mode {
             Mode::Node => Stored::of(config),
-            Mode::Agent { local } => Stored::of(config).under(local),
+            Mode::Agent { local, .. } => Stored::of(config).under(local),
         };
         let mut rules = Self { server: Some(server), ..self.clone() };
         let mut number = |key: &str| -> Option<u64> {
@@ -303,7 +315,7 @@ mod tests {
 
     #[test]
     fn in_agent_mode_durations_are_adjusted_as_patroni_does() {
-        let agent = Rules { mode: Mode::Agent { local: Map::new() }, ..rules() };
+        let agent = Rules { mode: Mode::Agent { local: Map::new(), unled: Unled::Waits }, ..rules() };
         let seconds = |ttl, loop_wait, retry_timeout| {
             let stored = json!({"ttl": ttl, "loop_wait": loop_wait, "retry_timeout": retry_timeout});
             let Timing { ttl, loop_wait, retry_timeout } = agent.with_config(&stored).0.timing;

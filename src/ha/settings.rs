@@ -1,11 +1,11 @@
 //! Changes of the dynamic configuration: a merge patch or a replacement, checked before it is written. Pure.
 //!
 //! Unknown keys survive. What breaks the timing rule is refused with the numbers: a stored value that every node would pass
-//! over with a complaint helps nobody.
+//! over with a complaint helps nobody. In agent mode everything is written, as by Patroni, whose members adjust what breaks the rule.
 
 use serde_json::Value;
 
-use super::rules::Rules;
+use super::rules::{Mode, Rules};
 
 /// A change.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,10 @@ pub fn changed(environment: &Rules, before: Option<&Value>, change: &Change) -> 
         }
         (Change::Replace(value), _) => value.clone(),
     };
+    match environment.mode {
+        Mode::Node => {}
+        Mode::Agent { .. } => return Ok(after),
+    }
     let known = before.map_or_else(Vec::new, |before| environment.with_config(before).1);
     let (_, complaints) = environment.with_config(&after);
     // What was wrong before does not stand in the way of something else.
@@ -46,7 +50,8 @@ pub fn changed(environment: &Rules, before: Option<&Value>, change: &Change) -> 
     if news.is_empty() { Ok(after) } else { Err(Wrong::Rule(news.join("; "))) }
 }
 
-/// A merge patch (RFC 7396) applied.
+/// A merge patch applied, as Patroni does it: a null removes what is there, and stays in what is new (`slots: {name: null}` is a
+/// physical slot).
 pub fn merge(target: &mut Value, patch: &Value) {
     let Some(patch) = patch.as_object() else {
         *target = patch.clone();
@@ -57,10 +62,10 @@ pub fn merge(target: &mut Value, patch: &Value) {
     }
     let Some(target) = target.as_object_mut() else { return };
     for (key, value) in patch {
-        if value.is_null() {
-            target.shift_remove(key);
-        } else {
-            merge(target.entry(key).or_insert(Value::Null), value);
+        match target.get_mut(key) {
+            _ if value.is_null() => drop(target.shift_remove(key)),
+            Some(there) if there.is_object() => merge(there, value),
+            Some(_) | None => drop(target.insert(key.clone(), value.clone())),
         }
     }
 }
@@ -77,6 +82,9 @@ mod tests {
             &mut value,
             &json!({"pause": null, "postgresql": {"parameters": {"a": null, "c": {"d": null}}}}),
         );
-        assert_eq!(value, json!({"ttl": 10, "postgresql": {"parameters": {"b": 2, "c": {}}}}));
+        assert_eq!(value, json!({"ttl": 10, "postgresql": {"parameters": {"b": 2, "c": {"d": null}}}}));
+        merge(&mut value, &json!({"slots": {"new": null}}));
+        merge(&mut value, &json!({"slots": {"other": 0}, "postgresql": 1}));
+        assert_eq!(value, json!({"ttl": 10, "postgresql": 1, "slots": {"new": null, "other": 0}}));
     }
 }

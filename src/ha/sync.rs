@@ -77,6 +77,11 @@ pub enum Step {
 }
 
 impl Names {
+    /// Those of them that are members.
+    pub fn members(&self) -> impl Iterator<Item = &NodeName> {
+        self.names.iter().filter(|name| name.as_str() != PLACEHOLDER)
+    }
+
     /// Reads the setting in any form that Patroni or we write: empty, a name, `2 (a, b)`, `ANY 1 (a, b)`, `FIRST ..`.
     pub fn parse(text: &str) -> Self {
         let text = text.trim();

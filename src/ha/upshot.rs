@@ -14,7 +14,6 @@ use crate::types::Chain;
 use super::Error;
 use super::agent::Agent;
 use super::jobs::{Done, Outcome};
-use super::orders::Order;
 use super::view::{Approval, Checkpoint, Poll, Survey, UpstreamWal};
 
 /// The checkpoint after a promotion writes every dirty page.
@@ -58,7 +57,8 @@ impl<D: Dcs> Agent<D> {
                 self.deps.record.update(|record| record.bootstrap = Bootstrap::Settled).await?;
             }
             Outcome::Cloned => {
-                self.memory.orders.settle(Order::Reinitialize);
+                self.kept = None;
+                self.memory.orders.copied(now);
                 (self.memory.ancestry, self.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 self.memory.copied_at(now);
                 let followed = self.memory.source.take();

@@ -98,7 +98,7 @@ fn is_plain(bytes: &[u8]) -> bool {
 }
 
 /// Control characters would let a line pretend to be another one, or command a terminal.
-fn printable(text: &str) -> Cow<'_, str> {
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
     let harmless = |c: char| !c.is_control() || c == '\t';
     if text.chars().all(harmless) {
         return Cow::Borrowed(text);

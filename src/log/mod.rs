@@ -7,6 +7,7 @@
 //! this thread can wait, and could not be had for a socket or another account's pipe.
 //! Absent on purpose: rate limits, colours, and files where a container's runtime keeps the stream; an agent may write files.
 
+mod layout;
 mod line;
 mod ring;
 mod sink;
@@ -25,10 +26,11 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 
-use line::{Origin, Stamp, append, render};
+use line::{Origin, Stamp, append, printable, render};
 use ring::{Chunk, Ring, write_out};
 use sink::{Rotating, Stream as Descriptor};
 
+pub use layout::Layout;
 pub use line::Splitter;
 pub use sink::Files;
 
@@ -43,6 +45,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 const WRITER_STACK: usize = 64 * 1024;
 /// The label of our own lines.
 const OURSELVES: &str = "pgherd";
+/// The target of an error that Patroni calls critical: this process cannot go on, and a person must see to it.
+pub const CRITICAL: &str = "pgherd::critical";
 
 /// How lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,7 +56,7 @@ pub enum Format {
     Text,
     /// One JSON object a line.
     Json,
-    /// `2026-01-02 03:04:05,678 INFO: line` (UTC), and what children print as it is: Patroni's form.
+    /// `2026-01-02 03:04:05,678 INFO: line` (UTC), or as [`Layout`] says, and what children print as it is: Patroni's form.
     Patroni,
 }
 
@@ -87,6 +91,8 @@ pub struct Config {
     pub format: Format,
     /// `LOG_LEVEL`: `info`, or `warn,pgherd::ha=debug`.
     pub level: String,
+    /// What our own lines look like in Patroni's form.
+    pub layout: Layout,
     /// In the place of standard output.
     pub files: Option<Files>,
 }
@@ -144,7 +150,7 @@ pub fn install(config: &Config) -> Result<Guard, Error> {
     let files = config.files.as_ref().map(open).transpose()?;
     let ring = Arc::new(Ring::new(RING_BYTES, config.format));
     LOG.set((Arc::clone(&ring), config.format)).map_err(|_ours| Error::Installed)?;
-    let events = Events { ring: Arc::clone(&ring), format: config.format };
+    let events = Events { ring: Arc::clone(&ring), format: config.format, layout: config.layout.clone() };
     let subscriber = tracing_subscriber::registry().with(events.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(|_theirs| Error::Installed)?;
     let writer = Arc::clone(&ring);
@@ -237,6 +243,7 @@ fn json_line(object: Map<String, Value>) -> Vec<u8> {
 struct Events {
     ring: Arc<Ring>,
     format: Format,
+    layout: Layout,
 }
 
 /// The fields of a span, kept with it.
@@ -274,26 +281,31 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Events {
         self.ring.push_ours(Chunk::line(match self.format {
             Format::Text => event_text(event.metadata(), &spans, &fields),
             Format::Json => event_json(event.metadata(), &spans, fields),
-            Format::Patroni => event_patroni(event.metadata(), &spans, &fields),
+            Format::Patroni => event_patroni(&self.layout, event.metadata(), &spans, &fields),
         }));
     }
 }
 
 fn event_text(metadata: &tracing::Metadata<'_>, spans: &[&str], fields: &Fields) -> Vec<u8> {
-    event_line(Format::Text, format!("{:5} ", metadata.level().as_str()), spans, fields)
+    let text = format!("{:5} {}", metadata.level().as_str(), event_message(spans, fields));
+    let from = Origin { service: OURSELVES, stream: None, wholeness: Wholeness::Whole };
+    render(Format::Text, &from, bounded(&text).as_bytes())
 }
 
-fn event_patroni(metadata: &tracing::Metadata<'_>, spans: &[&str], fields: &Fields) -> Vec<u8> {
-    let level = match *metadata.level() {
-        tracing::Level::ERROR => "ERROR",
-        tracing::Level::WARN => "WARNING",
-        tracing::Level::INFO => "INFO",
-        tracing::Level::DEBUG | tracing::Level::TRACE => "DEBUG",
-    };
-    event_line(Format::Patroni, format!("{level}: "), spans, fields)
+fn event_patroni(
+    layout: &Layout,
+    metadata: &tracing::Metadata<'_>,
+    spans: &[&str],
+    fields: &Fields,
+) -> Vec<u8> {
+    let message = event_message(spans, fields);
+    let mut line = layout.line(crate::clock::wall(), metadata, &printable(bounded(&message)));
+    line.push('\n');
+    line.into_bytes()
 }
 
-fn event_line(format: Format, mut text: String, spans: &[&str], fields: &Fields) -> Vec<u8> {
+fn event_message(spans: &[&str], fields: &Fields) -> String {
+    let mut text = String::new();
     for span in spans {
         text.push_str(span);
         text.push_str(": ");
@@ -306,8 +318,7 @@ fn event_line(format: Format, mut text: String, spans: &[&str], fields: &Fields)
             None => write!(text, " {name}={value}").ok(),
         };
     }
-    let from = Origin { service: OURSELVES, stream: None, wholeness: Wholeness::Whole };
-    render(format, &from, bounded(&text).as_bytes())
+    text
 }
 
 fn event_json(metadata: &tracing::Metadata<'_>, spans: &[&str], fields: Fields) -> Vec<u8> {
@@ -376,7 +387,8 @@ mod tests {
     #[test]
     fn events_carry_fields_and_the_span_they_happened_in() {
         let ring = Arc::new(Ring::new(RING_BYTES, Format::Text));
-        let layer = Events { ring: Arc::clone(&ring), format: Format::Text };
+        let (ring_of_layer, layout) = (Arc::clone(&ring), Layout::default());
+        let layer = Events { ring: ring_of_layer, format: Format::Text, layout };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let _span = tracing::info_span!("ha", node = "n1").entered();
             tracing::warn!(lag = 7, text = "a\nb", "behind");

@@ -31,16 +31,17 @@ use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::remote::Remote;
 use crate::ha::replication::Replication;
-use crate::ha::rules::{Mode, Outlast, Pause, Rules, START_TIMEOUT, Strictness};
+use crate::ha::reread::{Fresh, Reread};
+use crate::ha::rules::{Mode, Outlast, Pause, Rules, START_TIMEOUT, Strictness, Unled};
 use crate::ha::tags::{Tags, contradictions};
 use crate::ha::{self, agent, callbacks};
 use crate::peer::PeerClient;
-use crate::postgres::{self, ClientTls, Machine, NodeSettings, Postgres, Premises, Reread, Stored};
+use crate::postgres::{self, ClientTls, Machine, NodeSettings, Postgres, Premises, Stored};
 use crate::process::{self, InitLink, RunAs, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::{Reports, Unit};
 use crate::tls::{self, EtcdClient, Identity};
-use crate::types::{NodeName, SyncMode, Timing};
+use crate::types::{NodeId, NodeName, SyncMode, Timing};
 use crate::{api, clock, etcd, log};
 
 use super::{ACCOUNT, FIRST_LOOK, StopSignals, postgres_unit};
@@ -69,12 +70,7 @@ const MAXIMUM_LAG: u64 = 1_048_576;
 /// this name runs.
 pub fn run(file: Option<Utf8PathBuf>, config: Agent, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
     let source = Source { file, vars: process::take_environment() };
-    let form = log::Config {
-        format: config.log.format,
-        level: config.log.level.to_string(),
-        files: config.log_files.clone(),
-    };
-    let _log = log::install(&form).context("could not start the log")?;
+    let _log = log::install(&config.log).context("could not start the log")?;
     process::Surroundings::look().tell();
     for Warning(warning) in warnings {
         warn!("{warning}");
@@ -95,7 +91,7 @@ struct Source {
 
 impl Source {
     /// Reads it, and says what of a change counts only from the next start on.
-    fn reread(&self, running: &Agent) -> Option<NodeSettings> {
+    fn reread(&self, running: &Agent) -> Option<Fresh> {
         let read = Agent::read(self.file.as_deref(), self.vars.iter().cloned());
         let (fresh, warnings) = match read {
             Ok(fresh) => fresh,
@@ -110,14 +106,20 @@ impl Source {
         for section in running.fixed_differences(&fresh) {
             warn!(section, "has changed in the file: that takes effect at the next start");
         }
+        for conflict in contradictions(&fresh.tags) {
+            warn!("{conflict}");
+        }
         info!("read the file again");
-        Some(node_settings(&fresh))
+        let rules = rules(&fresh);
+        let server = fresh.postgres;
+        let server = NodeSettings { parameters: server.parameters, hba: server.hba, ident: server.ident };
+        Some(Fresh { rules, server })
     }
-}
 
-fn node_settings(config: &Agent) -> NodeSettings {
-    let server = config.postgres.clone();
-    NodeSettings { parameters: server.parameters, hba: server.hba, ident: server.ident }
+    /// Whenever the loop wants it.
+    fn into_reread(self, running: Agent) -> Reread {
+        Reread::by(move || self.reread(&running))
+    }
 }
 
 /// SIGHUP is the same as `POST /reload`.
@@ -216,7 +218,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
     let snapshot = first_snapshot(&store).await;
     require_unique(&config.name, &snapshot, &client).await?;
 
-    let (unit, postgres) = server(&config, source, &place, snapshot, background).await?;
+    let (unit, postgres) = server(&config, &place, snapshot, background).await?;
     let record = place.record.read();
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id, None);
     let (status, data) = (watch::channel(None).0, watch::channel(facts).0);
@@ -258,7 +260,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
     let called = callbacks::run(config.postgres.callbacks.clone(), place.run_as.clone(), status.subscribe());
     background.spawn(called);
     agent::spawn(
-        agent_config(&config, record.node_id),
+        agent_config(&config, record.node_id, source.into_reread(config.clone())),
         deps,
         agent::Outlets { status, data },
         &mut ha,
@@ -271,17 +273,15 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
 /// The server, with what the store says of it; one that runs already is taken over.
 async fn server(
     config: &Agent,
-    source: Source,
     place: &Place,
     snapshot: Snapshot,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<(Unit, Postgres)> {
     let kin = postgres::kin(&config.postgres.data_dir);
     let unit = Unit::spawn_alone(kin, postgres_unit(), background);
-    let postgres = Postgres::new(postgres_config(config, source, place)?, unit.clone());
+    let postgres = Postgres::new(postgres_config(config, place)?, unit.clone());
     // A cluster that is founded here starts with what it is founded with.
-    let founding = || serde_json::Value::Object(config.bootstrap.dcs.clone());
-    let dynamic = snapshot.config.map_or_else(founding, |stored| stored.value);
+    let dynamic = snapshot.config.map_or_else(|| founding(config), |stored| stored.value);
     postgres.intend(Stored::of(&dynamic).under(&config.postgres.rules));
     if let Some(pid) = postgres.adopt_running().await? {
         info!(pid, "PostgreSQL runs already: going on with it");
@@ -319,7 +319,7 @@ async fn first_snapshot(store: &EtcdStore) -> Snapshot {
 async fn require_unique(name: &NodeName, snapshot: &Snapshot, client: &PeerClient) -> anyhow::Result<()> {
     let Some(member) = snapshot.member(name) else { return Ok(()) };
     if client.is_alive(&member.api_url).await {
-        error!("Can't start; there is already a node named '{name}' running");
+        error!(target: log::CRITICAL, "Can't start; there is already a node named '{name}' running");
         bail!("another process of this name answers at {}", member.api_url);
     }
     Ok(())
@@ -400,7 +400,7 @@ pub fn store_config(config: &Agent) -> anyhow::Result<EtcdConfig> {
     })
 }
 
-fn agent_config(config: &Agent, node_id: crate::types::NodeId) -> agent::Config {
+fn agent_config(config: &Agent, node_id: NodeId, reread: Reread) -> agent::Config {
     let scheme = if config.api.tls.is_some() { "https" } else { "http" };
     agent::Config {
         scope: config.scope.clone(),
@@ -418,8 +418,17 @@ fn agent_config(config: &Agent, node_id: crate::types::NodeId) -> agent::Config 
                 .map(|proxy| format!("postgres://{proxy}/{}", config.postgres.database)),
         },
         rules: rules(config),
-        founding: serde_json::Value::Object(config.bootstrap.dcs.clone()),
+        founding: founding(config),
+        reread,
     }
+}
+
+/// What a store without a configuration gets: what the cluster of the data here had last, else what the file has for a new one.
+fn founding(config: &Agent) -> serde_json::Value {
+    let kept = std::fs::read_to_string(config.postgres.data_dir.join(postgres::DYNAMIC));
+    let kept =
+        kept.ok().and_then(|text| serde_json::from_str(&text).ok()).filter(serde_json::Value::is_object);
+    kept.unwrap_or_else(|| serde_json::Value::Object(config.bootstrap.dcs.clone()))
 }
 
 /// Patroni's defaults: everything else is in the store.
@@ -440,12 +449,17 @@ fn rules(config: &Agent) -> Rules {
         replication: Replication::default(),
         watchdog: config.watchdog,
         reserve: None,
-        mode: Mode::Agent { local: config.postgres.rules.clone() },
-        remote: Remote::of(&serde_json::Value::Object(config.bootstrap.dcs.clone())).0,
+        mode: Mode::Agent { local: config.postgres.rules.clone(), unled: unled(config) },
+        remote: Remote::of(&founding(config)).0,
     }
 }
 
-fn postgres_config(config: &Agent, source: Source, place: &Place) -> anyhow::Result<postgres::Config> {
+fn unled(config: &Agent) -> Unled {
+    let alone = config.postgres.replica_methods.iter().any(|method| method.alone().is_some());
+    if alone { Unled::Copies } else { Unled::Waits }
+}
+
+fn postgres_config(config: &Agent, place: &Place) -> anyhow::Result<postgres::Config> {
     let server = &config.postgres;
     let run_dir = config.state_dir().join("run");
     process::make_private_dir(&run_dir, &place.run_as)
@@ -457,10 +471,6 @@ fn postgres_config(config: &Agent, source: Source, place: &Place) -> anyhow::Res
         local: server.local.clone(),
         passfile: server.pgpass.clone().unwrap_or_else(|| run_dir.join("pgpass")),
         ident: server.ident.clone(),
-        reread: Reread(Arc::new({
-            let running = config.clone();
-            move || source.reread(&running)
-        })),
         replication_options: server.replication.options.clone(),
         rewind: server.rewind.clone(),
         bootstrap_hba: config.bootstrap.hba.clone(),

@@ -32,6 +32,7 @@ use crate::ha::callbacks::{self, Program};
 use crate::ha::promises::Promises;
 use crate::ha::publish::{self, Addresses};
 use crate::ha::replication::Replication;
+use crate::ha::reread::Reread;
 use crate::ha::rules::{Mode, Rules};
 use crate::ha::{self, agent};
 use crate::peer::DataFacts;
@@ -390,7 +391,12 @@ async fn settle_name(config: &Config, record: &Keeper, address: IpAddr) -> anyho
 }
 
 fn log_config(config: &Config) -> log::Config {
-    log::Config { format: config.log.format, level: config.log.level.to_string(), files: None }
+    log::Config {
+        format: config.log.format,
+        level: config.log.level.to_string(),
+        layout: log::Layout::default(),
+        files: None,
+    }
 }
 
 fn postgres_unit() -> UnitSpec {
@@ -446,6 +452,7 @@ fn agent_config(ground: &Ground, node_id: NodeId) -> agent::Config {
         addresses: addresses(&ground.config, ground.address),
         founding: rules.to_config(),
         rules,
+        reread: Reread::nothing(),
     }
 }
 

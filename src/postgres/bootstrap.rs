@@ -288,7 +288,7 @@ async fn run_bootstrap_script(config: &Config, machine: &Machine) -> Result<(), 
         .arg(url)
         .env("PATH", format!("{}:{SCRIPT_PATH}", config.bin_dir))
         .env("PGPASSFILE", passfile.0.as_str())
-        .run_as(&config.run_as);
+        .of_administrator(&config.run_as);
     control::run(&command, "post_bootstrap", SCRIPT_LIMIT).await.map(|_output| ())
 }
 

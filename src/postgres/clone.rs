@@ -29,10 +29,7 @@ const QUARANTINE_KEEP: usize = 2;
 
 /// See [`super::Postgres::clone_from`].
 pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(), Error> {
-    require_down(shared)?;
-    conf::write_passfile(&shared.config)?;
-    remove_leftovers(shared).await?;
-    marker::set(shared, marker::CLONE).await?;
+    begin(shared).await?;
     match &shared.config.premises {
         Premises::Container => by_base_backup(shared, upstream).await?,
         Premises::Machine(machine) => {
@@ -40,6 +37,24 @@ pub(super) async fn clone_from(shared: &Shared, upstream: &Upstream) -> Result<(
             method::copy(shared, upstream, &methods).await?;
         }
     }
+    complete(shared).await
+}
+
+/// See [`super::Postgres::copy_alone`].
+pub(super) async fn copy_alone(shared: &Shared) -> Result<(), Error> {
+    begin(shared).await?;
+    method::copy_alone(shared).await?;
+    complete(shared).await
+}
+
+async fn begin(shared: &Shared) -> Result<(), Error> {
+    require_down(shared)?;
+    conf::write_passfile(&shared.config)?;
+    remove_leftovers(shared).await?;
+    marker::set(shared, marker::CLONE).await
+}
+
+async fn complete(shared: &Shared) -> Result<(), Error> {
     for name in [marker::REWIND, marker::FILL, marker::ORIGIN, marker::CLONE] {
         marker::clear(shared, name).await?;
     }

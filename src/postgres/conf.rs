@@ -10,6 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
+use super::machine::DYNAMIC;
 use super::settings::{self, Access, Effective, Slots};
 use super::{ClientTls, Config, Door, Error, ForeignLogin, Machine, Premises, Shared, Upstream, lock, room};
 use crate::process::{self, Mode};
@@ -88,6 +89,18 @@ pub(super) async fn open_door(shared: &Shared) -> Result<(), Error> {
     .await?;
     shared.unit.signal(Signal::SIGHUP);
     Ok(())
+}
+
+/// Writes Patroni's copy of the dynamic configuration.
+pub(super) async fn write_dynamic(shared: &Shared, config: &serde_json::Value) -> Result<(), Error> {
+    let (path, text) = (shared.config.data_dir.join(DYNAMIC), config.to_string());
+    let run_as = shared.config.run_as.clone();
+    off_thread(move || {
+        process::write_atomic(&path, text.as_bytes(), &run_as, Mode::Private)
+            .map(|_written| ())
+            .map_err(|source| Error::Write { path, source })
+    })
+    .await
 }
 
 /// Writes everything that a start needs.

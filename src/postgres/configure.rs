@@ -33,7 +33,7 @@ const REMEMBERED: usize = 8;
 /// What is known of the settings.
 #[derive(Debug, Default)]
 pub(super) struct Configuration {
-    /// What the administrator's file said when it was last read again.
+    /// What this node asks for by itself; none before it was changed.
     node: Option<NodeSettings>,
     /// What the store says; none before it was heard or read from the volume.
     stored: Option<Stored>,
@@ -86,6 +86,10 @@ impl Configuration {
         self.stored.as_ref().map_or_else(Vec::new, remote_methods)
     }
 
+    pub(super) fn ask(&mut self, node: NodeSettings) {
+        self.node = Some(node);
+    }
+
     /// What this node asks for by itself.
     fn node(&self, config: &Config) -> NodeSettings {
         self.node.clone().unwrap_or_else(|| config.node_settings())
@@ -93,6 +97,11 @@ impl Configuration {
 
     pub(super) fn complaints(&self) -> Vec<String> {
         self.complaints.clone()
+    }
+
+    /// Whether commits wait until the standbys show them. A session does not tell: ours asks for no waiting.
+    pub(super) fn commits_are_applied(&self) -> bool {
+        self.in_files.parameters.get("synchronous_commit").is_some_and(|level| level == "remote_apply")
     }
 
     pub(super) fn in_files(&self) -> Effective {
@@ -158,14 +167,6 @@ fn effective(config: &Config, node: &NodeSettings, stored: &Stored, part: Part) 
         effective.ident.clone_from(&node.ident);
     }
     (effective, complaints)
-}
-
-/// Reads the administrator's file again, where there is one: what it says counts from the next [`apply`] or start on.
-pub(super) fn reread(shared: &Shared) {
-    let Premises::Machine(machine) = &shared.config.premises else { return };
-    if let Some(node) = machine.reread.0() {
-        lock(&shared.configuration).node = Some(node);
-    }
 }
 
 /// Chooses the settings of a start, and remembers that it is tried with them.

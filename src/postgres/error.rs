@@ -34,6 +34,9 @@ pub enum Error {
         /// What was interrupted.
         why: &'static str,
     },
+    /// Nobody to copy from, and no command that needs nobody.
+    #[error("no method of create_replica_methods works without a leader")]
+    NoMethod,
     /// No cluster where one is needed.
     #[error("{path} holds no readable cluster: {why}")]
     NoCluster {

@@ -112,7 +112,7 @@ pub(super) async fn before_stop(shared: &Shared, mode: StopMode) -> StopMode {
     let command = Command::new("before_stop", program.as_str())
         .args(args.iter().cloned())
         .env("PATH", format!("{}:{SEARCH_PATH}", shared.config.bin_dir))
-        .run_as(&shared.config.run_as);
+        .of_administrator(&shared.config.run_as);
     StopMode::Fast { patience: half_for(&command, patience).await }
 }
 

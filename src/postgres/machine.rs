@@ -5,15 +5,16 @@
 //! the other has ended.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use secrecy::SecretString;
 
 use super::method::{Method, ReplicaMethod};
 use super::origin::Origin;
-use super::{Config, settings};
+use super::{Config, Error, Postgres, clone, conf, lock, settings};
+
+/// Patroni's copy of the dynamic configuration, in the data directory.
+pub const DYNAMIC: &str = "patroni.dynamic.json";
 
 /// Whose the server is.
 #[derive(Debug, Clone)]
@@ -37,10 +38,8 @@ pub struct Machine {
     pub local: Local,
     /// Where the passwords of libpq's clients are written.
     pub passfile: Utf8PathBuf,
-    /// Lines of pg_ident.conf, until the file is read again.
+    /// Lines of pg_ident.conf, until something else is asked for.
     pub ident: Vec<String>,
-    /// Reads the administrator's file again.
-    pub reread: Reread,
     /// What libpq is told of the replication role beyond its name.
     pub replication_options: BTreeMap<String, String>,
     /// The role that pg_rewind connects as.
@@ -72,16 +71,6 @@ pub struct NodeSettings {
     pub ident: Vec<String>,
 }
 
-/// Reads the administrator's file; none when it cannot be used, which whoever reads it says.
-#[derive(Clone)]
-pub struct Reread(pub Arc<dyn Fn() -> Option<NodeSettings> + Send + Sync>);
-
-impl fmt::Debug for Reread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reread")
-    }
-}
-
 /// A role, its password, and how libpq is to connect as it.
 #[derive(Debug, Clone)]
 pub struct Login {
@@ -102,6 +91,34 @@ pub enum Local {
     Socket(Utf8PathBuf),
 }
 
+/// What only agent mode asks of it.
+impl Postgres {
+    /// Keeps the dynamic configuration in the data directory, where it is an administrator's: Patroni, and an agent of ours, go by it
+    /// when the store has lost it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub async fn keep_dynamic(&self, config: serde_json::Value) -> Result<(), Error> {
+        match &self.shared.config.premises {
+            Premises::Container => Ok(()),
+            Premises::Machine(_) => conf::write_dynamic(&self.shared, &config).await,
+        }
+    }
+
+    /// Takes what this node asks for by itself, in the place of what it has asked for so far.
+    pub fn ask(&self, node: NodeSettings) {
+        lock(&self.shared.configuration).ask(node);
+    }
+
+    /// A copy by the methods of the file that need no member to copy from.
+    ///
+    /// # Errors
+    /// PostgreSQL runs; none of them works.
+    pub async fn copy_alone(&self) -> Result<(), Error> {
+        clone::copy_alone(&self.shared).await
+    }
+}
+
 impl Config {
     /// Who else than the cluster may set something.
     pub(super) fn owner(&self) -> settings::Owner {
@@ -119,7 +136,7 @@ impl Config {
         }
     }
 
-    /// What this node asks for by itself, as long as nothing was read again.
+    /// What this node asks for by itself at first.
     pub(super) fn node_settings(&self) -> NodeSettings {
         let ident = match &self.premises {
             Premises::Container => Vec::new(),

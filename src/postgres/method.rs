@@ -1,14 +1,13 @@
 //! Copies that an administrator's own command makes: `create_replica_methods` of agent mode.
 //!
 //! Invariant: a directory that such a command has half filled is never taken for data: a marker of its own stands from before the
-//! command begins until what it has made was looked at. What is absent: a copy without a member to
-//! copy from (`no_leader`).
+//! command begins until what it has made was looked at.
 
 use tracing::warn;
 
 use super::clone::{COPY_LIMIT, by_base_backup, make_dir, put_aside, put_wal_aside, remove_tree};
 use super::{Config, Error, Machine, Premises, Shared, Upstream, conf, control, lock, marker};
-use crate::process::Command;
+use crate::process::{Command, RunAs};
 use crate::types::Chain;
 
 /// Where a command finds programs, after those of the server's version.
@@ -21,6 +20,16 @@ pub enum ReplicaMethod {
     Basebackup,
     /// The administrator's command.
     Custom(Method),
+}
+
+impl ReplicaMethod {
+    /// The command, if it needs no member to copy from.
+    pub fn alone(&self) -> Option<&Method> {
+        match self {
+            Self::Custom(method) if method.source == Source::Anywhere => Some(method),
+            Self::Custom(_) | Self::Basebackup => None,
+        }
+    }
 }
 
 /// A command that makes a data directory.
@@ -36,6 +45,17 @@ pub struct Method {
     pub told: Told,
     /// What becomes of the data that is there.
     pub old_data: OldData,
+    /// Where the data comes from.
+    pub source: Source,
+}
+
+/// Where a command has its data from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// From the member that it is told.
+    Member,
+    /// From elsewhere, if it must (`no_leader`).
+    Anywhere,
 }
 
 /// What a command is told.
@@ -102,7 +122,7 @@ pub(super) async fn copy(
     let Some((method, others)) = methods.split_first() else { return by_base_backup(shared, upstream).await };
     let made = match method {
         ReplicaMethod::Basebackup => by_base_backup(shared, upstream).await,
-        ReplicaMethod::Custom(method) => by_command(shared, upstream, method).await,
+        ReplicaMethod::Custom(method) => by_command(shared, Some(upstream), method).await,
     };
     match made {
         Err(error) if !others.is_empty() => {
@@ -113,18 +133,40 @@ pub(super) async fn copy(
     }
 }
 
-async fn by_command(shared: &Shared, upstream: &Upstream, method: &Method) -> Result<(), Error> {
+/// Tries each method that needs nobody, until one works.
+pub(super) async fn copy_alone(shared: &Shared) -> Result<(), Error> {
+    let methods = match &shared.config.premises {
+        Premises::Container => &[][..],
+        Premises::Machine(machine) => &machine.replica_methods,
+    };
+    let mut failed = Error::NoMethod;
+    for method in methods.iter().filter_map(ReplicaMethod::alone) {
+        match by_command(shared, None, method).await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                warn!(method = method.name, error = %Chain(&error), "a way to copy the data has failed");
+                failed = error;
+            }
+        }
+    }
+    Err(failed)
+}
+
+async fn by_command(shared: &Shared, upstream: Option<&Upstream>, method: &Method) -> Result<(), Error> {
     let data_dir = &shared.config.data_dir;
     match method.old_data {
         OldData::PutAside => put_aside(shared).await?,
         OldData::Kept => put_wal_aside(shared).await,
     }
-    make_dir(shared, data_dir)?;
+    make_place(shared)?;
     // From here on PGDATA is neither what it was nor a copy, whatever is found in it.
     marker::set(shared, marker::FILL).await?;
     let command = command(&shared.config, upstream, method);
     let made = match control::run(&command, "a command for replicas", COPY_LIMIT).await {
-        Ok(_output) => control::read(shared, data_dir).await.map(|_control| ()),
+        Ok(_output) => {
+            make_dir(shared, data_dir)?;
+            control::read(shared, data_dir).await.map(|_control| ())
+        }
         Err(error) => Err(error),
     };
     if made.is_err() && method.old_data == OldData::PutAside {
@@ -133,12 +175,22 @@ async fn by_command(shared: &Shared, upstream: &Upstream, method: &Method) -> Re
     made
 }
 
-fn command(config: &Config, upstream: &Upstream, method: &Method) -> Command {
+/// Many a command makes the directory itself, and takes one that is there for somebody's data. Where it runs under another account
+/// than ours, only we may make it.
+pub(super) fn make_place(shared: &Shared) -> Result<(), Error> {
+    match shared.config.run_as {
+        RunAs::Same => Ok(()),
+        RunAs::Account(_) => make_dir(shared, &shared.config.data_dir),
+    }
+}
+
+fn command(config: &Config, upstream: Option<&Upstream>, method: &Method) -> Command {
     let scope = match &config.premises {
         Premises::Machine(machine) => machine.cluster_name.as_str(),
         Premises::Container => config.name.as_str(),
     };
-    let connstring = conf::conninfo(config, upstream, "pgherd_clone");
+    let connstring = upstream.map(|upstream| conf::conninfo(config, upstream, "pgherd_clone"));
+    let connstring = connstring.unwrap_or_default();
     let usual = [
         ("scope", scope),
         ("role", "replica"),
@@ -151,5 +203,5 @@ fn command(config: &Config, upstream: &Upstream, method: &Method) -> Command {
         .env("PATH", format!("{}:{SEARCH_PATH}", config.bin_dir))
         .env("PGPASSFILE", conf::passfile(config).as_str())
         .env("LC_ALL", "C")
-        .run_as(&config.run_as)
+        .of_administrator(&config.run_as)
 }

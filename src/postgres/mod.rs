@@ -54,7 +54,7 @@ pub use error::Error;
 pub use hba::Door;
 pub use import::Source;
 pub use launch::kin;
-pub use machine::{Local, Login, Machine, NodeSettings, Premises, Reread};
+pub use machine::{DYNAMIC, Local, Login, Machine, NodeSettings, Premises};
 pub use pedigree::{Containment, Pedigree};
 pub use probe::{Check, Posture, Pulse};
 pub use reserve::Reserve;
@@ -356,11 +356,6 @@ impl Postgres {
     /// Takes what the store says of PostgreSQL for the next start and for the next [`Postgres::configure`].
     pub fn intend(&self, stored: Stored) {
         lock(&self.shared.configuration).intend(stored);
-    }
-
-    /// Reads this node's own settings again, where they are in a file (agent mode).
-    pub fn reread(&self) {
-        configure::reread(&self.shared);
     }
 
     /// Brings the running server to the settings that are wanted for this part: writes what has changed, and reloads then.

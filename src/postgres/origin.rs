@@ -5,19 +5,23 @@
 //! roles and databases, which are made afterwards as in every new cluster.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::SecretString;
 use tracing::{info, warn};
 
 use super::adopt::superuser_sql;
-use super::clone::{COPY_LIMIT, entries, make_dir, prune_quarantine, put_aside};
+use super::clone::{COPY_LIMIT, entries, make_dir, prune_quarantine, put_aside, remove_tree};
 use super::launch::{RECOVERY_SIGNAL, STANDBY_SIGNAL, remove_signal_files};
-use super::method::{SEARCH_PATH, Told};
+use super::method::{SEARCH_PATH, Told, make_place};
 use super::settings::{Floors, Part};
 use super::{Config, Error, Machine, Shared, conf, control, marker};
 use crate::process::{self, Command, Mode};
 use crate::types::SystemId;
+
+/// How often it is looked for the directory that a command makes.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The section that `bootstrap.method` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +54,8 @@ pub(super) async fn make(shared: &Shared, machine: &Machine, origin: &Origin) ->
     let data_dir = &shared.config.data_dir;
     // What an attempt that was cut short has left, or what a person has brought since: who knows.
     put_aside(shared).await?;
-    make_dir(shared, data_dir)?;
+    make_place(shared)?;
+    let was_there = data_dir.exists();
     marker::set(shared, marker::ORIGIN).await?;
     info!(method = origin.name, "a command makes the new cluster");
     match by_command(shared, machine, origin).await {
@@ -64,6 +69,9 @@ pub(super) async fn make(shared: &Shared, machine: &Machine, origin: &Origin) ->
         }
         Err(error) => {
             empty(data_dir).await?;
+            if !was_there {
+                remove_tree(data_dir).await?;
+            }
             marker::clear(shared, marker::ORIGIN).await?;
             Err(error)
         }
@@ -88,6 +96,25 @@ async fn empty(dir: &Utf8Path) -> Result<(), Error> {
     .await
 }
 
+/// The marker names the directory as soon as the command has made it.
+async fn naming_directory<T>(
+    shared: &Shared,
+    run: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::pin!(run);
+    let named = async {
+        while !shared.config.data_dir.exists() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        marker::set(shared, marker::ORIGIN).await
+    };
+    tokio::select! {
+        done = &mut run => return done,
+        named = named => named?,
+    }
+    run.await
+}
+
 async fn by_command(shared: &Shared, machine: &Machine, origin: &Origin) -> Result<SystemId, Error> {
     let config = &shared.config;
     let usual = [("scope", machine.cluster_name.as_str()), ("datadir", config.data_dir.as_str())];
@@ -96,8 +123,10 @@ async fn by_command(shared: &Shared, machine: &Machine, origin: &Origin) -> Resu
         .args(origin.told.args(&usual))
         .env("PATH", format!("{}:{SEARCH_PATH}", config.bin_dir))
         .env("LC_ALL", "C")
-        .run_as(&config.run_as);
-    control::run(&command, "the command of bootstrap.method", COPY_LIMIT).await?;
+        .of_administrator(&config.run_as);
+    naming_directory(shared, control::run(&command, "the command of bootstrap.method", COPY_LIMIT)).await?;
+    make_dir(shared, &config.data_dir)?;
+    marker::set(shared, marker::ORIGIN).await?;
     recover(shared, machine, &origin.recovery).await?;
     Ok(control::read(shared, &config.data_dir).await?.system_id)
 }

@@ -315,6 +315,13 @@ pub fn is_fixed(name: &str, owner: Owner) -> bool {
     }
 }
 
+/// Whether neither the store nor the node's own file sets it. What an administrator's server recovers with comes from there, as
+/// with Patroni.
+pub fn is_owned(name: &str, owner: Owner) -> bool {
+    let recovers = matches!(name, "archive_cleanup_command" | "restore_command");
+    is_fixed(name, owner) && !(recovers && owner == Owner::Administrator)
+}
+
 /// What pgherd owns in a container only.
 fn is_the_machines(name: &str) -> bool {
     name.starts_with("ssl")
@@ -470,7 +477,7 @@ fn refused(name: &str, value: &str, owner: Owner) -> Verdict {
     {
         return Verdict::Same;
     }
-    if is_fixed(name, owner) {
+    if is_owned(name, owner) {
         return Verdict::Refused(format!("{name} is set by pgherd alone: the cluster's value is not used"));
     }
     if owner == Owner::Administrator {
@@ -679,6 +686,15 @@ mod tests {
         // What a stock Patroni cluster has in its configuration is what we do anyway.
         let usual = json!({"parameters": {"hot_standby": "on", "wal_log_hints": true}});
         assert_eq!(merged(&[], usual, Part::Primary).1, [""; 0]);
+    }
+
+    #[test]
+    fn an_administrators_server_recovers_with_what_the_parameters_say() {
+        for name in ["restore_command", "archive_cleanup_command"] {
+            assert!(is_owned(name, Owner::Pgherd) && !is_owned(name, Owner::Administrator), "{name}");
+            assert!(is_fixed(name, Owner::Administrator), "{name} of ALTER SYSTEM does not count");
+        }
+        assert!(is_owned("primary_conninfo", Owner::Administrator));
     }
 
     #[test]

@@ -239,15 +239,16 @@ pub(super) async fn observe(shared: &Shared, patience: Duration) -> Result<Answe
     let mut raw: RawAnswer = serde_json::from_str(&text)
         .map_err(|e| Error::Unparsable { what: "the status", text: e.to_string() })?;
     // The server does not count what stands on its command line.
-    let differences = {
+    let (differences, applied) = {
         let mut configuration = lock(&shared.configuration);
         configuration.prove();
-        configuration.differences(&raw.shared)
+        (configuration.differences(&raw.shared), configuration.commits_are_applied())
     };
     let more =
         differences.into_iter().map(|(name, old_value, new_value)| RawSetting { name, old_value, new_value });
     raw.pending_restart.get_or_insert_default().extend(more);
-    Ok(raw.into())
+    let answer = Answer::from(raw);
+    Ok(if applied { answer.waiting_for_replay() } else { answer })
 }
 
 /// The lines of pg_hba.conf, as it now stands on disk, that the server could not read, and why.
@@ -379,6 +380,18 @@ impl RawAnswer {
     }
 }
 
+impl Answer {
+    /// The same where commits wait until they are visible.
+    fn waiting_for_replay(mut self) -> Self {
+        if let Kind::Primary { standbys, .. } = &mut self.kind {
+            for standby in standbys {
+                standby.confirmed = standby.replayed;
+            }
+        }
+        self
+    }
+}
+
 impl From<RawSetting> for PendingSetting {
     fn from(raw: RawSetting) -> Self {
         Self { name: raw.name, old_value: raw.old_value, new_value: raw.new_value }
@@ -421,6 +434,7 @@ impl From<RawStandby> for Standby {
             sent: raw.sent,
             flushed: raw.flushed,
             replayed: raw.replayed,
+            confirmed: raw.flushed,
         }
     }
 }

@@ -176,6 +176,8 @@ pub struct Standby {
     pub flushed: Option<Lsn>,
     /// Visible there.
     pub replayed: Option<Lsn>,
+    /// How far commits need not wait for it: visible with `synchronous_commit=remote_apply`, else durable.
+    pub confirmed: Option<Lsn>,
 }
 
 /// The highest timeline that one postmaster has reported. PostgreSQL forgets that of a walreceiver when this ends, while the

@@ -122,6 +122,17 @@ impl Command {
         self
     }
 
+    /// An administrator's own command, as this account: its relative paths mean the directory that we were started in. Another
+    /// account than ours may not be let into that, and starts in `/`.
+    #[must_use]
+    pub fn of_administrator(mut self, who: &RunAs) -> Self {
+        self.cwd = match who {
+            RunAs::Same => ".".into(),
+            RunAs::Account(_) => "/".into(),
+        };
+        self.run_as(who)
+    }
+
     /// Sets what the kernel (and `init`) sends when `node` dies.
     #[must_use]
     pub fn death_signal(mut self, signal: Signal) -> Self {

@@ -18,7 +18,8 @@ async fn one_agent_founds_a_cluster_with_patronis_keys() {
         let keys = stand.keys("/service/demo/").await?;
         let all = ["config", "initialize", "leader", "members/n1", "status", "sync"];
         let complete = all.iter().all(|key| keys.contains_key(&format!("/service/demo/{key}")));
-        let running = keys.get("/service/demo/members/n1").is_some_and(|text| text.contains("xlog_location"));
+        let member = json(keys.get("/service/demo/members/n1")?);
+        let running = member["state"] == "running" && member["xlog_location"].is_u64();
         (complete && running).then_some(keys)
     });
     let keys = written.await.unwrap_or_else(|| panic!("keys are missing: {}", stand.log(1)));
@@ -40,6 +41,8 @@ async fn one_agent_founds_a_cluster_with_patronis_keys() {
     assert!(json(&value("status"))["optime"].is_u64());
 
     assert_eq!(stand.sql(1, "SHOW max_connections").await, "50");
+    let kept = std::fs::read_to_string(stand.dir.join("n1/data/patroni.dynamic.json")).unwrap();
+    assert_eq!(json(&kept), config, "for whoever takes over when the store has lost it");
     assert_eq!(stand.sql(1, "SHOW cluster_name").await, "demo");
     let roles = "SELECT string_agg(rolname, ',' ORDER BY rolname) FROM pg_roles WHERE rolcanlogin";
     assert_eq!(stand.sql(1, roles).await, "postgres,replicator,rewinder");
@@ -58,13 +61,22 @@ async fn a_hangup_reads_the_file_again() {
     stand.hang_up(1);
     let changed = eventually(SOON, async || (stand.sql(1, "SHOW work_mem").await == "7MB").then_some(()));
     assert!(changed.await.is_some(), "{}", stand.log(1));
-    assert!(stand.log(1).contains("section=tags"), "{}", stand.log(1));
+    let told = eventually(SOON, async || {
+        let keys = stand.keys("/service/demo/members/n1").await?;
+        (json(keys.get("/service/demo/members/n1")?)["tags"]["sync_priority"] == 3).then_some(())
+    });
+    assert!(told.await.is_some(), "{}", stand.log(1));
+    let conflict = "WARNING: Conflicting configuration between nosync: True and sync_priority: 4";
+    std::fs::write(&file, before.replace("sync_priority: 2", "sync_priority: 4\n  nosync: true")).unwrap();
+    stand.hang_up(1);
+    let said = eventually(SOON, async || stand.log(1).contains(conflict).then_some(()));
+    assert!(said.await.is_some(), "{}", stand.log(1));
 
     std::fs::write(&file, "nonsense").unwrap();
     stand.hang_up(1);
     let said = eventually(SOON, async || stand.log(1).contains("everything stays as it is").then_some(()));
     assert!(said.await.is_some(), "{}", stand.log(1));
-    assert_eq!(stand.sql(1, "SHOW work_mem").await, "7MB");
+    assert_eq!(stand.sql(1, "SHOW work_mem").await, "4MB");
     stand.end().await;
 }
 

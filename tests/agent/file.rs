@@ -21,7 +21,9 @@ const FULL: &str = r#"
 scope: batman
 namespace: /service/
 name: postgresql0
-log: {type: plain, level: INFO, dir: /var/log/patroni, file_num: 3, file_size: 1000000, mode: 0644}
+log:
+  {type: plain, level: INFO, dir: /var/log/patroni, file_num: 3, file_size: 1000000, mode: 0644, dateformat: "%d.%m. %H:%M",
+   format: "%(asctime)s %(levelname)-8s [%(pathname)s:%(lineno)d]: %(message)s", loggers: {patroni.ha: DEBUG}}
 restapi:
   listen: 127.0.0.1:8008
   connect_address: 127.0.0.1:8008
@@ -97,7 +99,9 @@ fn every_mistake_is_named_at_once_and_no_secret_is() {
             "replicator, password: [s3cret-of-replication]",
         )
         .replace("mode: \"off\"", "mode: perhaps, safety_margin: -2")
-        .replace("encoding: UTF8", "pgdata: /x");
+        .replace("encoding: UTF8", "pgdata: /x")
+        .replace("%(levelname)-8s", "%(level)s")
+        .replace("patroni.ha: DEBUG", "patroni.ha: LOUD");
     let output = validate(&bad, &[]);
     assert_eq!(output.status.code(), Some(64));
     let said = said(&output);
@@ -109,6 +113,9 @@ fn every_mistake_is_named_at_once_and_no_secret_is() {
         "watchdog.mode: \"perhaps\"; expected off, automatic or required",
         "watchdog.safety_margin: ",
         "bootstrap.initdb: pgdata is not for this list",
+        "log.format: ",
+        "not level, but fields such as %(asctime)s",
+        "log.loggers.patroni.ha: expected DEBUG",
     ] {
         assert!(said.contains(path), "{path} in {said}");
     }

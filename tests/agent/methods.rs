@@ -68,6 +68,35 @@ async fn a_replica_is_copied_by_the_first_command_that_works() {
     stand.end().await;
 }
 
+#[tokio::test]
+async fn a_command_that_needs_no_leader_makes_a_replica_while_nobody_leads() {
+    let mut stand = Stand::new("false", None).await;
+    let (script, backup) = (stand.dir.join("restore.sh"), stand.dir.join("n1/data"));
+    let text =
+        format!("#!/bin/sh\necho \"$@\" > $0.told\nexec cp -rT {} \"${{3#--datadir=}}\"\n", backup.display());
+    std::fs::write(&script, text).unwrap();
+    for path in [&script, &stand.dir] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    stand.sql(1, "CREATE TABLE t AS SELECT 7 AS x; SELECT 1").await;
+    stand.stop(1).await;
+    let method = format!(
+        "\npostgresql:\n  create_replica_methods: [basebackup, own]\n  own: {{command: {}, no_leader: 1}}\n",
+        script.display()
+    );
+    stand.amend(2, ("\npostgresql:\n", &method));
+    stand.start(2, By::Pgherd);
+    stand.leads(2).await;
+    assert_eq!(stand.sql(2, "SELECT x FROM t").await, "7");
+    let told = std::fs::read_to_string(script.with_extension("sh.told")).unwrap();
+    let expected =
+        format!("--scope=demo --role=replica --datadir={}/n2/data --connstring=\n", stand.dir.display());
+    assert_eq!(told, expected);
+    stand.end().await;
+}
+
 /// A base backup, and a row that only the archive has.
 const RESTORE: &str = r#"#!/bin/sh
 set -e

@@ -2,8 +2,8 @@
 
 use pgherd::dcs::{Claim, Initialize, MemberState, Role, Snapshot};
 use pgherd::ha::reason::{Action, Reason, Task};
-use pgherd::ha::rules::{Mode, Pause};
-use pgherd::ha::view::{Life, Origin, Store};
+use pgherd::ha::rules::{Mode, Pause, Unled};
+use pgherd::ha::view::{Job, Life, Origin, Store};
 use pgherd::postgres::StopMode;
 use pgherd::postgres::status::ControlState;
 use pgherd::types::Revision;
@@ -13,7 +13,7 @@ use crate::scene::{NOW, Scene, ago, nothing_because, only};
 
 fn agent() -> Scene {
     let mut scene = Scene::new();
-    scene.0.rules.mode = Mode::Agent { local: Map::new() };
+    scene.0.rules.mode = Mode::Agent { local: Map::new(), unled: Unled::Waits };
     scene
 }
 
@@ -48,6 +48,24 @@ fn nobody_founds_a_cluster_beside_a_patroni_node_that_founds_one() {
     assert_eq!(only(late.decide()), Action::Release, "it was faster by a moment");
     let our_own = late.pending_bootstrap();
     assert_eq!(only(our_own.decide()), Action::Begin(Task::Initdb), "begun here, and interrupted");
+}
+
+/// `no_leader`: a backup brings a replica up while nobody leads.
+#[test]
+fn a_command_that_needs_no_leader_copies_while_nobody_leads() {
+    let copies = |scene: Scene| {
+        let local = Map::new();
+        scene.with(|v| v.rules.mode = Mode::Agent { local, unled: Unled::Copies })
+    };
+    assert_eq!(only(copies(Scene::new().no_leader().empty()).decide()), Action::Begin(Task::CopyAlone));
+    assert_eq!(only(copies(Scene::new().no_leader().incomplete()).decide()), Action::Begin(Task::CopyAlone));
+    let failed = copies(Scene::new().no_leader().empty().failed(Job::Clone, 4, 1)).decide();
+    assert_eq!(nothing_because(failed), Reason::RetryLater(Job::Clone, "why".into()));
+    let led = only(copies(Scene::new().empty()).decide());
+    assert!(matches!(led, Action::Begin(Task::Clone(_))), "somebody leads: {led:?}");
+    assert_eq!(nothing_because(agent().no_leader().empty().decide()), Reason::WaitingForLeader);
+    let new = initialize(copies(Scene::new().no_leader().empty()), None).snapshot(|s| s.members.clear());
+    assert_eq!(only(new.decide()), Action::Acquire(Claim::Vacant), "there is no cluster yet");
 }
 
 /// Its process died before it was done, and the key has no lease: without this nobody would ever found the cluster.

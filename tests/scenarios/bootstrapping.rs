@@ -97,9 +97,11 @@ fn initdb_runs_with_the_lock_and_after_the_claim() {
 }
 
 #[test]
-fn the_identifier_is_published_before_the_first_write_can_be_accepted() {
-    let decision = Scene::new().leads().initialize(Some(Initialize::InProgress)).pending_bootstrap().decide();
-    let [Action::PutInitialize(CLUSTER), Action::Start(StartAs::Primary, _)] = decision.actions.as_slice()
+fn the_identifier_is_published_before_the_first_write_can_be_accepted_and_the_configuration_with_it() {
+    let scene = Scene::new().leads().initialize(Some(Initialize::InProgress)).pending_bootstrap();
+    let decision = scene.snapshot(|s| s.config = None).decide();
+    let [Action::PutInitialize(CLUSTER), Action::PutConfig, Action::Start(StartAs::Primary, _)] =
+        decision.actions.as_slice()
     else {
         panic!("{:?}", decision.actions)
     };

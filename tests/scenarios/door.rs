@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd::ha::door::{self, Closed};
 use pgherd::ha::reason::{Action, Reason, Task, Wake};
-use pgherd::ha::rules::Mode;
+use pgherd::ha::rules::{Mode, Unled};
 use pgherd::ha::view::{Lease, SyncWrite};
 use pgherd::postgres::StartAs;
 use pgherd::postgres::status::{ControlState, Kind};
@@ -51,7 +51,8 @@ fn a_primary_whose_commits_wait_starts_with_its_door_closed() {
     assert_eq!(uncertain.decide().actions.first(), Some(&Action::CloseDoor), "another may be under way");
     let alone = crashed().with(|v| v.memory.sync_names = Some(String::new()));
     assert_eq!(only(alone.decide()), Action::Start(StartAs::Primary, String::new()));
-    let agent = crashed().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new() });
+    let agent =
+        crashed().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new(), unled: Unled::Waits });
     assert_eq!(only(agent.decide()), start, "whose rules are not ours");
 }
 
@@ -147,7 +148,8 @@ fn what_was_a_primary_hides_its_commits_when_it_is_started_to_vote() {
     assert_eq!(only(alone.decide()), start, "nothing waits for standbys");
     let unread = alone.store_silent().with(|v| v.rules.server = None);
     assert_eq!(unread.decide().actions, hidden, "the store may say otherwise, and was not read yet");
-    let agent = was_a_primary().with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new() });
+    let agent = was_a_primary()
+        .with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new(), unled: Unled::Waits });
     assert_eq!(only(agent.decide()), start, "whose rules are not ours");
     let compared = |scene: Scene| scene.leader("n1").same_timeline().decide().actions;
     let judged = was_a_primary().data(ControlState::ShutDown);

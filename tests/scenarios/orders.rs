@@ -170,6 +170,15 @@ fn a_paused_cluster_elects_and_starts_nobody() {
     assert_eq!(nothing_because(paused(Scene::new().empty()).decide()), Reason::Paused);
 }
 
+/// Whoever asks for a copy in maintenance mode wants a standby, not a directory.
+#[test]
+fn a_copy_that_was_asked_for_is_started_in_a_paused_cluster_too() {
+    let mut copied = paused(reinitialize(Scene::new().same_timeline(), Insistence::Forced, Accepted::Yes));
+    copied.0.memory.orders.copied(NOW);
+    assert_eq!(copied.0.memory.orders.reinitialize, None);
+    assert!(matches!(only(copied.decide()), Action::Start(StartAs::Standby(Some(_)), _)));
+}
+
 /// A paused primary that is cut off goes on without its key.
 #[test]
 fn in_a_paused_cluster_a_switchover_waits_until_the_leader_has_stopped() {

@@ -4,7 +4,7 @@ use pgherd::dcs::{Initialize, MemberState, Role};
 use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Decision, Reason, Task};
 use pgherd::ha::remote::Remote;
-use pgherd::ha::rules::{Mode, Rules};
+use pgherd::ha::rules::{Mode, Rules, Unled};
 use pgherd::ha::view::{Ancestry, Job, Lease, SurveyAnswer};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{Containment, StartAs, StopMode, Upstream};
@@ -348,7 +348,7 @@ fn a_section_is_read_with_patronis_rule_and_what_is_odd_is_said() {
     let own = json!({ "standby_cluster": {"host": "a", "create_replica_methods": ["wal_g"]} });
     let node = Scene::new().0.rules;
     assert_eq!(node.with_config(&own).1.len(), 1);
-    let agent = Rules { mode: Mode::Agent { local: serde_json::Map::new() }, ..node };
+    let agent = Rules { mode: Mode::Agent { local: serde_json::Map::new(), unled: Unled::Waits }, ..node };
     assert!(!agent.with_config(&own).1.iter().any(|said| said.contains("create_replica_methods")));
     let (remote, complaints) = read(json!({"restore_command": "cp x y"}));
     assert!(remote.is_some() && complaints.is_empty());

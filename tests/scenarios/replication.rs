@@ -173,6 +173,12 @@ mod slots {
     }
 
     #[test]
+    fn a_standby_that_does_not_stream_has_slots_for_those_that_stream_from_it() {
+        let scene = follower(&[]).member("n2", |m| drop(m.tags.insert("replicatefrom".into(), "n0".into())));
+        assert!(created(&scene.not_streaming(60).same_timeline()).contains(&"n2".to_owned()));
+    }
+
+    #[test]
     fn every_node_has_a_slot_for_every_other_member() {
         assert_eq!(created(&leader(&[])), ["n1", "n2"]);
         assert_eq!(created(&follower(&[])), ["n1", "n2"]);
@@ -410,6 +416,15 @@ mod synchronous_set {
             names_set(&first.flushed("n2", HERE - 2500).config(limit)).as_deref(),
             Some("n1"),
             "by the first one"
+        );
+        // With `remote_apply` commits wait for what is visible, however much is durable.
+        let mut unseen = priority_mode("", &["n1", "n2"]);
+        if let Some(Kind::Primary { standbys, .. }) = unseen.0.local.sql.as_mut().map(|sql| &mut sql.kind) {
+            standbys[0].confirmed = Some(Lsn(HERE - 2000));
+        }
+        assert_eq!(
+            names_set(&unseen.config(json!({"maximum_lag_on_syncnode": 1000}))).as_deref(),
+            Some("n2")
         );
     }
 

@@ -304,7 +304,8 @@ impl Scene {
     pub(crate) fn flushed(self, name: &str, at: u64) -> Self {
         self.with(|v| match &mut v.local.sql.as_mut().unwrap().kind {
             Kind::Primary { standbys, .. } => {
-                standbys.iter_mut().find(|s| s.name.as_str() == name).unwrap().flushed = Some(Lsn(at));
+                let standby = standbys.iter_mut().find(|s| s.name.as_str() == name).unwrap();
+                (standby.flushed, standby.confirmed) = (Some(Lsn(at)), Some(Lsn(at)));
             }
             Kind::Standby { .. } => panic!("no primary in this scene"),
         })
@@ -588,5 +589,6 @@ fn streaming(name: &str) -> Standby {
         sent: Some(POSITION),
         flushed: Some(POSITION),
         replayed: Some(POSITION),
+        confirmed: Some(POSITION),
     }
 }

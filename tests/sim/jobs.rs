@@ -7,7 +7,6 @@ use std::time::Duration;
 use pgherd::ha::Phase;
 use pgherd::ha::lineage;
 use pgherd::ha::manual::{self, HandOver, HandOverEnd};
-use pgherd::ha::orders::Order;
 use pgherd::ha::reason::Task;
 use pgherd::ha::rules::Pause;
 use pgherd::ha::view::{
@@ -65,7 +64,7 @@ impl World {
         let (takes, event) = match task {
             Task::Initdb => work(self.rng.range(300_000, 2_000_000), 0),
             Task::FinishBootstrap => work(self.rng.range(50_000, 600_000), 0),
-            Task::Clone(_) | Task::Rewind(_) => work(self.rng.range(5_000, 60_000), 0),
+            Task::Clone(_) | Task::CopyAlone | Task::Rewind(_) => work(self.rng.range(5_000, 60_000), 0),
             Task::Compare(_) => work(self.rng.range(5_000, 40_000), 0),
             Task::Approval(_) | Task::CopySlots { .. } => work(self.rng.range(3_000, 30_000), 0),
             Task::Promote => {
@@ -95,6 +94,7 @@ impl World {
             task,
             Task::Initdb
                 | Task::Clone(_)
+                | Task::CopyAlone
                 | Task::Promote
                 | Task::Stop(_)
                 | Task::StopAfterCheckpoint(_)
@@ -131,6 +131,8 @@ impl World {
             Task::FinishBootstrap if self.is_primary(n) => self.ends(n, Ok(Out::Bootstrapped)),
             Task::FinishBootstrap => self.ends(n, Err("no answer".into())),
             Task::Clone(up) => self.copy(n, index(&up), step),
+            // Only an administrator's file names such a command.
+            Task::CopyAlone => self.ends(n, Err("no program is named here".into())),
             Task::Rewind(up) => self.rewind(n, index(&up), step),
             Task::Compare(up) => self.compare(n, &up, step),
             Task::Approval(_) => self.ends(n, Err("no program is named here".into())),
@@ -335,7 +337,7 @@ impl World {
             Out::Initialised => {}
             Out::Bootstrapped => self.nodes[n].disk.bootstrap = Bootstrap::Settled,
             Out::Cloned => {
-                agent.memory.orders.settle(Order::Reinitialize);
+                agent.memory.orders.copied(now);
                 (agent.memory.ancestry, agent.memory.upstream_wal) = (None, UpstreamWal::Kept);
                 agent.memory.copied_at(now);
                 let source = agent.memory.source.take();

@@ -496,5 +496,6 @@ fn standby_row(from: usize, stream: &Stream) -> Standby {
         sent: None,
         flushed: Some(Lsn(stream.flushed)),
         replayed: None,
+        confirmed: Some(Lsn(stream.flushed)),
     }
 }

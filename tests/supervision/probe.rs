@@ -210,7 +210,8 @@ fn ears(file: &Path, last: &str) -> ExitCode {
 }
 
 fn flood(lines: u64, done: &Path) -> ExitCode {
-    let config = log::Config { format: log::Format::Text, level: "info".to_owned(), files: None };
+    let layout = log::Layout::default();
+    let config = log::Config { format: log::Format::Text, level: "info".to_owned(), layout, files: None };
     let _guard = log::install(&config).unwrap();
     let padding = "x".repeat(100);
     for n in 0..lines {

@@ -79,7 +79,8 @@ pub fn units(args: &Args) -> anyhow::Result<ExitCode> {
     process::take_name();
     // Nothing of it goes to the services.
     drop(process::take_environment());
-    let config = log::Config { format: args.log_format, level: "info".to_owned(), files: None };
+    let layout = log::Layout::default();
+    let config = log::Config { format: args.log_format, level: "info".to_owned(), layout, files: None };
     let _log = log::install(&config).context("could not start the log")?;
     process::Surroundings::look().tell();
     // One thread: children are bound to the thread that forked them.

@@ -18,7 +18,7 @@ pub(super) enum Standing {
 use Standing::{Fatal, Passed, Used};
 
 const ONE_THREAD: &str = "pgherd needs no pool of threads";
-const OWN_FORM: &str = "lines have the form that is Patroni's default";
+const ONE_LINE: &str = "an error is told in one line, with its causes";
 const OTHER_STORE: &str = "agent mode speaks to etcd by its version 3 API only: use the section `etcd3`";
 const OTHER_NAMES: &str =
     "programs of other names are not looked for: give them their usual names in `bin_dir`";
@@ -33,16 +33,16 @@ const KEYS: &[(&str, Standing)] = &[
     ("thread_stack_size", Passed(ONE_THREAD)),
     ("log.type", Used),
     ("log.level", Used),
-    ("log.traceback_level", Passed(OWN_FORM)),
-    ("log.format.**", Passed(OWN_FORM)),
-    ("log.dateformat", Passed(OWN_FORM)),
-    ("log.static_fields.**", Passed(OWN_FORM)),
+    ("log.traceback_level", Passed(ONE_LINE)),
+    ("log.format.**", Used),
+    ("log.dateformat", Used),
+    ("log.static_fields.**", Passed("lines in JSON have the same fields always")),
     ("log.max_queue_size", Passed("what waits for a slow reader is bounded by 4 MiB")),
     ("log.dir", Used),
     ("log.file_num", Used),
     ("log.file_size", Used),
     ("log.mode", Used),
-    ("log.loggers.**", Passed("there is one level for everything")),
+    ("log.loggers.**", Used),
     ("log.deduplicate_heartbeat_logs", Passed("a decision that repeats itself is never logged twice")),
     ("ctl.insecure", Used),
     ("ctl.cacert", Used),

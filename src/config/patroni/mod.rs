@@ -6,6 +6,7 @@
 //! What is absent: the dynamic configuration. `bootstrap.dcs` goes to the store as it stands.
 
 mod keys;
+mod logging;
 mod overlay;
 mod read;
 mod section;
@@ -53,10 +54,8 @@ pub struct Agent {
     pub watchdog: Guard,
     /// `watchdog.device` and `watchdog.driver`.
     pub watchdog_device: WatchdogDevice,
-    /// `log.type` and `log.level`.
-    pub log: super::Log,
-    /// `log.dir` and its kin.
-    pub log_files: Option<log::Files>,
+    /// `log`.
+    pub log: log::Config,
     /// `PATH`, where programs are looked for.
     search_path: String,
 }
@@ -245,8 +244,9 @@ impl Agent {
             [format!("{api:?}"), format!("{calls:?}"), format!("{etcd:?}")]
         };
         let server = |agent: &Self| {
-            let (parameters, hba, ident) = Default::default();
-            format!("{:?}", Postgres { parameters, hba, ident, ..agent.postgres.clone() })
+            let (parameters, hba, ident, rules, pre_promote) = Default::default();
+            let postgres = agent.postgres.clone();
+            format!("{:?}", Postgres { parameters, hba, ident, rules, pre_promote, ..postgres })
         };
         let [api, calls, etcd] = whole(self);
         let [their_api, their_calls, their_etcd] = whole(other);
@@ -259,7 +259,6 @@ impl Agent {
             ("ctl", calls == their_calls),
             ("etcd3", etcd == their_etcd),
             ("postgresql", server(self) == server(other)),
-            ("tags", self.tags == other.tags),
             ("watchdog", (self.watchdog, &self.watchdog_device) == (other.watchdog, &other.watchdog_device)),
         ];
         same.into_iter().filter(|(_, same)| !same).map(|(section, _)| section).collect()

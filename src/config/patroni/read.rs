@@ -8,17 +8,16 @@ use camino::Utf8PathBuf;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
+use super::logging::log;
 use super::section::Reader;
 use super::{Agent, Api, ApiTls, Bootstrap, Calls, Etcd, HostPort, Postgres, VerifyClient};
 use crate::api::access::{Access, Basic, Certificate, Demands, Members, Places};
-use crate::config::Log;
 use crate::ha::callbacks::{Event, Program, Programs};
 use crate::ha::remote::Remote;
 use crate::ha::watchdog::{Guard, Margin, Need};
-use crate::log;
-use crate::postgres::method::{Method, OldData, ReplicaMethod, Told};
+use crate::postgres::method::{Method, OldData, ReplicaMethod, Source, Told};
 use crate::postgres::origin::{Origin, Recovery};
-use crate::postgres::settings::{Owner, is_fixed, is_shared};
+use crate::postgres::settings::{Owner, is_owned, is_shared};
 use crate::postgres::{Local, Login};
 use crate::process::{WatchdogDevice, WatchdogDriver};
 use crate::types::NodeName;
@@ -83,7 +82,7 @@ pub(super) fn agent(r: &mut Reader) -> Option<Agent> {
     let postgres = postgres(r);
     let (calls, tags) = (calls(r), r.map("tags"));
     let (watchdog, watchdog_device) = (watchdog(r), watchdog_device(r));
-    let (log, log_files) = (log(r), log_files(r));
+    let log = log(r);
     // Everything has been looked at: now what is missing may end it.
     Some(Agent {
         name: NodeName(name?),
@@ -98,7 +97,6 @@ pub(super) fn agent(r: &mut Reader) -> Option<Agent> {
         watchdog,
         watchdog_device,
         log,
-        log_files,
         search_path: String::new(),
     })
 }
@@ -379,7 +377,7 @@ fn parameters(r: &mut Reader) -> BTreeMap<String, String> {
         let path = format!("postgresql.parameters.{name}");
         if is_shared(&name) {
             r.warn(&path, "every member takes this from the dynamic configuration: it is not used here");
-        } else if is_fixed(&name, Owner::Administrator) {
+        } else if is_owned(&name, Owner::Administrator) {
             r.warn(&path, "this is set by the agent alone: it is not used");
         } else {
             used.insert(name, value);
@@ -414,9 +412,7 @@ fn methods(r: &mut Reader, named: &[String]) -> Vec<Method> {
 
 fn replica_method(r: &mut Reader, name: String) -> Option<Method> {
     let at = |key: &str| format!("postgresql.{name}.{key}");
-    if r.flag(&at("no_leader")).unwrap_or(false) {
-        r.warn(&at("no_leader"), "not used yet; copies are made while somebody leads");
-    }
+    let alone = r.flag(&at("no_leader")).unwrap_or(false);
     let keeps = r.flag(&at("keep_data")).unwrap_or(false);
     let silent = r.flag(&at("no_params")).unwrap_or(false);
     r.required(&at("command"))?;
@@ -431,6 +427,7 @@ fn replica_method(r: &mut Reader, name: String) -> Option<Method> {
         args: words.collect(),
         told: if silent { Told::Nothing } else { Told::Everything(keys) },
         old_data: if keeps { OldData::Kept } else { OldData::PutAside },
+        source: if alone { Source::Anywhere } else { Source::Member },
         name,
     })
 }
@@ -512,38 +509,6 @@ fn watchdog_device(r: &mut Reader) -> WatchdogDevice {
     }
 }
 
-fn log(r: &mut Reader) -> Log {
-    let format = r.parsed("log.type", |text| match text {
-        "plain" => Ok(log::Format::Patroni),
-        "json" => Ok(log::Format::Json),
-        _ => Err("plain or json".to_owned()),
-    });
-    let level = r.parsed("log.level", |text| match text.to_ascii_uppercase().as_str() {
-        "DEBUG" => Ok(tracing::Level::DEBUG),
-        "INFO" => Ok(tracing::Level::INFO),
-        "WARN" | "WARNING" => Ok(tracing::Level::WARN),
-        "ERROR" | "FATAL" | "CRITICAL" => Ok(tracing::Level::ERROR),
-        _ => Err("DEBUG, INFO, WARNING, ERROR or CRITICAL".to_owned()),
-    });
-    Log { format: format.unwrap_or(log::Format::Patroni), level: level.unwrap_or(tracing::Level::INFO) }
-}
-
-/// Patroni's names and defaults.
-fn log_files(r: &mut Reader) -> Option<log::Files> {
-    let number = |text: &str| text.parse::<u64>().map_err(|_no_number| "a whole number".to_owned());
-    let kept = r.parsed("log.file_num", |text| number(text).map(|n| u32::try_from(n).unwrap_or(u32::MAX)));
-    let limit = r.parsed("log.file_size", number);
-    let mode = r.parsed("log.mode", |text| {
-        // Octal, as whoever writes permissions means them; without quotes they come as a number of these digits.
-        let digits = text.strip_suffix(".0").unwrap_or(text).trim_start_matches("0o");
-        let read = u32::from_str_radix(digits, 8);
-        read.ok().filter(|mode| *mode <= 0o777).ok_or_else(|| "permissions, such as 0644".to_owned())
-    });
-    let dir = path(r, "log.dir")?;
-    let (kept, limit) = (kept.unwrap_or(4), limit.unwrap_or(25_000_000));
-    Some(log::Files { dir, kept, limit, mode: mode.unwrap_or(0o666) })
-}
-
 // ---- addresses and paths
 
 fn address(r: &mut Reader, path: &str, parse: fn(&str) -> Result<HostPort, String>) -> Option<HostPort> {
@@ -581,7 +546,7 @@ fn with_port(host: &str, port: u16) -> String {
     if has_port { host.to_owned() } else { format!("{host}:{port}") }
 }
 
-fn path(r: &mut Reader, at: &str) -> Option<Utf8PathBuf> {
+pub(super) fn path(r: &mut Reader, at: &str) -> Option<Utf8PathBuf> {
     r.parsed(at, |text| {
         let path = Utf8PathBuf::from(text);
         if path.is_absolute() { Ok(path) } else { Err("a path from the root".to_owned()) }
