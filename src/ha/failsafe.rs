@@ -14,7 +14,8 @@
 //!    and its length are on disk before it is given, so a restart does not forget it.
 //! 3. A node that is not in the `failsafe` key of the store takes no key ([`barred`]). Only the leader writes it, and
 //!    asks the members of what it read last *and* of all that it has tried to write since, so nobody who could lead is left out.
-//!    Two ways out, both a person's word that the leader is gone: a failover that names the node, and the mode turned off.
+//!    That holds as long as the key stands, also when the mode was turned off meanwhile: a leader that does not see the store does
+//!    not see that either. The way out is a person's word that the leader is gone: a failover that names the node.
 //! 4. The first question is sent while the lease is good. Before the store could give the key to anybody else the leader has
 //!    either every promise or has stopped; and then the same holds from one round to the next.
 //! 5. A promise ends with its time, or with its leader: when the key is gone and the store says that everything ended with the
@@ -273,8 +274,7 @@ pub(super) fn barred(view: &View, snapshot: &Snapshot) -> Option<Reason> {
     if let Some(promise) = view.memory.promised.as_ref().filter(|promise| view.now < promise.until) {
         return Some(Reason::Promised(promise.leader.clone()));
     }
-    let off = view.rules.outlast == Outlast::Never && snapshot.config.is_some();
-    if off || manual::is_forced(view, snapshot) {
+    if manual::is_forced(view, snapshot) {
         return None;
     }
     let key = snapshot.failsafe.as_ref().filter(|key| !key.value.is_empty())?;

@@ -89,11 +89,6 @@ impl World {
         if let Some(n) = self.members().find(|n| resumes && !self.may_resume(*n)) {
             return self.leave_out(format!("n{n} may be a primary that does not hear of it"));
         }
-        // Turning it off is a person's word that no leader goes on without the store.
-        let ends = key == "failsafe_mode" && *value == false;
-        if let Some(n) = self.members().find(|n| ends && self.goes_on_unheard(*n)) {
-            return self.leave_out(format!("n{n} is a primary that does not hear of it"));
-        }
         let hints = self.store.hints;
         if key == "standby" {
             return self.set_standby(*value == true);
@@ -106,13 +101,6 @@ impl World {
 
     pub(crate) fn paused_by_person(&self) -> bool {
         self.store.setting("pause") == Some(&true.into())
-    }
-
-    /// Whether this is a primary that does not see the store.
-    fn goes_on_unheard(&self, n: usize) -> bool {
-        let node = &self.nodes[n];
-        let sees = node.store_out && node.store_in && !node.frozen && !node.paused && self.store_up;
-        node.pg.primary && node.pg.state != State::Down && !(sees && node.agent.silent_since.is_none())
     }
 
     /// Whether this node is no primary, or one that sees the store and knows of the pause.
