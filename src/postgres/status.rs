@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{Shared, Slot, control, lock, pedigree, sql};
+use super::{Error, Shared, Slot, control, lock, pedigree, sql};
 use crate::clock::{self, Moment};
 use crate::dcs::ReplicationState;
 use crate::supervisor::UnitState;
@@ -186,15 +186,27 @@ pub struct Standby {
 pub(super) struct Streamed {
     postmaster: u32,
     timeline: Option<Timeline>,
-    /// What had been replayed when it last told the timeline of that.
-    told_at: Option<Lsn>,
+    /// What had been replayed when it was last asked for the timeline of that, and what came of it.
+    asked: Option<(Lsn, Reply)>,
 }
+
+/// What came of that question.
+#[derive(Debug, Clone, Copy)]
+enum Reply {
+    /// The timeline.
+    Told,
+    /// Nothing, at that moment.
+    Nothing(Moment),
+}
+
+/// A question is a program that is started: one that brought nothing is not repeated at once.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 impl Streamed {
     /// Remembers `timeline` for this postmaster and returns the highest one that it has reported.
     fn highest(&mut self, postmaster: u32, timeline: Timeline) -> Timeline {
         if self.postmaster != postmaster {
-            *self = Self { postmaster, timeline: None, told_at: None };
+            *self = Self { postmaster, timeline: None, asked: None };
         }
         let highest = self.timeline.map_or(timeline, |known| known.max(timeline));
         self.timeline = Some(highest);
@@ -220,6 +232,7 @@ pub(super) async fn observe(shared: &Shared, patience: Duration) -> Status {
 }
 
 async fn ask(shared: &Shared, pid: u32, patience: Duration) -> (Option<Answer>, Option<String>) {
+    let until = clock::now() + patience;
     match sql::observe(shared, patience).await {
         Ok(mut answer) => {
             answer.timeline = match answer.kind {
@@ -229,7 +242,7 @@ async fn ask(shared: &Shared, pid: u32, patience: Duration) -> (Option<Answer>, 
                     if replication == Some(ReplicationState::Streaming) {
                         known
                     } else {
-                        of_replayed(shared, (pid, known, replayed), patience).await
+                        of_replayed(shared, (pid, known, replayed), until).await
                     }
                 }
             };
@@ -243,23 +256,30 @@ async fn ask(shared: &Shared, pid: u32, patience: Duration) -> (Option<Answer>, 
 async fn of_replayed(
     shared: &Shared,
     (pid, known, replayed): (u32, Timeline, Lsn),
-    patience: Duration,
+    until: Moment,
 ) -> Timeline {
-    let was_told = lock(&shared.streamed).told_at == Some(replayed);
-    if was_told || !pedigree::goes_on_after(&shared.config.data_dir, known) {
+    let is_settled = match lock(&shared.streamed).asked {
+        Some((at, Reply::Told)) => at == replayed,
+        Some((_, Reply::Nothing(asked))) => clock::now().since(asked) < ASKED_AGAIN,
+        None => false,
+    };
+    if is_settled || !pedigree::goes_on_after(&shared.config.data_dir, known) {
         return known;
     }
-    match timeout(patience, pedigree::replayed(shared)).await {
-        Ok(Ok(timeline)) => {
-            let mut streamed = lock(&shared.streamed);
-            streamed.told_at = Some(replayed);
+    let left = clock::now().until(until);
+    let too_slow = Error::TimedOut { what: "ask for the timeline that is replayed", after: left };
+    let told = timeout(left, pedigree::replayed(shared)).await.unwrap_or(Err(too_slow));
+    let mut streamed = lock(&shared.streamed);
+    match told {
+        Ok(timeline) => {
+            streamed.asked = Some((replayed, Reply::Told));
             streamed.highest(pid, timeline)
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             debug!(error = %Chain(&error), "the timeline that is replayed is not known");
+            streamed.asked = Some((replayed, Reply::Nothing(clock::now())));
             known
         }
-        Err(_elapsed) => known,
     }
 }
 
