@@ -49,7 +49,9 @@ impl Node {
             // What is forked while the tree is being killed is found by the next look.
             for _look in 0..KILL_LOOKS {
                 let left = descendants(self.pid());
-                if left.is_empty() {
+                // A shim that was started a moment ago has no child yet, and is waited for until that one ends.
+                self.exit = if left.is_empty() { self.shim.try_wait().unwrap() } else { None };
+                if self.exit.is_some() {
                     return;
                 }
                 for pid in left {
