@@ -273,8 +273,9 @@ impl<D: Dcs> Agent<D> {
                 self.memory.reserve = Stock::Held;
             }
             Action::GiveReserve => {
-                self.deps.postgres.give_reserve().await?;
+                // A file that cannot be removed must not keep the server from being started.
                 self.memory.reserve = Stock::Given;
+                self.deps.postgres.give_reserve().await?;
             }
             Action::ArmWatchdog => self.arm_watchdog().await?,
             Action::DisarmWatchdog => {

@@ -73,6 +73,12 @@ fn ungated(view: &View) -> Decision {
         (Phase::Stopping, _) => stopping(view),
         // A comparison with a leader that is gone must not hold up the vote.
         (Phase::Serving, Some(Job::Compare)) if leaderless(view) => serving(view),
+        // Nor must a copy of its slots, as long as the server was not stopped for it.
+        (Phase::Serving, Some(Job::CopySlots))
+            if leaderless(view) && matches!(view.instance(), Instance::Standby(..)) =>
+        {
+            serving(view)
+        }
         // Nor does a question whose answer is of no use any more.
         (Phase::Serving, Some(Job::Approval)) if view.lease == Lease::None => serving(view),
         (Phase::Serving, Some(job)) => idle(Reason::Busy(job), Wake::Loop),

@@ -25,7 +25,7 @@ pub enum Stock {
     Held,
     /// It is not.
     Given,
-    /// The file system does not do it.
+    /// It was not laid in: the file system does not do it, or it was cut off, and the file may be there all the same.
     Impossible,
 }
 
@@ -33,7 +33,7 @@ pub enum Stock {
 pub(super) fn also_keep(view: &View, mut decision: Decision) -> Decision {
     let Some(reserve) = view.rules.reserve else { return decision };
     let starts = decision.actions.iter().any(|action| matches!(action, Action::Start(..)));
-    if starts && is_needed(view) && matches!(view.memory.reserve, Stock::Unknown | Stock::Held) {
+    if starts && is_needed(view) && view.memory.reserve != Stock::Given {
         return Decision { actions: vec![Action::GiveReserve], reason: Reason::GivingReserve, wake: NOW };
     }
     let busy = decision.actions.iter().any(|action| matches!(action, Action::Begin(_) | Action::Finish));

@@ -208,7 +208,8 @@ fn is_of_no_use(view: &View, decision: &Decision) -> bool {
     let guard = &view.rules.watchdog;
     // Where one is required the primary is stopped first.
     let useless = guard.need == Need::Automatic && guard.timeout(&view.rules.timing).is_err();
-    !guards(view) || (harmless && over) || useless
+    let elsewhere = remote::of(view).is_some();
+    pause::is_on(view) || (harmless && (over || elsewhere)) || useless
 }
 
 fn is_wanted(view: &View, decision: &Decision) -> bool {
@@ -221,7 +222,13 @@ fn is_wanted(view: &View, decision: &Decision) -> bool {
         && guards(view)
         && view.leads()
         && writes
+        && !decision.actions.iter().any(gives_up)
         && guard.timeout(&view.rules.timing).is_ok()
+}
+
+/// What must not wait for a device: it ends what would have to be guarded.
+fn gives_up(action: &Action) -> bool {
+    matches!(action, Action::Begin(Task::Stop(_)) | Action::Release | Action::Forget)
 }
 
 #[cfg(test)]

@@ -126,6 +126,14 @@ fn a_comparison_with_a_leader_that_is_gone_gives_way_to_the_vote() {
 }
 
 #[test]
+fn a_copy_of_slots_gives_way_to_the_vote_while_the_server_still_runs() {
+    let running = Scene::new().no_leader().standby(HERE).doing(Job::CopySlots);
+    assert_eq!(only(running.decide()), Action::Freeze);
+    let stopped = Scene::new().no_leader().doing(Job::CopySlots);
+    assert_eq!(stopped.decide().reason, Reason::Busy(Job::CopySlots));
+}
+
+#[test]
 fn after_a_change_the_longer_time_to_live_counts_for_a_while() {
     let mut scene = race(HERE, &[("n2", still(HERE))]).leader("n1").observed(12);
     scene.0.memory.ttl_before = Some((Duration::from_secs(30), ago(15)));

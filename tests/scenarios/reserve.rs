@@ -29,6 +29,7 @@ fn it_is_given_back_before_a_start_that_would_fail_for_want_of_room() {
     assert_eq!(full.reason, Reason::GivingReserve);
     assert_eq!(only(full), Action::GiveReserve);
     assert_eq!(only(crashed(Stock::Unknown, 3).decide()), Action::GiveReserve, "from an earlier life");
+    assert_eq!(only(crashed(Stock::Impossible, 3).decide()), Action::GiveReserve, "its making was cut off");
     let starts = |scene: Scene| matches!(only(scene.decide()), Action::Start(StartAs::Primary, _));
     assert!(starts(crashed(Stock::Given, 3)), "there is no more to give");
     assert!(starts(crashed(Stock::Held, 5000)));

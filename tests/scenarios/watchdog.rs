@@ -105,6 +105,22 @@ fn a_standby_leader_has_nothing_to_guard() {
 }
 
 #[test]
+fn a_primary_that_shall_follow_another_cluster_is_guarded_until_it_takes_no_writes() {
+    let config = json!({"standby_cluster": {"host": "203.0.113.1"}});
+    let armed = |scene: Scene| guarded(scene, Need::Required, Watch::Armed).decide().actions;
+    let stopped = |scene| armed(scene).contains(&Action::DisarmWatchdog);
+    assert!(!stopped(Scene::new().config(config.clone()).leads().primary("", &[])));
+    assert!(stopped(Scene::new().config(config).leads().standby(HERE)));
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_device_to_be_armed() {
+    let scene = || Scene::new().leader("n2").lease(0).primary("", &[]);
+    let decision = guarded(scene(), Need::Required, Watch::Idle).decide();
+    assert!(matches!(only(decision), Action::Begin(Task::Stop(StopMode::Immediate))));
+}
+
+#[test]
 fn durations_that_it_cannot_keep_are_as_bad_as_none() {
     let slow = |need, watch| {
         let scene = guarded(Scene::new().leads().primary("", &[]), need, watch);
