@@ -103,15 +103,14 @@ impl Source {
         for Warning(warning) in warnings {
             warn!("{warning}");
         }
-        for section in running.fixed_differences(&fresh) {
+        let next = running.reloaded(&fresh);
+        for section in next.differences(&fresh) {
             warn!(section, "has changed in the file: that takes effect at the next start");
         }
-        for conflict in contradictions(&fresh.tags) {
-            warn!("{conflict}");
-        }
+        say_what_is_odd(&next);
         info!("read the file again");
-        let rules = rules(&fresh);
-        let server = fresh.postgres;
+        let rules = rules(&next);
+        let server = next.postgres;
         let server = NodeSettings { parameters: server.parameters, hba: server.hba, ident: server.ident };
         Some(Fresh { rules, server })
     }
@@ -152,9 +151,14 @@ async fn live(config: Agent, source: Source) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    tokio::select! {
-        code = shut_down(running) => Ok(code),
-        () = stop.second() => bail!("asked to stop at once"),
+    let ending = shut_down(running);
+    tokio::pin!(ending);
+    loop {
+        tokio::select! {
+            code = &mut ending => return Ok(code),
+            // PostgreSQL outlives this process: to end before it would leave a primary whose lease nobody renews.
+            () = stop.first() => info!("asked to stop again: the server stops first"),
+        }
     }
 }
 

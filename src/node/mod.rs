@@ -561,6 +561,14 @@ struct StopSignals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     quit: tokio::signal::unix::Signal,
+    asked: Asked,
+}
+
+/// Whether a request has been heard: a node that stops by itself has had none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    No,
+    Yes,
 }
 
 impl StopSignals {
@@ -570,6 +578,7 @@ impl StopSignals {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             quit: on(SignalKind::quit())?,
+            asked: Asked::No,
         })
     }
 
@@ -579,10 +588,14 @@ impl StopSignals {
             _ = self.interrupt.recv() => {}
             _ = self.quit.recv() => {}
         }
+        self.asked = Asked::Yes;
     }
 
     /// A second request sets the deadline to now.
     async fn second(&mut self) {
+        if self.asked == Asked::No {
+            self.first().await;
+        }
         let echoes = async {
             loop {
                 self.first().await;

@@ -1,5 +1,7 @@
 //! One agent without anybody else.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::Value;
 
 use crate::stand::{By, SOON, Stand};
@@ -72,6 +74,12 @@ async fn a_hangup_reads_the_file_again() {
     let said = eventually(SOON, async || stand.log(1).contains(conflict).then_some(()));
     assert!(said.await.is_some(), "{}", stand.log(1));
 
+    std::fs::write(&file, before.replace("mode: \"off\"", "mode: required")).unwrap();
+    stand.hang_up(1);
+    let said = eventually(SOON, async || stand.log(1).contains("next start").then_some(()));
+    assert!(said.await.is_some(), "{}", stand.log(1));
+    assert!(stand.is_primary(1).await, "a watchdog that counts from the next start on bars nobody");
+
     std::fs::write(&file, "nonsense").unwrap();
     stand.hang_up(1);
     let said = eventually(SOON, async || stand.log(1).contains("everything stays as it is").then_some(()));
@@ -126,5 +134,27 @@ async fn postgresql_outlives_its_agent_and_is_taken_over() {
     stand.stop(1).await;
     let keys = stand.keys("/service/demo/leader").await.unwrap();
     assert_eq!(keys.len(), 0, "a clean stop gives the key back: {keys:?}");
+    stand.end().await;
+}
+
+/// The server outlives the agent: one that ended before it would leave a primary whose lease nobody renews.
+#[tokio::test]
+async fn a_second_request_to_stop_leaves_no_server_behind() {
+    let mut stand = Stand::new("false", None).await;
+    let begun = stand.dir.join("begun");
+    let drain = format!("\npostgresql:\n  before_stop: sh -c 'echo > {}; sleep 4'\n", begun.display());
+    stand.amend(1, ("\npostgresql:\n", &drain));
+    std::fs::set_permissions(&stand.dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+    stand.start(1, By::Pgherd);
+    stand.leads(1).await;
+    let postmaster = nix::unistd::Pid::from_raw(stand.postmaster(1));
+
+    stand.terminate(1);
+    assert!(eventually(SOON, async || begun.exists().then_some(())).await.is_some(), "{}", stand.log(1));
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    stand.stop(1).await;
+    let server = nix::sys::signal::kill(postmaster, None);
+    assert_eq!(server, Err(nix::errno::Errno::ESRCH), "{}", stand.log(1));
+    assert!(stand.whole_log(1).contains("asked to stop again"), "{}", stand.log(1));
     stand.end().await;
 }

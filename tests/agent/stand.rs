@@ -122,10 +122,15 @@ impl Stand {
 
     /// Asks the program of a member to end, and waits until it has.
     pub(crate) async fn stop(&mut self, member: u8) {
+        self.terminate(member);
         let mut child = self.members.remove(&member).unwrap();
-        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
         let ended = eventually(SOON, async || child.try_wait().unwrap()).await;
         assert!(ended.is_some(), "n{member} does not end: {}", self.log(member));
+    }
+
+    /// Asks the program of a member to end.
+    pub(crate) fn terminate(&self, member: u8) {
+        kill(Pid::from_raw(self.pid(member).cast_signed()), Signal::SIGTERM).unwrap();
     }
 
     pub(crate) fn hang_up(&self, member: u8) {

@@ -237,31 +237,31 @@ impl Agent {
         Utf8PathBuf::from(format!("{}.pgherd", self.postgres.data_dir))
     }
 
-    /// The sections in which another reading of the file differs, of those that count at a start only.
-    pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
-        let whole = |agent: &Self| {
-            let Self { api, calls, etcd, .. } = agent;
-            [format!("{api:?}"), format!("{calls:?}"), format!("{etcd:?}")]
-        };
-        let server = |agent: &Self| {
-            let (parameters, hba, ident, rules, pre_promote) = Default::default();
-            let postgres = agent.postgres.clone();
-            format!("{:?}", Postgres { parameters, hba, ident, rules, pre_promote, ..postgres })
-        };
-        let [api, calls, etcd] = whole(self);
-        let [their_api, their_calls, their_etcd] = whole(other);
-        let same = [
-            (
-                "name, scope or namespace",
-                (&self.name, &self.scope, &self.namespace) == (&other.name, &other.scope, &other.namespace),
-            ),
-            ("restapi", api == their_api),
-            ("ctl", calls == their_calls),
-            ("etcd3", etcd == their_etcd),
-            ("postgresql", server(self) == server(other)),
-            ("watchdog", (self.watchdog, &self.watchdog_device) == (other.watchdog, &other.watchdog_device)),
-        ];
-        same.into_iter().filter(|(_, same)| !same).map(|(section, _)| section).collect()
+    /// This one with what counts at once of another reading of the file; everything else counts at a start only.
+    pub fn reloaded(&self, fresh: &Self) -> Self {
+        let Postgres { parameters, hba, ident, rules, pre_promote, .. } = fresh.postgres.clone();
+        let postgres = Postgres { parameters, hba, ident, rules, pre_promote, ..self.postgres.clone() };
+        Self { tags: fresh.tags.clone(), postgres, ..self.clone() }
+    }
+
+    /// The sections in which another reading of the file differs.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let [ours, theirs] = [self.sections(), other.sections()];
+        ours.iter().zip(&theirs).filter(|(our, their)| our != their).map(|((name, _), _)| *name).collect()
+    }
+
+    fn sections(&self) -> [(&'static str, String); 9] {
+        [
+            ("name, scope or namespace", format!("{:?}", (&self.name, &self.scope, &self.namespace))),
+            ("log", format!("{:?}", self.log)),
+            ("restapi", format!("{:?}", self.api)),
+            ("ctl", format!("{:?}", self.calls)),
+            ("etcd3", format!("{:?}", self.etcd)),
+            ("bootstrap", format!("{:?}", self.bootstrap)),
+            ("postgresql", format!("{:?}", self.postgres)),
+            ("watchdog", format!("{:?}", (&self.watchdog, &self.watchdog_device))),
+            ("tags", format!("{:?}", self.tags)),
+        ]
     }
 
     /// Where `postgres` is: `bin_dir`, else beside the one of `PATH`, else the newest of the usual places.
@@ -269,5 +269,43 @@ impl Agent {
         let path: Vec<_> = self.search_path.split(':').map(Utf8PathBuf::from).collect();
         let beside = || Some(super::programs::find(&path, "postgres")?.parent()?.to_owned());
         self.postgres.bin_dir.clone().or_else(beside).or_else(super::programs::newest_postgres)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Agent {
+        let vars = [("PATRONI_CONFIGURATION", text)].map(|(name, value)| (name.into(), value.into()));
+        Agent::read(None, vars.into_iter()).unwrap_or_else(|errors| panic!("{errors}")).0
+    }
+
+    #[test]
+    fn what_counts_at_a_start_only_stays_as_it_runs() {
+        const RUNNING: &str = "
+            {scope: s, name: n, restapi: {listen: '127.0.0.1:1', connect_address: '127.0.0.1:1'},
+             etcd3: {host: '127.0.0.1:2'}, bootstrap: {dcs: {ttl: 30}}, watchdog: {mode: 'off'}, tags: {nosync: true},
+             postgresql: {listen: '127.0.0.1:3', connect_address: '127.0.0.1:3', data_dir: /d,
+               authentication: {superuser: {username: a}, replication: {username: b}}}}";
+        let running = read(RUNNING);
+        assert_eq!(running.reloaded(&running).differences(&running), Vec::<&str>::new());
+        let fresh = read(
+            &RUNNING
+                .replace("ttl: 30", "ttl: 40")
+                .replace("mode: 'off'", "mode: required")
+                .replace("nosync: true", "nosync: false")
+                .replace("scope: s", "scope: s, log: {level: DEBUG}")
+                .replace(
+                    "data_dir: /d",
+                    "data_dir: /d, parameters: {work_mem: 5MB}, create_replica_methods: [own], own: {command: x, no_leader: 1}",
+                ),
+        );
+        let next = running.reloaded(&fresh);
+        assert_eq!(next.differences(&fresh), ["log", "bootstrap", "postgresql", "watchdog"]);
+        assert_eq!(next.tags, fresh.tags);
+        assert_eq!(next.postgres.parameters, fresh.postgres.parameters);
+        assert_eq!(next.watchdog, running.watchdog);
+        assert!(next.postgres.replica_methods.is_empty() && !fresh.postgres.replica_methods.is_empty());
     }
 }
