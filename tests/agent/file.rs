@@ -166,6 +166,14 @@ fn keys_that_are_not_used_are_named_and_those_that_must_not_be_ignored_are_error
         assert_eq!(output.status.code(), Some(64));
         assert!(said(&output).contains(why), "{}", said(&output));
     }
+    let json =
+        FULL.replace("type: plain", "type: json").replace("patroni.ha: DEBUG", "patroni.postmaster: WARNING");
+    let warned = said(&validate(&json, &[]));
+    for path in
+        ["log.format: not used", "log.dateformat: not used", "log.loggers.patroni.postmaster: not used"]
+    {
+        assert!(warned.contains(path), "{path} in {warned}");
+    }
     let missing =
         FULL.replace("create_replica_methods: [basebackup]", "create_replica_methods: [wal_e, basebackup]");
     assert!(said(&validate(&missing, &[])).contains("postgresql.wal_e.command: is required"));

@@ -22,6 +22,7 @@ const ONE_LINE: &str = "an error is told in one line, with its causes";
 const OTHER_STORE: &str = "agent mode speaks to etcd by its version 3 API only: use the section `etcd3`";
 const OTHER_NAMES: &str =
     "programs of other names are not looked for: give them their usual names in `bin_dir`";
+const ONE_LOGIN: &str = "members show each other the name and the password of `restapi.authentication`";
 const NO_HEADERS: &str = "no headers are added";
 
 /// The keys and their standing. `*` is any one key, `{}` any that has keys beneath it, `**` at the end all that lies beneath.
@@ -49,8 +50,8 @@ const KEYS: &[(&str, Standing)] = &[
     ("ctl.certfile", Used),
     ("ctl.keyfile", Used),
     ("ctl.keyfile_password", Fatal("keys with a password cannot be read: store the key without one")),
-    ("ctl.authentication.username", Passed("calls between members change nothing yet")),
-    ("ctl.authentication.password", Passed("calls between members change nothing yet")),
+    ("ctl.authentication.username", Passed(ONE_LOGIN)),
+    ("ctl.authentication.password", Passed(ONE_LOGIN)),
     ("restapi.listen", Used),
     ("restapi.connect_address", Used),
     ("restapi.authentication.username", Used),

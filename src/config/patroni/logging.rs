@@ -6,18 +6,19 @@ use super::read::path;
 use super::section::Reader;
 use crate::log;
 
-/// Patroni's loggers, and which part of pgherd says what they say there. The first that fits counts.
+/// Patroni's loggers, and which part of pgherd says what they say there. One that is not here has no part of its own: to
+/// take the next larger one for it would silence or unleash what nobody has named.
 const LOGGERS: &[(&str, &str)] = &[
     ("patroni.postgresql.callback_executor", "pgherd::ha::callbacks"),
     ("patroni.postgresql.slots", "pgherd::postgres::slots"),
     ("patroni.postgresql.rewind", "pgherd::postgres::clone"),
     ("patroni.postgresql", "pgherd::postgres"),
     ("patroni.ha", "pgherd::ha"),
-    ("patroni.quorum", "pgherd::ha::sync"),
+    ("patroni.watchdog", "pgherd::ha::arming"),
     ("patroni.api", "pgherd::api"),
-    ("patroni.request", "pgherd::peer"),
     ("patroni.dcs", "pgherd::dcs"),
-    ("patroni.config", "pgherd::config"),
+    ("patroni.dcs.etcd", "pgherd::dcs::etcd"),
+    ("patroni.dcs.etcd3", "pgherd::dcs::etcd"),
     ("patroni", "pgherd"),
 ];
 
@@ -34,10 +35,14 @@ pub(super) fn log(r: &mut Reader) -> log::Config {
 }
 
 fn layout(r: &mut Reader, format: log::Format) -> log::Layout {
-    let named = r.value("log.format").is_some();
     if format == log::Format::Json {
-        if named {
-            r.warn("log.format", "not used: the fields of a JSON line are always the same");
+        for (key, why) in [
+            ("log.format", "not used: the fields of a JSON line are always the same"),
+            ("log.dateformat", "not used: the time of a JSON line has one form"),
+        ] {
+            if r.value(key).is_some() {
+                r.warn(key, why);
+            }
         }
         return log::Layout::default();
     }
@@ -62,14 +67,12 @@ fn loggers(r: &mut Reader) -> Vec<String> {
     levels
 }
 
-/// `patroni.ha` and what is beneath it, or one of pgherd's own in the same spelling.
+/// The part of pgherd, or one that is named in this spelling, such as `pgherd.ha`.
 fn target(name: &str) -> Option<String> {
-    let is_in =
-        |part: &str| name == part || name.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'));
-    if is_in("pgherd") {
+    if name == "pgherd" || name.starts_with("pgherd.") {
         return Some(name.replace('.', "::"));
     }
-    LOGGERS.iter().find(|(logger, _)| is_in(logger)).map(|(_, target)| (*target).to_owned())
+    LOGGERS.iter().find(|(logger, _)| *logger == name).map(|(_, target)| (*target).to_owned())
 }
 
 fn level(text: &str) -> Result<Level, String> {
