@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::Method;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -237,8 +238,8 @@ impl PeerClient {
         self
     }
 
-    fn post(&self, url: &str) -> reqwest::RequestBuilder {
-        let request = self.http.post(url);
+    fn change(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+        let request = self.http.request(method, url);
         match &self.login {
             Some((user, password)) => request.basic_auth(user, Some(password.expose_secret())),
             None => request,
@@ -278,33 +279,36 @@ impl PeerClient {
         Ok(value.into())
     }
 
-    /// Asks the member at this `api_url` to promise a leader that it will not take its place. Over mutual TLS, which every
-    /// node of ours speaks on that port whatever its `api_url` says; a stock node gets what its URL says.
+    /// Asks the member at this `api_url` to promise a leader that it will not take its place.
     ///
     /// # Errors
     /// See [`Error`]; a refusal is [`Error::Rejected`]. After any error the promise may have been made nevertheless.
     pub async fn failsafe(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
+        self.at_failsafe(Method::POST, api_url, ping).await
+    }
+
+    /// Tells the member at this `api_url` that what it was asked for by [`PeerClient::failsafe`] is of no use any more.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Rejected`] when it has promised something else since, and by a stock node, which knows no such
+    /// thing.
+    pub async fn withdraw(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
+        self.at_failsafe(Method::DELETE, api_url, ping).await
+    }
+
+    /// Over mutual TLS, which every node speaks on that port whatever its `api_url` says; an agent or a stock node gets what its
+    /// URL says.
+    async fn at_failsafe(&self, method: Method, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
         let url = format!("{}/failsafe", api_url.strip_suffix("/patroni").unwrap_or(api_url));
         let ours = url.replacen("http://", "https://", 1);
-        let (code, body) = match self.exchange(&ours, self.post(&ours).json(ping)).await {
+        let ask = |at: &str| self.change(method.clone(), at).json(ping);
+        let (code, body) = match self.exchange(&ours, ask(&ours)).await {
             Err(Error::Unreachable { source, .. }) if ours != url && !source.is_timeout() => {
-                self.exchange(&url, self.post(&url).json(ping)).await?
+                self.exchange(&url, ask(&url)).await?
             }
             answered => answered?,
         };
         accepted(&url, code, &[200], &body)
-    }
-
-    /// Tells the member at this `api_url` that what it was asked for by [`PeerClient::failsafe`] is of no use any more. A stock
-    /// node knows no such thing, and is not asked in its own way.
-    ///
-    /// # Errors
-    /// See [`Error`]; [`Error::Rejected`] when it has promised something else since.
-    pub async fn withdraw(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
-        let url = format!("{}/failsafe", api_url.strip_suffix("/patroni").unwrap_or(api_url));
-        let ours = url.replacen("http://", "https://", 1);
-        let (code, body) = self.exchange(&ours, self.http.delete(&ours).json(ping)).await?;
-        accepted(&ours, code, &[200], &body)
     }
 
     /// Whether anything answers at the API of this `api_url`.
@@ -407,6 +411,31 @@ mod tests {
         let mut tasks = tokio::task::JoinSet::new();
         let url = answer(&mut tasks, http("503 Service Unavailable", r#"{"timeline":3}"#)).await;
         assert_eq!(client().leader_poll(&url).await.unwrap()["timeline"], 3);
+    }
+
+    /// A member that speaks no TLS, and asks for a login: agent mode, or stock.
+    #[tokio::test]
+    async fn a_question_and_its_withdrawal_go_the_same_way() {
+        let client = client().with_login("admin", SecretString::from("hush"));
+        for method in [Method::POST, Method::DELETE] {
+            let listener = TcpListener::bind("127.0.14.1:0").await.unwrap();
+            let url = format!("http://{}/patroni", listener.local_addr().unwrap());
+            let mut member = tokio::task::JoinSet::new();
+            member.spawn(async move {
+                let mut request = vec![0; 1024];
+                // The first comes with TLS.
+                drop(listener.accept().await.unwrap());
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let n = socket.read(&mut request).await.unwrap();
+                socket.write_all(http("200 OK", "").as_bytes()).await.unwrap();
+                request.truncate(n);
+                String::from_utf8_lossy(&request).to_ascii_lowercase()
+            });
+            client.at_failsafe(method.clone(), &url, &"ping").await.unwrap();
+            let request = member.join_next().await.unwrap().unwrap();
+            let line = format!("{method} /failsafe http/1.1").to_ascii_lowercase();
+            assert!(request.starts_with(&line) && request.contains("authorization: basic"), "{request}");
+        }
     }
 
     #[tokio::test]
