@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FROM:TO", value_parser = parse_rewrite, requires = "command")]
     rewrite: Vec<(i32, Option<i32>)>,
     /// Pass this signal on when our own parent dies
-    #[arg(short, long, value_name = "SIGNAL", value_parser = parse_name, requires = "command")]
+    #[arg(short, long, value_name = "SIGNAL", value_parser = parse_parent_death, requires = "command")]
     parent_death: Option<Signal>,
     /// Take this exit code of the command for 0 (may be repeated)
     #[arg(short = 'e', long, value_name = "CODE", requires = "command")]
@@ -66,6 +66,13 @@ fn parse_name(text: &str) -> Result<Signal, String> {
     by_number.or_else(by_name).ok_or_else(|| format!("{text:?} is not a signal"))
 }
 
+/// Not what would reach us only: SIGKILL and SIGSTOP, and what is about our own children and terminal.
+fn parse_parent_death(text: &str) -> Result<Signal, String> {
+    let signal = parse_name(text)?;
+    let ours = [Signal::SIGCHLD, Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGKILL, Signal::SIGSTOP];
+    if ours.contains(&signal) { Err(format!("{signal} is never passed on")) } else { Ok(signal) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +87,9 @@ mod tests {
         }
         assert_eq!(parse_name("SIGUSR1"), parse_name("10"));
         parse_name("34").unwrap_err();
+        assert_eq!(parse_parent_death("TERM"), Ok(Signal::SIGTERM));
+        for wrong in ["CHLD", "TTIN", "SIGTTOU", "KILL", "19"] {
+            parse_parent_death(wrong).unwrap_err();
+        }
     }
 }

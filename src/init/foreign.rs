@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getppid, tcgetpgrp, tcsetpgrp};
 
 use super::family::{self, Reach};
 use super::system::{Ears, Heard, Voice, adopt_orphans};
@@ -27,11 +27,16 @@ const KILL_PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 pub(super) fn run(options: &ForeignOptions, voice: &Voice) -> io::Result<u8> {
+    let parent = getppid();
     let ears = Ears::open_wide()?;
     adopt_orphans()?;
     if let Some(signal) = options.parent_death {
         // It arrives like any other signal, and is passed on like any other.
         prctl::set_pdeathsig(signal)?;
+        // Whoever has died before that call is not told of by it.
+        if getppid() != parent {
+            kill(Pid::this(), signal)?;
+        }
     }
     let terminal = match nix::unistd::isatty(io::stdin()) {
         Ok(true) => Terminal::Foreground,
@@ -39,11 +44,19 @@ pub(super) fn run(options: &ForeignOptions, voice: &Voice) -> io::Result<u8> {
     };
     // A shell above us wants its terminal back.
     let foreground = tcgetpgrp(io::stdin()).ok();
-    // We must not pin a file system that somebody wants to unmount. Before the command runs: it may look.
-    let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let plan = Plan::own(Signal::SIGTERM, terminal).keep_others();
+    let plan = match open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+        // We must not pin a file system that somebody wants to unmount. Before the command runs: it may look.
+        Ok(here) => {
+            std::env::set_current_dir("/")?;
+            plan.start_in(here)
+        }
+        // Where we may not enter, the command can be only by inheritance.
+        Err(_forbidden) => plan,
+    };
+    let started = start(options, plan);
     std::env::set_current_dir("/")?;
-    let plan = Plan::own(Signal::SIGTERM, terminal).keep_others().start_in(here);
-    let child = match start(options, plan) {
+    let child = match started {
         Ok(pid) => pid,
         Err(error) => {
             let name = options.command.first().map(|name| name.to_string_lossy()).unwrap_or_default();

@@ -4,8 +4,9 @@
 use std::ffi::{CStr, OsString, c_char};
 use std::os::unix::ffi::OsStringExt as _;
 
-/// Parts of the names of variables that hold secrets. The name of a file with a secret is none.
-const SECRET_WORDS: [&[u8]; 5] = [b"PASSWORD", b"PASSPHRASE", b"SECRET", b"TOKEN", b"_KEY"];
+/// Parts of the names of variables that hold secrets. The name of a file with a secret is none. A server is named in more
+/// forms than can be told from harmless text: URLs with a bare slash in the password, keywords.
+const SECRET_WORDS: [&[u8]; 6] = [b"PASSWORD", b"PASSPHRASE", b"SECRET", b"TOKEN", b"_KEY", b"IMPORT_URL"];
 
 #[expect(unsafe_code, reason = "the standard library does not show where the environment lies")]
 unsafe extern "C" {
@@ -66,7 +67,10 @@ mod tests {
         ] {
             assert!(is_secret(name.as_bytes(), b""), "{name}");
         }
-        for name in ["POSTGRES_SUPERUSER_PASSWORD_FILE", "PATH", "APP_NAME"] {
+        for value in ["postgres://me:ab/cd@host/app", "host=old user=me password=hush"] {
+            assert!(is_secret(b"IMPORT_URL", value.as_bytes()), "{value}");
+        }
+        for name in ["POSTGRES_SUPERUSER_PASSWORD_FILE", "IMPORT_URL_FILE", "PATH", "APP_NAME"] {
             assert!(!is_secret(name.as_bytes(), b""), "{name}");
         }
     }
@@ -74,7 +78,7 @@ mod tests {
     #[test]
     fn a_url_may_hold_one() {
         for value in ["postgres://me:hush@old:5432/app", "a=b http://me:hu@sh@[::1]:2379,http://other"] {
-            assert!(is_secret(b"IMPORT_URL", value.as_bytes()), "{value}");
+            assert!(is_secret(b"PATRONI_ETCD3_URL", value.as_bytes()), "{value}");
         }
         for value in ["https://api.runonflux.io", "http://[::1]:2379/a@b:c", "postgres://me@old", "me:x@y"] {
             assert!(!is_secret(b"FLUX_API_URL", value.as_bytes()), "{value}");

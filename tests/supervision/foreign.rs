@@ -1,6 +1,7 @@
 //! `pgherd init -- CMD` as the suites of other inits look at it: what the command inherits, what it hears, what is left of it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -20,6 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     ("a_group_hears_what_its_leader_hears", whole_group),
     ("an_exit_code_can_be_forgiven", forgiven),
     ("the_command_has_our_input_environment_and_descriptors", inherited),
+    ("a_directory_that_may_not_be_entered_is_inherited", forbidden_directory),
     ("ignored_children_are_waited_for_nevertheless", ignored_children),
     ("t23_a_command_pauses_and_goes_on_but_init_does_not_stop", pauses),
     ("who_is_orphaned_by_the_end_is_told_politely", late_orphans),
@@ -134,6 +136,21 @@ fn inherited() {
     assert_eq!(with_us, said(""), "no descriptor more, none less");
 }
 
+/// As whoever gives up being root in root's own directory leaves it.
+fn forbidden_directory() {
+    let Some(nobody) = super::terminal::as_nobody() else {
+        println!("SKIPPED: nobody may execute this build");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "chmod 0 . && exec \"$@\"", "sh"]).arg(nobody.get_program()).args(nobody.get_args());
+    command.arg(PGHERD).args(["init", "--", "readlink", "/proc/self/cwd"]).current_dir(dir.path());
+    let output = output_of(command);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(Path::new(text(&output.stdout).trim_end()), dir.path(), "{}", text(&output.stderr));
+}
+
 fn ignored_children() {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!("trap '' CHLD; exec {PGHERD} init -- /bin/sh -c 'exit 6'")]);
@@ -197,7 +214,7 @@ fn terminal_back() {
 }
 
 fn nonsense() {
-    for options in [&["--rewrite", "TERM"][..], &["-r", "99:1"], &["-e", "256"]] {
+    for options in [&["--rewrite", "TERM"][..], &["-r", "99:1"], &["-e", "256"], &["-p", "KILL"]] {
         let output = output_of(init(options, &["true"]));
         assert_eq!(output.status.code(), Some(2), "{options:?}");
     }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use pgherd::clock;
 use pgherd::process;
 
@@ -179,16 +179,25 @@ fn early_term() {
     assert_eq!(lost_after(Duration::from_millis(50), 3), 0);
 }
 
+/// What runs the rest of its command line as somebody who is not root; `None` where such a one may not execute this build.
+pub(super) fn as_nobody() -> Option<Command> {
+    let mut command = Command::new("setpriv");
+    if !Uid::effective().is_root() {
+        return Some(command);
+    }
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    command.args(nobody);
+    let may = Command::new("setpriv").args(nobody).arg(PGHERD).arg("version").output();
+    may.is_ok_and(|output| output.status.success()).then_some(command)
+}
+
 /// All of it once more, without being root: the same binary.
 fn as_an_ordinary_user() {
-    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-    let mut command = Command::new("setpriv");
-    command.args(nobody).arg(ourselves()).current_dir("/").env("HOME", "/");
-    let may = Command::new("setpriv").args(nobody).arg(PGHERD).arg("version").output();
-    if !nix::unistd::Uid::effective().is_root() || !may.is_ok_and(|output| output.status.success()) {
+    let Some(mut command) = as_nobody().filter(|_command| Uid::effective().is_root()) else {
         println!("SKIPPED: we are nobody else already, or nobody may execute this build");
         return;
-    }
+    };
+    command.arg(ourselves()).current_dir("/").env("HOME", "/");
     let output = output_of(command);
     assert!(output.status.success(), "{}", text(&output.stdout));
     println!("{} tests", text(&output.stdout).matches(" ... ok").count());
