@@ -296,6 +296,8 @@ fn the_predecessors_environment_is_enough_on_its_platform() {
     let told = |warnings: &[String]| warnings.iter().any(|w| w.starts_with("APP_NAME"));
     assert!(!told(&warnings(&all)) && !told(&named("shop")) && told(&named("shops")));
     assert_eq!(accepted(&[all.as_slice(), &[("APP_NAME", "shops")]].concat()).app, "shops");
+    let odd = [("FLUX_APP_NAME", "no name of ours"), ("APP_NAME", "shop")];
+    assert_eq!(accepted(&[block.as_slice(), &platform[1..], &odd].concat()).app, "shop");
 }
 
 #[test]

@@ -47,14 +47,15 @@ pub(super) fn config(
 
 /// Who has not said it is taken at the platform's word.
 fn app(r: &mut Reader) -> String {
-    let said = r.parsed("APP_NAME", parse::app);
-    let told = r.parsed("FLUX_APP_NAME", parse::app);
-    if let (Some(said), Some(told)) = (&said, &told)
-        && said != told
-    {
-        r.warn("APP_NAME", format_args!("is {said}, and the platform calls this application {told}"));
-    }
-    let app = said.or(told).unwrap_or_else(|| DEFAULT_APP.to_owned());
+    let app = match r.parsed("APP_NAME", parse::app) {
+        Some(said) => {
+            if let Some(told) = r.text("FLUX_APP_NAME").filter(|told| *told != said) {
+                r.warn("APP_NAME", format_args!("is {said}, and the platform calls this application {told}"));
+            }
+            said
+        }
+        None => r.parsed("FLUX_APP_NAME", parse::app).unwrap_or_else(|| DEFAULT_APP.to_owned()),
+    };
     if app == DEFAULT_APP {
         r.warn(
             "APP_NAME",
