@@ -711,7 +711,6 @@ async fn freezing_stops_the_position(a: &Node, b: &Node) {
     );
 }
 
-/// A node whose identity we do not know is reached by its address, and lets the password in without a certificate.
 /// Nobody is there to stream from, and the control file tells of the timeline before.
 #[tokio::test]
 async fn a_standby_that_restarts_alone_knows_the_timeline_that_it_replays() {
@@ -741,6 +740,7 @@ async fn a_standby_that_restarts_alone_knows_the_timeline_that_it_replays() {
     assert_eq!(alone.timeline, Timeline(2));
 }
 
+/// A node whose identity we do not know is reached by its address, and lets the password in without a certificate.
 #[tokio::test]
 async fn a_stock_node_is_followed_by_its_address() {
     let stock = Node::with("h-1", 10, |config| {

@@ -66,7 +66,6 @@ const PURE: &[&str] = &[
     "ha/trail.rs",
     "ha/tags.rs",
     "ha/upstreams.rs",
-    "ha/job.rs",
     "ha/watchdog.rs",
     "ha/reserve.rs",
     "etcd/ballot.rs",

@@ -127,10 +127,12 @@ async fn a_primary_without_a_store_stops_when_one_member_does_not_agree() {
     kill(member, Signal::SIGSTOP).unwrap();
     stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGSTOP).unwrap());
     let old = cluster.node(leader).watch_postgres();
+    let third = cluster.numbers().into_iter().find(|n| *n != leader && *n != silent).unwrap();
+    let bound = eventually(TTL, async || cluster.node(third).has_promised().then_some(()));
+    assert!(bound.await.is_some(), "the third member was not asked");
     let stopped =
         eventually(TTL, async || (old.is_gone() || !cluster.is_writable(leader).await).then(clock::now));
     assert!(stopped.await.is_some(), "the primary goes on");
-    let third = cluster.numbers().into_iter().find(|n| *n != leader && *n != silent).unwrap();
     let free = eventually(TTL / 2, async || (!cluster.node(third).has_promised()).then_some(()));
     assert!(free.await.is_some(), "a promise that its leader cannot use still binds");
     stores.iter().for_each(|etcd| kill(*etcd, Signal::SIGCONT).unwrap());
