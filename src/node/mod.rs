@@ -7,6 +7,7 @@ mod adoption;
 mod certificates;
 pub mod machine;
 mod proxy;
+mod stop;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use camino::Utf8PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -44,6 +44,7 @@ use crate::types::{NodeId, NodeName, Timing};
 use crate::{api, clock, log};
 
 use self::certificates::{Certificates, derive};
+use self::stop::StopSignals;
 
 /// The account that etcd and PostgreSQL run as when we are root.
 const ACCOUNT: &str = "postgres";
@@ -56,8 +57,6 @@ const LIST_PATIENCE: Duration = Duration::from_secs(5);
 /// A primary has settled after this long. As long as it carries raft leadership too, the loss of its machine costs the
 /// store's election and a lease that begins anew, some two seconds more than the lease.
 const SETTLED_PRIMARY: Duration = Duration::from_secs(3);
-/// Some ask us and our whole process group: what comes so soon after a request is the same one.
-const SAME_REQUEST: Duration = Duration::from_millis(500);
 /// The first look at the data directory may start `pg_controldata` on a cold disk.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
@@ -553,56 +552,5 @@ async fn beat(init: InitLink) {
     loop {
         init.beat();
         timer.pause(BEAT).await;
-    }
-}
-
-/// The signals that ask for a stop.
-struct StopSignals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    quit: tokio::signal::unix::Signal,
-    asked: Asked,
-}
-
-/// Whether a request has been heard: a node that stops by itself has had none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    No,
-    Yes,
-}
-
-impl StopSignals {
-    fn listen() -> anyhow::Result<Self> {
-        let on = |kind| signal(kind).context("could not listen for signals");
-        Ok(Self {
-            terminate: on(SignalKind::terminate())?,
-            interrupt: on(SignalKind::interrupt())?,
-            quit: on(SignalKind::quit())?,
-            asked: Asked::No,
-        })
-    }
-
-    async fn first(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.quit.recv() => {}
-        }
-        self.asked = Asked::Yes;
-    }
-
-    /// A second request sets the deadline to now.
-    async fn second(&mut self) {
-        if self.asked == Asked::No {
-            self.first().await;
-        }
-        let echoes = async {
-            loop {
-                self.first().await;
-            }
-        };
-        timeout(SAME_REQUEST, echoes).await.unwrap_or(());
-        self.first().await;
-        warn!("asked to stop again: stopping at once");
     }
 }
