@@ -14,7 +14,7 @@ use crate::dcs::{self, Claim, Dcs, Key, Precondition};
 use crate::log;
 use crate::postgres::StartAs;
 use crate::record::{Bootstrap, Record};
-use crate::types::{Chain, Lsn, NodeName, Timeline};
+use crate::types::{Chain, Lsn, NodeName, SlotName, Timeline};
 
 use super::Error;
 use super::agent::{Agent, Next, Youth};
@@ -250,7 +250,10 @@ impl<D: Dcs> Agent<D> {
                 let stored = self.rules.server.clone().unwrap_or_default();
                 self.memory.configured = Some(Configured { stored, part });
             }
-            Action::ChangeSlots(plan) => self.deps.postgres.change_slots(&plan).await?,
+            Action::ChangeSlots(plan) => {
+                self.deps.postgres.change_slots(&plan).await?;
+                self.move_copies(plan.follow);
+            }
             Action::PutFailsafe(members, when) => {
                 self.memory.roll.writes(&members);
                 store.put(Key::Failsafe, serde_json::to_string(&members)?, when).await?;
@@ -318,6 +321,18 @@ impl<D: Dcs> Agent<D> {
                 Err(error.into())
             }
             Err(error @ dcs::Error::Unreachable(_)) => Err(error.into()),
+        }
+    }
+
+    /// Nothing waits for it: the log between two places may take long to decode.
+    fn move_copies(&mut self, copies: BTreeMap<SlotName, (String, Lsn)>) {
+        for (slot, (database, to)) in copies {
+            self.memory.moving.insert(slot.clone());
+            let postgres = self.deps.postgres.clone();
+            self.moving.spawn(async move {
+                let moved = postgres.move_copy(&slot, &database, to).await;
+                (slot, moved)
+            });
         }
     }
 

@@ -17,10 +17,10 @@ use crate::dcs::{Dcs, Snapshot};
 use crate::discovery::Peers;
 use crate::peer::{DataFacts, PeerClient};
 use crate::postgres::status::DataDir;
-use crate::postgres::{Check, Door, Postgres, Pulse};
+use crate::postgres::{self, Check, Door, Postgres, Pulse};
 use crate::process::{InitLink, Timer, WatchdogDevice};
 use crate::record::{self, Record};
-use crate::types::{Chain, NodeId, NodeName, Timing};
+use crate::types::{Chain, NodeId, NodeName, SlotName, Timing};
 
 use super::act::Open;
 use super::arming::Arming;
@@ -148,6 +148,7 @@ pub fn spawn<D: Dcs>(
         jobs: JoinSet::new(),
         checkpoint: JoinSet::new(),
         errands: JoinSet::new(),
+        moving: JoinSet::new(),
         waiting: Waiting::new(),
         last_started: None,
         open: Open::default(),
@@ -193,13 +194,15 @@ pub(super) struct Agent<D> {
     pub(super) doing: Option<Doing>,
     pub(super) jobs: JoinSet<Done>,
     /// The checkpoint after a promotion: it may take long, and nothing waits for it here.
-    pub(super) checkpoint: JoinSet<Result<(), crate::postgres::Error>>,
+    pub(super) checkpoint: JoinSet<Result<(), postgres::Error>>,
     /// Signs of life that were asked for: nothing waits for them, the next look takes in what has come.
     signs: JoinSet<(Check, Pulse)>,
     /// Rounds of questions to the members.
     pub(super) rounds: JoinSet<jobs::Round>,
     /// Writes that nothing waits for here: what an operator has asked for, what need not be remembered any more.
     pub(super) errands: JoinSet<()>,
+    /// Copies of logical slots on their way.
+    pub(super) moving: JoinSet<(SlotName, Result<(), postgres::Error>)>,
     /// Who waits for which order.
     pub(super) waiting: Waiting,
     /// When the postmaster that last answered was started.
@@ -274,6 +277,7 @@ impl<D: Dcs> Agent<D> {
                 Some(done) = self.checkpoint.join_next() => self.checkpoint_ended(done),
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
+                Some(moved) = self.moving.join_next() => self.copy_moved(moved),
                 Ok(()) = renewals.changed(), if heeds(Call::Renewal) => {}
                 pid = self.deps.postgres.opened(self.open.seen), if heeds(Call::Opening) => self.announce(pid, &view),
                 () = timer.at(next) => {}

@@ -1,6 +1,6 @@
 //! What the process remembers from tick to tick, brought up to date with what was just seen. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::clock::Moment;
@@ -62,6 +62,8 @@ pub struct Memory {
     pub failures: BTreeMap<Job, Failures>,
     /// Whom the local standby was last told to follow.
     pub following: Option<Upstream>,
+    /// The copies of logical slots that are being moved.
+    pub moving: BTreeSet<SlotName>,
     /// Since when each slot has been without a user.
     pub unused_slots: BTreeMap<SlotName, Moment>,
     /// Since when this standby has been asking to be dropped from the synchronous set, because it stops.

@@ -24,7 +24,7 @@ use super::tags::{self, Failover, Streaming};
 use super::upstreams::has_server;
 use super::view::View;
 
-/// A copy of a logical slot is moved by so much at once: what lies in between is decoded for that, and the loop waits.
+/// A copy of a logical slot is moved by so much at once: the log is decoded for that, and nobody can use the slot meanwhile.
 const STRIDE: u64 = 64 << 20;
 
 /// A slot that should exist here.
@@ -79,7 +79,7 @@ pub fn of_follower(view: &View, snapshot: &Snapshot, answer: &Answer, position: 
 pub fn under_promise(view: &View, answer: &Answer, position: Lsn) -> Option<SlotPlan> {
     let said = &view.memory.promised.as_ref()?.slots;
     let mut plan = SlotPlan::default();
-    for slot in answer.slots.iter().filter(|slot| !slot.active && !slot.synchronised) {
+    for slot in unused(view, answer).filter(|slot| !slot.synchronised) {
         let Some(at) = said.get(&slot.name) else { continue };
         match &slot.kind {
             SlotKind::Physical => {
@@ -118,7 +118,7 @@ fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Si
     let wanted = wanted(view, snapshot, side);
     let paused = pause::is_on(view);
     let mut plan = SlotPlan::default();
-    for slot in answer.slots.iter().filter(|slot| !slot.active) {
+    for slot in unused(view, answer) {
         match wanted.get(&slot.name) {
             Some(_) if side == Side::Follower && slot.synchronised => {}
             Some(wanted) if !paused && is_spoilt(slot, wanted, side) => plan.drop.extend([slot.name.clone()]),
@@ -141,6 +141,11 @@ fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Si
     plan.create =
         wanted.into_iter().filter(|(name, _)| missing(name)).map(|(name, w)| (name, w.kind)).collect();
     plan
+}
+
+/// Those that nobody uses, and that are not being moved.
+fn unused<'a>(view: &'a View, answer: &'a Answer) -> impl Iterator<Item = &'a Slot> {
+    answer.slots.iter().filter(|slot| !slot.active && !view.memory.moving.contains(&slot.name))
 }
 
 /// How far a standby has replayed: what lies beyond cannot be decoded.

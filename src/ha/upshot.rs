@@ -9,7 +9,7 @@ use crate::clock::{self, Moment};
 use crate::dcs::Dcs;
 use crate::postgres;
 use crate::record::{self, Bootstrap};
-use crate::types::Chain;
+use crate::types::{Chain, SlotName};
 
 use super::Error;
 use super::agent::Agent;
@@ -46,6 +46,21 @@ impl<D: Dcs> Agent<D> {
             Ok(Ok(())) => debug!("made the checkpoint after the promotion"),
             Ok(Err(error)) => warn!(error = %Chain(&error), "no checkpoint after the promotion"),
             Err(error) => warn!(%error, "no checkpoint after the promotion"),
+        }
+    }
+
+    pub(super) fn copy_moved(&mut self, moved: Result<(SlotName, Result<(), postgres::Error>), JoinError>) {
+        match moved {
+            Ok((slot, moved)) => {
+                self.memory.moving.remove(&slot);
+                if let Err(error) = moved {
+                    warn!(%slot, error = %Chain(&error), "the copy of a logical slot was not moved");
+                }
+            }
+            Err(error) => {
+                self.memory.moving.clear();
+                warn!(%error, "a copy of a logical slot was not moved");
+            }
         }
     }
 

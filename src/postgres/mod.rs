@@ -47,7 +47,7 @@ use crate::clock;
 use crate::peer::Adopted;
 use crate::process::RunAs;
 use crate::supervisor::{Rung, Unit, UnitState};
-use crate::types::{Host, NodeId, NodeName, SlotName, SystemId, Timeline};
+use crate::types::{Host, Lsn, NodeId, NodeName, SlotName, SystemId, Timeline};
 
 pub use adopt::{Memory, restore};
 pub use error::Error;
@@ -377,7 +377,15 @@ impl Postgres {
         &self.shared.config.run_as
     }
 
-    /// Drops, makes and moves slots. Whatever somebody has begun to use stays as it is.
+    /// Moves a copy of a logical slot, which decodes what lies in between. One that has lost its WAL is dropped.
+    ///
+    /// # Errors
+    /// It takes longer than half a minute; the server is down; somebody uses it.
+    pub async fn move_copy(&self, slot: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
+        slots::follow(&self.shared, slot, database, to).await
+    }
+
+    /// Drops, makes and moves slots, but for copies of logical ones. Whatever somebody has begun to use stays as it is.
     ///
     /// # Errors
     /// SQL fails (all slots are taken, a plugin is missing, the server is down).

@@ -342,6 +342,8 @@ mod slots {
         assert!(far.actions.iter().any(|action| matches!(action,
             Action::ChangeSlots(plan) if plan.follow.values().all(|(_, to)| *to == stride))));
         assert_eq!(far.wake, Wake::Soon(Duration::from_millis(500)), "the rest of the way follows soon");
+        let on_its_way = with_cdc(&[at(9)], HERE - 5).with(|v| v.memory.moving = [at(9).name].into());
+        assert_eq!(moved(on_its_way), None, "one after the other");
     }
 
     #[test]

@@ -3,13 +3,21 @@
 mod copy;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 
 use super::sql::{STATEMENT_LIMIT, Session, with_session};
 use super::{Error, Shared};
 use crate::types::{Lsn, SlotName};
+
+/// What lies between the oldest WAL of a copy and where it is to be is decoded in this time, or never. A reader that comes after a
+/// promotion waits no longer for it.
+const MOVE_LIMIT: Duration = Duration::from_secs(30);
+/// The same, with a connection and a server that does not answer.
+const MOVE_PATIENCE: Duration = Duration::from_secs(40);
 
 /// Names under which the dynamic configuration may have permanent slots; the first one found counts.
 pub const PERMANENT_SLOTS: [&str; 3] = ["slots", "permanent_slots", "permanent_replication_slots"];
@@ -85,7 +93,7 @@ pub struct SlotPlan {
     pub create: BTreeMap<SlotName, SlotKind>,
     /// Physical slots to be moved forward to here.
     pub advance: BTreeMap<SlotName, Lsn>,
-    /// Copies of logical slots to be moved forward to here, each in its database.
+    /// Copies of logical slots to be moved forward to here, each in its database ([`super::Postgres::move_copy`]).
     pub follow: BTreeMap<SlotName, (String, Lsn)>,
 }
 
@@ -109,9 +117,6 @@ pub(super) async fn change(shared: &Shared, plan: &SlotPlan) -> Result<(), Error
             SlotKind::Physical => {}
             SlotKind::Logical { database, plugin } => create_logical(shared, name, database, plugin).await?,
         }
-    }
-    for (name, (database, to)) in &plan.follow {
-        follow(shared, name, database, *to).await?;
     }
     Ok(())
 }
@@ -158,9 +163,15 @@ async fn advance(session: &Session, positions: &BTreeMap<SlotName, Lsn>) -> Resu
     session.query("advance slots", sql, &[&names, &targets]).await.map(|_rows| ())
 }
 
+/// See [`super::Postgres::move_copy`].
+pub(super) async fn follow(shared: &Shared, name: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
+    let too_slow = Error::TimedOut { what: "move a copy of a logical slot", after: MOVE_PATIENCE };
+    timeout(MOVE_PATIENCE, advance_logical(shared, name, database, to)).await.unwrap_or(Err(too_slow))
+}
+
 /// In the database that it reads. A copy whose WAL is gone is dropped: it is of no use, and the leader's is copied again.
-async fn follow(shared: &Shared, name: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
-    let session = Session::open_in(&shared.config, database, STATEMENT_LIMIT).await?;
+async fn advance_logical(shared: &Shared, name: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
+    let session = Session::open_in(&shared.config, database, MOVE_LIMIT).await?;
     let sql = "SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots
                 WHERE slot_name = $1::text AND slot_type = 'logical' AND NOT active
                   AND confirmed_flush_lsn < $2::text::pg_lsn";
