@@ -300,7 +300,11 @@ async fn another_ttl_keeps_the_key(world: &mut impl World) {
     let after = node.snapshot().await.unwrap();
     assert_ne!(after.leader.as_ref().unwrap().lease, before.lease);
     assert!(after.member(&name("n0")).is_some());
-    node.release_leader(&name("n0")).await.unwrap();
+    node.set_ttl(TTL);
+    node.put_member(&member("n0")).await.unwrap();
+    let released = node.release_leader(&name("n0")).await;
+    assert!(released.is_ok(), "the key is under the lease before: {released:?}");
+    assert_eq!(node.snapshot().await.unwrap().leader, None);
     node.delete_member(&name("n0")).await.unwrap();
 }
 

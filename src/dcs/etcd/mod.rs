@@ -135,12 +135,14 @@ pub struct EtcdStore {
 struct State {
     ttl: Duration,
     lease: Option<Lease>,
+    /// The one before: the leader key hangs on it until it is renewed.
+    before: Option<i64>,
     /// What was last written to `members/<me>`: key, value, lease. Spares the write when nothing changed.
     member: Option<(String, String, i64)>,
     /// The name that this process has claimed.
     name: Option<Name>,
-    /// The lease under which the leader key was last given back.
-    parted: Option<i64>,
+    /// The leases under which the leader key was last given back.
+    parted: Vec<i64>,
 }
 
 impl EtcdStore {
@@ -159,8 +161,14 @@ impl EtcdStore {
         let watcher =
             Watcher { link: Arc::clone(&link), prefix: prefix.clone(), changes: counter, renewals: heard };
         tasks.spawn(watcher.run(stop));
-        let state =
-            Mutex::new(State { ttl: config.ttl, lease: None, member: None, name: None, parted: None });
+        let state = Mutex::new(State {
+            ttl: config.ttl,
+            lease: None,
+            before: None,
+            member: None,
+            name: None,
+            parted: Vec::new(),
+        });
         Self { link, prefix, ready: config.ready, changes, renewals, state }
     }
 
@@ -208,7 +216,8 @@ impl EtcdStore {
         });
         let (id, proven) = granted.await?.reply;
         let lease = Lease { id, ttl, proven, kept: proven };
-        self.state().lease = Some(lease);
+        let mut state = self.state();
+        state.before = state.lease.replace(lease).map(|old| old.id).or(state.before);
         Ok(lease)
     }
 
@@ -295,12 +304,16 @@ impl EtcdStore {
         self.state().name.as_ref().map(Name::compare)
     }
 
-    /// The lease under which the leader key is given back. It is never used again: a release that arrives late must not
-    /// delete a key that this node has taken anew.
-    fn part_with_lease(&self) -> Option<i64> {
+    /// The leases under which the leader key may be, to give it back. They are never used again: a release that arrives late must
+    /// not delete a key that this node has taken anew.
+    fn part_with_leases(&self) -> Vec<i64> {
         let mut state = self.state();
-        state.parted = state.lease.take().map(|lease| lease.id).or(state.parted);
-        state.parted
+        let held = state.lease.take().map(|lease| lease.id);
+        let leases: Vec<i64> = held.into_iter().chain(state.before.take()).collect();
+        if !leases.is_empty() {
+            state.parted = leases;
+        }
+        state.parted.clone()
     }
 
     fn ready_compare(&self) -> Option<Compare> {
@@ -427,18 +440,23 @@ impl Dcs for EtcdStore {
 
     async fn release_leader(&self, me: &NodeName) -> Result<(), Error> {
         let leader = self.leader_key();
-        let ours = match self.part_with_lease() {
-            Some(lease) => mine(&leader, me, lease),
-            None => vec![Compare::value(leader.as_str(), CompareOp::Equal, me.as_str())],
-        };
-        let txn = Txn::new()
-            .when(ours)
-            .and_then([TxnOp::delete(leader.as_str(), None)])
-            .or_else([TxnOp::get(leader.as_str(), None)]);
-        let reply = self.txn(txn).await.map_err(refused)?.reply;
-        // A key that is gone is what was asked for.
-        let released = reply.succeeded() || standing(&reply).is_none();
-        if released { Ok(()) } else { Err(Error::Conflict { what: "the leader key" }) }
+        let mut claims: Vec<_> =
+            self.part_with_leases().into_iter().map(|lease| mine(&leader, me, lease)).collect();
+        if claims.is_empty() {
+            claims.push(vec![Compare::value(leader.as_str(), CompareOp::Equal, me.as_str())]);
+        }
+        for ours in claims {
+            let txn = Txn::new()
+                .when(ours)
+                .and_then([TxnOp::delete(leader.as_str(), None)])
+                .or_else([TxnOp::get(leader.as_str(), None)]);
+            let reply = self.txn(txn).await.map_err(refused)?.reply;
+            // A key that is gone is what was asked for.
+            if reply.succeeded() || standing(&reply).is_none() {
+                return Ok(());
+            }
+        }
+        Err(Error::Conflict { what: "the leader key" })
     }
 
     async fn put_member(&self, member: &Member) -> Result<(), Error> {
