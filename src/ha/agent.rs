@@ -128,7 +128,7 @@ pub fn spawn<D: Dcs>(
             process: deps.postgres.process(),
             timing: timing_seen,
             pause: pause_seen,
-            arming: Arming::new(deps.watchdog.clone(), config.rules.watchdog),
+            arming: Arming::new(deps.watchdog.clone(), config.rules.watchdog, deps.postgres.process()),
         },
         &mut lease_tasks,
     );

@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::clock::{self, Moment};
 use crate::process::{self, Watchdog, WatchdogDevice};
+use crate::supervisor::UnitState;
 use crate::types::{Chain, Timing};
 
 use super::Error;
@@ -20,6 +22,8 @@ use super::watchdog::{Guard, within};
 pub(super) struct Arming {
     device: WatchdogDevice,
     guard: Guard,
+    /// Whose server it watches over.
+    process: watch::Receiver<UnitState>,
     armed: Option<Armed>,
 }
 
@@ -40,8 +44,8 @@ enum Waits {
 }
 
 impl Arming {
-    pub(super) fn new(device: WatchdogDevice, guard: Guard) -> Self {
-        Self { device, guard, armed: None }
+    pub(super) fn new(device: WatchdogDevice, guard: Guard, process: watch::Receiver<UnitState>) -> Self {
+        Self { device, guard, process, armed: None }
     }
 
     /// Sets it going under a lease that is held.
@@ -103,6 +107,18 @@ impl Arming {
         let shorter = (armed.limit < before).then(|| within(end, armed.limit, clock::now())).flatten();
         if let Some(waits) = shorter {
             heard(armed.watchdog.wait_for(waits));
+        }
+    }
+}
+
+impl Drop for Arming {
+    /// A stop that has no time left for the loop ends with the server down all the same. One that left it running goes on counting.
+    fn drop(&mut self) {
+        if !matches!(*self.process.borrow(), UnitState::Down { .. }) {
+            return;
+        }
+        if let Err(error) = self.disarm() {
+            warn!(error = %Chain(&error), "the watchdog does not hear");
         }
     }
 }

@@ -349,10 +349,10 @@ mod tests {
             store: Arc::new(MemoryCluster::default().store(TTL)),
             me: NodeName::from("n1"),
             init: link,
+            arming: Arming::new(device(), Guard::OFF, watch::channel(process).1),
             process: watch::channel(process).1,
             timing: watch::channel(timing).1,
             pause: watch::channel(Pause::Off).1,
-            arming: Arming::new(device(), Guard::OFF),
         };
         (deps, init)
     }
@@ -443,7 +443,9 @@ mod tests {
         nix::unistd::mkfifo(path.as_std_path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let (mut deps, init) = deps();
         let guard = Guard { need: Need::Required, margin: Margin::Of(Duration::from_secs(2)) };
-        deps.arming = Arming::new(WatchdogDevice { path: path.clone(), ..device() }, guard);
+        let device = WatchdogDevice { path: path.clone(), ..device() };
+        let (process, seen) = watch::channel(*deps.process.borrow());
+        deps.arming = Arming::new(device.clone(), guard, seen.clone());
         let mut reader = std::fs::File::options().read(true).write(true).open(&path).unwrap();
         let mut said = || {
             let mut text = [0; 100];
@@ -469,5 +471,13 @@ mod tests {
         deps.keep(held(), &publish);
         assert_eq!(said(), "V");
         assert!(matches!(*state.borrow(), Lease::Held { ttl: TTL, .. }));
+        // What ends while the server runs leaves it counting; after the server it is stopped, also by a stop in a hurry.
+        deps.guard(&publish).unwrap();
+        drop(std::mem::replace(&mut deps.arming, Arming::new(device, guard, seen)));
+        deps.guard(&publish).unwrap();
+        process.send_replace(UnitState::Down { last: None });
+        drop(deps);
+        let all = said();
+        assert!(all.ends_with('V') && all.matches('V').count() == 1, "{all}");
     }
 }
