@@ -8,8 +8,7 @@ DEMO_DIR ?= demo-data
 FRESH ?=
 
 # How many random runs of the simulated cluster `make test` makes.
-# Not 10,000 yet: seed 1282 has two primaries for a moment after maintenance (tests/sim/README.md, "Known").
-SEEDS ?= 1000
+SEEDS ?= 10000
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
 

@@ -23,7 +23,6 @@ use crate::etcd::{Ask, Config, Deps, Status, observe};
 use crate::peer::{NodeStatus, Promise, PromiseReply, PromiseRequest, StoreFacts, StorePart};
 use crate::process::Timer;
 use crate::record::Keeper;
-use crate::supervisor::UnitState;
 use crate::templates::{EtcdVersion, url_host};
 use crate::types::{Chain, Epoch, NodeName};
 
@@ -266,8 +265,8 @@ impl Agent {
         let before = local.unit;
         local.unit = *self.deps.unit.state().borrow();
         local.dir = observe::dir(&self.config.data_dir);
-        let ran_since = running_since(before);
-        if ran_since.is_some() && running_since(local.unit) != ran_since {
+        let ran_since = before.running_since();
+        if ran_since.is_some() && local.unit.running_since() != ran_since {
             let lines = self.deps.unit.last_lines();
             let ending = Ending::from_lines(lines.iter().map(String::as_str));
             let lasted = ran_since.map_or(Duration::ZERO, |since| now.since(since));
@@ -339,7 +338,7 @@ impl Agent {
             }
             None => {
                 let since = view.local.silent_since.or(Some(now));
-                view.local.silent_since = since.filter(|_| running_since(view.local.unit).is_some());
+                view.local.silent_since = since.filter(|_| view.local.unit.running_since().is_some());
             }
         }
     }
@@ -359,7 +358,7 @@ impl Agent {
     }
 
     pub(super) fn own_url(&self) -> Option<String> {
-        running_since(self.core.view.local.unit)?;
+        self.core.view.local.unit.running_since()?;
         Some(format!("https://{}:{}", local_host(&self.config.listen), self.config.bound.etcd_client))
     }
 
@@ -453,7 +452,7 @@ impl Agent {
             cluster_uuid: record.cluster_uuid.clone(),
             etcd_cluster_id: record.etcd_cluster_id.clone(),
             member_id: own.map(|m| m.id.to_string()).or_else(|| record.member_id.clone()),
-            part: match (running_since(view.local.unit), own.map(|m| m.vote), view.local.dir) {
+            part: match (view.local.unit.running_since(), own.map(|m| m.vote), view.local.dir) {
                 (Some(_), Some(Vote::Voter), _) => StorePart::Voter,
                 (Some(_), Some(Vote::Learner), _) => StorePart::Learner,
                 (Some(_), None, _) | (None, _, Dir::Data) => StorePart::Data,
@@ -494,17 +493,6 @@ fn own_epoch(view: &View) -> Epoch {
     let member = |s: &&StoreView| view.own_member(s).is_some();
     let store = view.fresh_store().filter(member).and_then(|s| s.cluster.as_ref());
     store.map_or(view.record.epoch, |c| c.epoch)
-}
-
-/// When the running process was started.
-pub(super) fn running_since(state: UnitState) -> Option<Moment> {
-    match state {
-        UnitState::Running { since, .. } => Some(since),
-        UnitState::Down { .. }
-        | UnitState::Stopping { .. }
-        | UnitState::Draining { .. }
-        | UnitState::Backoff { .. } => None,
-    }
 }
 
 /// Where a local client reaches what listens on `listen`.

@@ -8,7 +8,6 @@ use crate::dcs::{Leader, Snapshot};
 use crate::postgres::status::Kind;
 use crate::postgres::{self, Upstream};
 use crate::record::Followed;
-use crate::supervisor::UnitState;
 use crate::types::{Lsn, NodeName, Revision, SlotName};
 
 use super::Phase;
@@ -19,6 +18,7 @@ use super::failsafe::Roll;
 use super::fitness::Vitals;
 use super::manual::HandOver;
 use super::orders::Orders;
+use super::pause;
 use super::promises::Promise;
 use super::publish::streams;
 use super::reserve::Stock;
@@ -43,6 +43,8 @@ pub struct Memory {
     pub survey: Option<Survey>,
     /// The leader's history as last asked for.
     pub ancestry: Option<Ancestry>,
+    /// When maintenance mode was last seen to be on.
+    pub paused: Option<Moment>,
     /// Since when the walreceiver is held.
     pub frozen: Option<Moment>,
     /// The position of the primary when its synchronous set last changed: who has not flushed this may miss commits that
@@ -259,6 +261,7 @@ impl Memory {
     /// Takes in what the local instance is; called with the view that is about to be decided on.
     pub fn saw_instance(&mut self, view: &View) {
         self.leaving = (view.phase == Phase::Stopping).then(|| self.leaving.unwrap_or(view.now));
+        self.paused = if pause::is_on(view) { Some(view.now) } else { self.paused };
         self.saw_slots(view);
         self.vitals.saw(view);
         if matches!(view.instance(), Instance::Primary(..) | Instance::Standby(..)) {
@@ -385,13 +388,7 @@ fn holder(snapshot: &Snapshot, leader: &Leader) -> Holder {
 
 /// For how long the process has been running.
 pub(super) fn ran_for(view: &View) -> Duration {
-    match view.local.process {
-        UnitState::Running { since, .. } => view.now.since(since),
-        UnitState::Down { .. }
-        | UnitState::Stopping { .. }
-        | UnitState::Draining { .. }
-        | UnitState::Backoff { .. } => Duration::ZERO,
-    }
+    view.local.process.running_since().map_or(Duration::ZERO, |since| view.now.since(since))
 }
 
 /// Whether one of those who are waited for streams. Others may: a cluster that follows this one, an archiver.

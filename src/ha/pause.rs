@@ -43,6 +43,15 @@ pub fn gate(view: &View, decision: Decision) -> Decision {
     Decision { actions: vec![], reason: Reason::Paused, wake: Wake::Loop }
 }
 
+/// Why this node may not take the lock yet: a primary whose lease ran out in maintenance mode, when nothing stopped it, goes on until it
+/// hears of the end. It has a TTL for that, unless it has stopped, or a person says so by a failover that names this node.
+pub(super) fn barred(view: &View, snapshot: &Snapshot) -> Option<Reason> {
+    let seen = view.memory.paused.filter(|_seen| !is_on(view))?;
+    let may_go_on = view.now.since(seen) < view.rules.timing.ttl;
+    let is_word = manual::is_forced(view, snapshot) || manual::has_left(view, snapshot);
+    (may_go_on && !is_word).then_some(Reason::Resumed)
+}
+
 /// The lock is dropped by whoever is no primary, is not asked to become one and has nothing to start.
 fn holds_what_it_does_not_use(view: &View) -> bool {
     let waits =

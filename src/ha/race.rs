@@ -15,6 +15,7 @@ use super::fitness;
 use super::lead::{self, NOW};
 use super::lineage;
 use super::manual;
+use super::pause;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Failover;
 use super::sync::Electors;
@@ -79,6 +80,7 @@ fn barred(view: &View, snapshot: &Snapshot, timeline: Timeline) -> Option<Reason
         return Some(Reason::NoFailover);
     }
     let barred = failsafe::barred(view, snapshot).or_else(|| watchdog::barred(view));
+    let barred = barred.or_else(|| pause::barred(view, snapshot));
     if let Some(reason) = barred.or_else(|| lead::not_approved(view)) {
         return Some(reason);
     }

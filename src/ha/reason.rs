@@ -264,6 +264,8 @@ pub enum Reason {
     Promised(NodeName),
     /// This node is not in the `failsafe` key: the leader may go on without having asked it.
     NotInFailsafe,
+    /// Maintenance mode has ended a moment ago.
+    Resumed,
     /// The vote is held on a position that does not move.
     Freezing,
     /// The others are asked for their positions.
@@ -475,6 +477,7 @@ impl fmt::Display for Reason {
             Self::NotInFailsafe => {
                 f.write_str("no leader, and this node is not in the failsafe key: not a candidate")
             }
+            Self::Resumed => f.write_str("no leader: a primary may not have heard of the end of maintenance yet"),
             Self::Freezing => f.write_str("no leader: holding the position for the vote"),
             Self::Polling => f.write_str("no leader: asking the others for their positions"),
             Self::Winning => f.write_str("no leader and nobody is ahead: taking the lock"),

@@ -101,6 +101,16 @@ pub enum UnitState {
     },
 }
 
+impl UnitState {
+    /// Since when the main process runs, if it does and was not asked to stop.
+    pub fn running_since(self) -> Option<Moment> {
+        match self {
+            Self::Running { since, .. } => Some(since),
+            Self::Down { .. } | Self::Stopping { .. } | Self::Draining { .. } | Self::Backoff { .. } => None,
+        }
+    }
+}
+
 /// A handle on one service. The task behind it ends (and kills the service) when the set is shut down; it does not end
 /// because handles are dropped.
 #[derive(Debug, Clone)]

@@ -151,6 +151,7 @@ async fn a_second_request_to_stop_leaves_no_server_behind() {
 
     stand.terminate(1);
     assert!(eventually(SOON, async || begun.exists().then_some(())).await.is_some(), "{}", stand.log(1));
+    // What comes within half a second is the same request: there is nothing to be seen that tells when that is over.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     stand.stop(1).await;
     let server = nix::sys::signal::kill(postmaster, None);

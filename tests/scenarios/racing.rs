@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgherd::dcs::Claim;
 use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::ha::rules::Pause;
 use pgherd::ha::view::{Job, Motion, PollAnswer};
 use pgherd::ha::{Position, lineage, publish};
 use pgherd::postgres::StartAs;
@@ -35,6 +36,18 @@ fn answers_from_before_the_position_was_held_or_from_long_ago_count_for_nothing(
     scene.0.memory.frozen = Some(ago(60));
     scene.0.memory.poll.as_mut().unwrap().at = ago(30);
     assert_eq!(only(scene.decide()), Action::Begin(Task::Poll));
+}
+
+/// Nothing stops a primary in maintenance mode, and it may be deaf when that ends.
+#[test]
+fn after_maintenance_a_primary_without_its_lock_has_a_ttl_to_hear_of_it() {
+    let ended = |seconds| race(HERE, &[("n2", still(HERE))]).with(|v| v.memory.paused = Some(ago(seconds)));
+    assert_eq!(nothing_because(ended(9).decide()), Reason::Resumed);
+    assert_eq!(only(ended(10).decide()), Action::Acquire(Claim::Vacant));
+    let seen = race(HERE, &[]).with(|v| v.rules.pause = Pause::On).seen();
+    assert_eq!(seen.0.memory.paused, Some(NOW));
+    let own = Scene::new().no_leader().primary("", &[]).with(|v| v.memory.paused = Some(ago(0)));
+    assert_eq!(only(own.decide()), Action::Acquire(Claim::Vacant), "it is that primary itself");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use pgherd::supervisor::UnitState;
 use pgherd::types::NodeId;
 
 use crate::agent::address;
-use crate::etcd_process::{Process, running_since};
+use crate::etcd_process::Process;
 use crate::world::{Ev, World, name};
 
 /// `PRUNE_AFTER`: short, for a run is.
@@ -200,7 +200,7 @@ impl World {
             let here = &self.nodes[n].etcd;
             let runs =
                 |v: &Voter| self.nodes[node_at(v.address)].etcd.data.is_some_and(|(of, _)| of == *store);
-            let own = running_since(here.view.local.unit).is_some()
+            let own = here.view.local.unit.running_since().is_some()
                 && here.data.is_some_and(|(of, _)| of == *store);
             let vouched =
                 here.view.answering().filter(|(_, s)| s.store.quorum).flat_map(|(_, s)| &s.store.voters);
@@ -213,7 +213,7 @@ impl World {
         let view = &mut here.view;
         let Some(store) = read else {
             let since = view.local.silent_since.or(Some(now));
-            view.local.silent_since = since.filter(|_| running_since(view.local.unit).is_some());
+            view.local.silent_since = since.filter(|_| view.local.unit.running_since().is_some());
             return;
         };
         let seen = &mut view.memory.members;
@@ -259,7 +259,7 @@ impl World {
         StoreFacts {
             epoch,
             cluster_uuid: view.record.cluster_uuid.clone(),
-            part: match (running_since(view.local.unit), own.map(|m| m.vote), view.local.dir) {
+            part: match (view.local.unit.running_since(), own.map(|m| m.vote), view.local.dir) {
                 (Some(_), Some(Vote::Voter), _) => StorePart::Voter,
                 (Some(_), Some(Vote::Learner), _) => StorePart::Learner,
                 (Some(_), None, _) | (None, _, Dir::Data) => StorePart::Data,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use pgherd::clock::{Backoff, Moment};
+use pgherd::clock::Backoff;
 use pgherd::etcd::view::Ending;
 use pgherd::process::Exit;
 use pgherd::supervisor::unit::{Action, At, Event, Machine};
@@ -61,16 +61,6 @@ impl Process {
     }
 }
 
-pub(crate) fn running_since(state: UnitState) -> Option<Moment> {
-    match state {
-        UnitState::Running { since, .. } => Some(since),
-        UnitState::Down { .. }
-        | UnitState::Stopping { .. }
-        | UnitState::Draining { .. }
-        | UnitState::Backoff { .. } => None,
-    }
-}
-
 impl World {
     /// What `etcd::agent` makes of the unit at each look: a run that has ended is classified once.
     pub(crate) fn look_at_etcd(&mut self, n: usize) {
@@ -78,9 +68,9 @@ impl World {
         let now = self.clock(n);
         let here = &mut self.nodes[n].etcd;
         let local = &mut here.view.local;
-        let ran = running_since(local.unit);
+        let ran = local.unit.running_since();
         local.unit = here.process.state();
-        if let Some(since) = ran.filter(|_| running_since(local.unit) != ran) {
+        if let Some(since) = ran.filter(|_| local.unit.running_since() != ran) {
             let lasted = now.since(since);
             let failures = if lasted > HEALTHY_AFTER { 0 } else { here.process.failures + 1 };
             here.process.failures = failures;

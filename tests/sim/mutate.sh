@@ -71,6 +71,7 @@ race-nofailover|ha/race.rs|s/if view.rules.tags.failover == Failover::Never \{/i
 race-timeline|ha/race.rs|s/if timeline < cluster \{/if false {/
 race-not-synchronous|ha/race.rs|s/if !entitled_to_run && /if false \&\& /
 race-lag|ha/race.rs|s/\(lag > view.rules.maximum_lag_on_failover\)/(false \&\& lag > view.rules.maximum_lag_on_failover)/
+resume-at-once|ha/pause.rs|s/\(may_go_on && !is_word\)/(false \&\& may_go_on \&\& !is_word)/
 race-freeze|ha/race.rs|s/let Some\(frozen\) = view.memory.frozen else/let Some(frozen) = view.memory.frozen.or(Some(Default::default())) else/
 race-fresh-poll|ha/race.rs|s/poll.at >= frozen && view.now.since\(poll.at\) < POLL_AGE/poll.at >= frozen || true/
 race-primary-alive|ha/race.rs|s/\(\*a == PollAnswer::Primary\).then_some\(n\)/(false \&\& *a == PollAnswer::Primary).then_some(n)/
@@ -88,7 +89,7 @@ takeover-ttl|ha/view.rs|s/stood >= self.takeover_after\(\)/stood >= self.takeove
 takeover-ours-only|ha/view.rs|s/seen.holder == Holder::Ours\)/seen.holder == Holder::Ours || true)/
 takeover-longer-ttl|ha/view.rs|s/=> ttl.max\(before\)/=> { let _ = before; ttl }/
 start-backoff|ha/view.rs|s/Job::Start => 2,/Job::Start => 2000,/
-unfit-hands-over|ha/decide.rs|s/= fitness::unfit\(view, snapshot\) \{/= fitness::unfit(view, snapshot).filter(|_| false) {/
+unfit-hands-over|ha/decide.rs|s/fitness::unfit\(view, snapshot\)\) \{/fitness::unfit(view, snapshot).filter(|_| false)) {/
 unfit-timeline-first|ha/fitness.rs|s/&& !lead::timeline_is_written\(view, snapshot\)/\&\& false/
 unfit-heir-timeline|ha/fitness.rs|s/ && current\(m\)//
 unfit-stands-back|ha/decide.rs|s/if fitness::stands_back\(view\) =>/if false =>/
