@@ -36,7 +36,7 @@ initialised-makes-no-cluster|ha/decide.rs|s/Founding::Done => return act\(vec!\[
 make-cluster-refused|ha/decide.rs|s/if let Some\(reason\) = adoption::fresh_cluster_refused\(view\) \{/if let Some(reason) = adoption::fresh_cluster_refused(view).filter(|_| false) {/
 store-not-ready|ha/decide.rs|s/if snapshot.readiness == Readiness::NotReady \{/if false {/
 retake-timeline|ha/decide.rs|s/if answer.timeline < cluster \{/if false {/
-bootstrap-known-cluster|ha/decide.rs|s/Some\(Initialize::Done\(_\)\) => return idle\(Reason::WaitingForLeader, Wake::Loop\),/Some(Initialize::Done(_)) => {}/
+bootstrap-known-cluster|ha/decide.rs|s/Some\(Initialize::Done\(_\)\) => return copy_alone\(view\),/Some(Initialize::Done(_)) => {}/
 bootstrap-nofailover|ha/decide.rs|s/if view.rules.tags.failover == super::rules::Failover::Never \{/if false {/
 survey-record|ha/adoption.rs|s/(if let Some\(id\) = view.volume.system_id) \{/$1.filter(|_| false) {/
 survey-data|ha/adoption.rs|s/if let Some\(\(address, _\)\) = with_data \{/if let Some((address, _)) = with_data.filter(|_| false) {/
