@@ -8,6 +8,7 @@ use crate::types::NodeName;
 
 use super::sync::Names;
 use super::tags::{Streaming, Tags};
+use super::upstreams;
 use super::view::View;
 
 /// The standbys that may confirm commits, in the order in which they are chosen: by `sync_priority`, then whoever does
@@ -56,7 +57,8 @@ pub fn may_confirm(member: &Member) -> bool {
 pub fn expected(view: &View, snapshot: &Snapshot) -> Vec<NodeName> {
     let follows =
         |m: &&Member| m.name != view.me && m.state == MemberState::Running && m.role == Role::Replica;
-    let mut members: Vec<_> = snapshot.members.iter().filter(follows).filter(|m| may_confirm(m)).collect();
+    let confirms = |m: &&Member| may_confirm(m) && !upstreams::is_fed_by_another(view, snapshot, m);
+    let mut members: Vec<_> = snapshot.members.iter().filter(follows).filter(confirms).collect();
     members.sort_by_key(|m| (Reverse(member_priority(m)), m.name.clone()));
     members.into_iter().map(|m| m.name.clone()).collect()
 }

@@ -16,6 +16,7 @@ use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::{START_TIMEOUT, Strictness};
 use super::slots;
 use super::sync::{self, Confirmer, Electors, Names, Policy, Progress, Step};
+use super::upstreams;
 use super::view::{Approval, Instance, Job, Life, PROMOTE_NEEDS, ShutdownMark, SyncWrite, View};
 
 /// Something has just been changed: look at once.
@@ -110,7 +111,7 @@ fn sync_step(view: &View, snapshot: &Snapshot, answer: &Answer) -> Option<Action
 }
 
 /// A standby that runs, or is about to, and does not confirm commits yet: nothing wakes the loop when it connects, and until
-/// it counts nobody else can lead.
+/// it counts nobody else can lead. (One that another standby feeds never will.)
 fn expects_standbys(view: &View, snapshot: &Snapshot, answer: &Answer) -> bool {
     let in_force = Names::parse(&answer.sync_names).names;
     let coming = |m: &&Member| match m.state {
@@ -130,7 +131,8 @@ fn expects_standbys(view: &View, snapshot: &Snapshot, answer: &Answer) -> bool {
             .members
             .iter()
             .filter(coming)
-            .any(|m| !in_force.contains(&m.name) && candidates::may_confirm(m))
+            .filter(|m| !in_force.contains(&m.name) && candidates::may_confirm(m))
+            .any(|m| !upstreams::is_fed_by_another(view, snapshot, m))
 }
 
 /// Commits wait for standbys already, and nobody can be elected on that yet: it is a matter of moments.

@@ -4,7 +4,7 @@ use crate::dcs::{Member, MemberState, Role, Snapshot};
 use crate::postgres::Upstream;
 use crate::types::NodeName;
 
-use super::tags::{CloneSource, Streaming, Tags};
+use super::tags::{self, CloneSource, Streaming, Tags};
 use super::view::{Job, UpstreamWal, View, upstream};
 
 /// A chain of `replicatefrom` is followed for so long: a cluster is small, and a longer one is a circle.
@@ -26,6 +26,17 @@ fn cascade(view: &View) -> Option<Upstream> {
     let removed = view.memory.upstream_wal == UpstreamWal::Removed;
     let feeds = !removed && *wanted != view.me && !comes_back(snapshot, wanted, &view.me);
     snapshot.member(wanted).filter(|member| feeds && has_server(member)).and_then(upstream)
+}
+
+/// Whether this member streams from another standby, so that this leader sees nothing of it.
+pub(super) fn is_fed_by_another(view: &View, snapshot: &Snapshot, member: &Member) -> bool {
+    let feeds = |name: &NodeName| {
+        *name != view.me
+            && *name != member.name
+            && snapshot.member(name).is_some_and(has_server)
+            && !comes_back(snapshot, name, &member.name)
+    };
+    tags::replicate_from(&member.tags).is_some_and(|name| feeds(&name))
 }
 
 /// Two that stream from each other would be cut off from the leader.

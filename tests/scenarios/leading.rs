@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pgherd::dcs::{Claim, Initialize, Precondition, Sync};
-use pgherd::ha::reason::{Action, Reason, Task};
+use pgherd::dcs::{Claim, Initialize, Precondition, Role, Sync};
+use pgherd::ha::reason::{Action, Reason, Task, Wake};
 use pgherd::ha::view::{Approval, Job, Lease, ShutdownMark, SyncWrite};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{SlotKind, SlotPlan, StartAs};
@@ -52,6 +52,18 @@ fn without_the_store_no_primary_is_started_whose_names_are_not_known() {
     known.0.memory.sync_names = Some("ANY 1 (n1)".into());
     let start = Action::Start(StartAs::Primary, "ANY 1 (n1)".into());
     assert_eq!(known.decide().actions, [Action::CloseDoor, start]);
+}
+
+/// What another standby feeds never connects to the leader: a loop that looks out for it would look for ever.
+#[test]
+fn nobody_looks_out_for_a_standby_that_another_one_feeds() {
+    let scene = || {
+        let leads = Scene::new().leads().primary("ANY 1 (n1)", &["n1"]);
+        leads.sync_mode(SyncMode::Quorum).sync_key("n0", 0, &["n1"]).member("n1", |m| m.role = Role::Replica)
+    };
+    assert_eq!(scene().decide().wake, Wake::Soon(Duration::from_millis(300)), "n2 comes in a moment");
+    let fed = scene().member("n2", |m| m.tags.extend([("replicatefrom".into(), "n1".into())]));
+    assert_eq!(fed.decide().wake, Wake::Loop);
 }
 
 /// Started as a primary it would go on writing the timeline that its promotion was to end.

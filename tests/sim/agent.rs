@@ -31,7 +31,6 @@ use crate::failsafe::{Asking, Promises};
 use crate::faults::{Mode, Schedule, Voters};
 use crate::jobs::Out;
 use crate::postgres::State;
-use crate::random::outlasts;
 use crate::remote;
 use crate::store::{Answer, Request};
 use crate::world::{Ev, World, name};
@@ -131,19 +130,9 @@ pub(crate) struct Agent {
     pub(crate) released: Option<pgherd::types::LeaseId>,
 }
 
-/// In one seed of four the nodes are not equals.
-fn tags(n: usize, schedule: &Schedule) -> Tags {
-    if schedule.seed % 4 != 2 {
-        return Tags::default();
-    }
-    let mut tags = serde_json::json!({ "failover_priority": n + 1, "clonefrom": n == 1 });
-    if n + 1 == schedule.nodes {
-        tags["replicatefrom"] = "n1".into();
-    }
-    if n > 2 {
-        tags["sync_priority"] = 2.into();
-    }
-    Tags::from_json(tags.as_object().expect("an object"))
+pub(crate) fn tags(n: usize, schedule: &Schedule) -> Tags {
+    let own = schedule.tags.iter().filter(|(of, _, value)| *of == n && !value.is_null());
+    Tags::from_json(&own.map(|(_, tag, value)| (tag.clone(), value.clone())).collect())
 }
 
 pub(crate) fn rules(schedule: &Schedule) -> Rules {
@@ -172,9 +161,9 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         reserve: None,
         mode: pgherd::ha::rules::Mode::Node,
         remote: remote::followed(schedule),
-        sync_node_count: if schedule.nodes == 5 && schedule.seed.is_multiple_of(2) { 2 } else { 1 },
+        sync_node_count: schedule.synchronous_node_count,
         maximum_lag_on_failover: 1_048_576,
-        outlast: if outlasts(schedule.seed) { Outlast::AllAgree } else { Outlast::Never },
+        outlast: if schedule.failsafe { Outlast::AllAgree } else { Outlast::Never },
         pause: Pause::Off,
         primary_start_timeout: pgherd::ha::rules::START_TIMEOUT,
         primary_stop_timeout: Duration::ZERO,
@@ -416,12 +405,13 @@ impl World {
         let store = self.saw_store(n, snapshot, now);
         self.look_at_promises(n, &store);
         let volume = self.volume(n);
+        let wall = self.wall(self.nodes[n].wall_ahead);
         let node_id = NodeId(format!("{:016x}", n * 16 + self.nodes[n].disk.generation as usize));
         let misses_wal = self.nodes[n].pg.misses_wal;
         let agent = &mut self.nodes[n].agent;
         let mut view = View {
             now,
-            wall: jiff::Timestamp::from_second((now.0 / 1_000_000_000) as i64).expect("not far from now"),
+            wall,
             me: name(n),
             node_id,
             phase: agent.phase,

@@ -9,12 +9,12 @@ use pgherd::ha::orders::{
 use pgherd::ha::rules::Pause;
 use pgherd::types::{Lsn, NodeName};
 
-use crate::agent::Ended;
+use crate::agent::{Ended, tags};
 use crate::etcd::Here;
-use crate::faults::{Fault, Mode, Voters};
+use crate::faults::{Fault, Tag, Voters};
 use crate::postgres::{Disk, State};
 use crate::store::{Document, Request};
-use crate::world::{Ev, World, name};
+use crate::world::{EPOCH, Ev, World, name};
 
 /// A copy in the place of this one, if two others are whole.
 const REINITIALIZE: Reinitialize = Reinitialize { insistence: Insistence::Careful, stage: Accepted::No };
@@ -77,7 +77,10 @@ impl World {
             Fault::ApiUp => self.api_up = true,
             Fault::ApiHide(n) => drop(self.hidden.insert(n)),
             Fault::ApiShow(n) => drop(self.hidden.remove(&n)),
-            Fault::Switchover(to) => self.ask_for_switchover(to),
+            Fault::Switchover(to) => self.ask_for_switchover(to, None),
+            Fault::Scheduled(to, at) => self.ask_for_switchover(to, Some(at)),
+            Fault::Tag(ref tag) => self.tag(tag.clone()),
+            Fault::ClockStep(n, seconds) => self.nodes[n].wall_ahead += seconds,
             Fault::Restart(n) => self.order(n, |orders, now| orders.restart = Some(restart(now))),
             Fault::Reinitialize(n) => self.order(n, |orders, _now| orders.reinitialize = Some(REINITIALIZE)),
         }
@@ -93,10 +96,27 @@ impl World {
         if key == "standby" {
             return self.set_standby(*value == true);
         }
+        if !self.store.is_configured() {
+            return self.leave_out("there is no configuration yet".into());
+        }
+        if key == "mode" && *value == "off" {
+            self.promising = false;
+        }
         self.store.configure(key, value);
         if self.store.hints != hints && key == "pause" {
             self.hint();
         }
+    }
+
+    /// The node reads its environment again, as at a reload.
+    fn tag(&mut self, tag: Tag) {
+        let n = tag.0;
+        self.schedule.tags.retain(|(of, name, _)| (*of, name) != (n, &tag.1));
+        self.schedule.tags.push(tag);
+        let tags = tags(n, &self.schedule);
+        let agent = self.agent(n);
+        (agent.environment.tags, agent.rules.tags) = (tags.clone(), tags);
+        self.woken(n);
     }
 
     pub(crate) fn paused_by_person(&self) -> bool {
@@ -122,12 +142,14 @@ impl World {
     }
 
     /// A person asks for another leader, by way of a node that reaches the store.
-    pub(crate) fn ask_for_switchover(&mut self, to: Option<usize>) {
+    pub(crate) fn ask_for_switchover(&mut self, to: Option<usize>, at: Option<u64>) {
         let leader = self.store.leader().cloned().filter(|_| self.store_up);
         if leader.is_none() {
             return self.leave_out("nobody leads".into());
         }
-        let request = Failover { leader, member: to.map(name), scheduled_at: None };
+        let instant = |ms: u64| jiff::Timestamp::from_millisecond(EPOCH + ms as i64);
+        let scheduled_at = at.map(|ms| instant(ms).expect("within an hour").to_string());
+        let request = Failover { leader, member: to.map(name), scheduled_at };
         let hints = self.store.hints;
         let write = Request::Put(Box::new(Document::Failover(request)), Precondition::None);
         self.store.apply(&NodeName::from("person"), write, self.now);
@@ -285,7 +307,7 @@ impl World {
         let safe = others.iter().any(|o| self.holds_everything(*o));
         let leads = self.store.leader() == Some(&name(n)) || self.store.sync_leader() == Some(&name(n));
         let kept = self.schedule.voters != Voters::Ours || self.store_can_miss(n);
-        if !safe || leads || !kept || self.schedule.mode == Mode::Off {
+        if !safe || leads || !kept || !self.promising {
             return self.leave_out("it would be the last copy".into());
         }
         self.crash(n);

@@ -53,12 +53,18 @@ pub(crate) enum Fault {
     ApiShow(usize),
     /// Whoever leads shall be followed by somebody, or by this one.
     Switchover(Option<usize>),
+    /// The same, at a time of the schedule, in milliseconds.
+    Scheduled(Option<usize>, u64),
     Restart(usize),
     Reinitialize(usize),
     /// The other cluster: another of its servers is promoted, or the one that follows is.
     RemotePromote,
     /// The other cluster follows this one.
     RemoteFollow,
+    /// A node has another tag from now on.
+    Tag(Tag),
+    /// The wall clock is set forward, or back, by so many seconds.
+    ClockStep(usize, i64),
 }
 
 /// A whole run: its set-up and its faults.
@@ -80,7 +86,15 @@ pub(crate) struct Schedule {
     pub(crate) clients: bool,
     /// Whether there is another cluster, and this one is made as a standby of it.
     pub(crate) standby: bool,
+    /// Whether the cluster is made with failsafe mode.
+    pub(crate) failsafe: bool,
+    pub(crate) synchronous_node_count: u32,
+    /// Of a node, each with its value.
+    pub(crate) tags: Vec<Tag>,
 }
+
+/// A node, a tag and its value.
+pub(crate) type Tag = (usize, String, serde_json::Value);
 
 /// Where the store runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +117,8 @@ pub(crate) enum Mode {
 
 /// More a schedule cannot have.
 pub(crate) const MOST_NODES: usize = 7;
-/// Longer it cannot last: an hour, in milliseconds.
-const LONGEST: u64 = 3_600_000;
-/// The calm comes so long after the last event, unless a schedule says when, and never before a minute.
-const AFTER_THE_LAST: u64 = 10_000;
 impl Mode {
-    fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Quorum => "quorum",
             Self::Priority => "on",
@@ -165,85 +175,19 @@ impl fmt::Display for Fault {
             Self::ApiShow(n) => write!(f, "api-show n{n}"),
             Self::Switchover(None) => write!(f, "switchover"),
             Self::Switchover(Some(n)) => write!(f, "switchover n{n}"),
+            Self::Scheduled(None, at) => write!(f, "switchover at {at}"),
+            Self::Scheduled(Some(n), at) => write!(f, "switchover n{n} at {at}"),
             Self::Restart(n) => write!(f, "restart n{n}"),
             Self::Reinitialize(n) => write!(f, "reinitialize n{n}"),
             Self::RemotePromote => write!(f, "remote-promote"),
             Self::RemoteFollow => write!(f, "remote-follow"),
+            Self::Tag((n, tag, value)) => write!(f, "tag n{n} {tag} {}", plain(value)),
+            Self::ClockStep(n, seconds) => write!(f, "clock-step n{n} {seconds}"),
         }
     }
 }
 
 impl Fault {
-    /// What every word belongs to.
-    fn whole(words: &[&str]) -> Result<Self, String> {
-        let fault = Self::parse(words)?;
-        if matches!(&fault, Self::Cut(a, b) | Self::Heal(a, b) if a == b) {
-            return Err("two different nodes are expected".into());
-        }
-        let all = fault.to_string().split_whitespace().count() == words.len();
-        if all { Ok(fault) } else { Err(format!("nothing is expected after \"{fault}\"")) }
-    }
-
-    fn parse(words: &[&str]) -> Result<Self, String> {
-        let node = |i: usize| -> Result<usize, String> {
-            let word = words.get(i).ok_or("a node is expected after it (n0, n1, ...)")?;
-            let digits = word.strip_prefix(['n', 'N']).unwrap_or(word);
-            digits.parse().map_err(|_| format!("{word} is no node: n0, n1, ... is expected"))
-        };
-        let word = words.first().map(|w| w.replace('_', "-"));
-        Ok(match word.as_deref().unwrap_or("nothing") {
-            "crash-node" | "kill-node" => Self::CrashNode(node(1)?),
-            "start-node" => Self::StartNode(node(1)?),
-            "crash-postgres" | "kill-postgres" => Self::CrashPostgres(node(1)?),
-            "crash-etcd" | "kill-etcd" => Self::CrashEtcd(node(1)?),
-            "kill-agent" => Self::KillAgent(node(1)?),
-            "freeze" => Self::Freeze(node(1)?),
-            "thaw" => Self::Thaw(node(1)?),
-            "pause" => Self::Pause(node(1)?),
-            "resume" => Self::Resume(node(1)?),
-            "stop" | "sigterm" => Self::Stop(node(1)?),
-            "wipe" => Self::Wipe(node(1)?),
-            "cut" => Self::Cut(node(1)?, node(2)?),
-            "heal" => Self::Heal(node(1)?, node(2)?),
-            "isolate" => Self::Isolate(node(1)?),
-            "rejoin" => Self::Rejoin(node(1)?),
-            "store-cut" => Self::StoreCut(node(1)?),
-            "store-mute" => Self::StoreMute(node(1)?),
-            "store-heal" => Self::StoreHeal(node(1)?),
-            "store-down" => Self::StoreDown,
-            "store-up" => Self::StoreUp,
-            "store-election" => Self::StoreElection,
-            "store-answers" => Self::StoreAnswers,
-            "served" => Self::Served,
-            "slow" => Self::Slow(node(1)?, number(words.get(2))?),
-            "write" => Self::Write(node(1)?),
-            "read" => Self::Read(node(1)?),
-            "set" => setting(words.get(1), words.get(2))?,
-            "crash-at" => Self::CrashAt(node(1)?, action(words.get(2))?),
-            "cut-at" => Self::CutAt(node(1)?, action(words.get(2))?),
-            "mute-at" => Self::MuteAt(node(1)?, action(words.get(2))?),
-            "differed" => Self::Differed,
-            "disk-full" => Self::DiskFull(node(1)?),
-            "disk-free" => Self::DiskFree(node(1)?),
-            "disk-slow" => Self::DiskSlow(node(1)?),
-            "disk-fast" => Self::DiskFast(node(1)?),
-            "hang" => Self::Hang(node(1)?),
-            "unhang" => Self::Unhang(node(1)?),
-            "lose-wal" => Self::LoseWal(node(1)?),
-            "api-down" => Self::ApiDown,
-            "api-up" => Self::ApiUp,
-            "api-hide" => Self::ApiHide(node(1)?),
-            "api-show" => Self::ApiShow(node(1)?),
-            "switchover" if words.len() == 1 => Self::Switchover(None),
-            "switchover" => Self::Switchover(Some(node(1)?)),
-            "restart" => Self::Restart(node(1)?),
-            "reinitialize" | "reinit" => Self::Reinitialize(node(1)?),
-            "remote-promote" => Self::RemotePromote,
-            "remote-follow" => Self::RemoteFollow,
-            other => return Err(format!("{other} is no event; README.md beside this file lists them")),
-        })
-    }
-
     fn nodes(&self) -> [usize; 2] {
         match *self {
             Self::CrashNode(n) | Self::StartNode(n) | Self::CrashPostgres(n) | Self::KillAgent(n) => [n, n],
@@ -255,9 +199,10 @@ impl Fault {
             Self::CrashAt(n, _) | Self::CutAt(n, _) | Self::MuteAt(n, _) => [n, n],
             Self::DiskFull(n) | Self::DiskFree(n) | Self::Hang(n) | Self::Unhang(n) => [n, n],
             Self::ApiHide(n) | Self::ApiShow(n) | Self::Restart(n) | Self::Reinitialize(n) => [n, n],
-            Self::Switchover(n) => [n.unwrap_or(0), 0],
+            Self::Switchover(n) | Self::Scheduled(n, _) => [n.unwrap_or(0), 0],
             Self::StoreDown | Self::StoreUp | Self::StoreElection | Self::StoreAnswers => [0, 0],
             Self::DiskSlow(n) | Self::DiskFast(n) | Self::CrashEtcd(n) => [n, n],
+            Self::Tag((n, ..)) | Self::ClockStep(n, _) => [n, n],
             Self::Set(..) | Self::ApiDown | Self::ApiUp => [0, 0],
             Self::RemotePromote | Self::RemoteFollow | Self::Served | Self::Differed => [0, 0],
         }
@@ -300,51 +245,14 @@ impl Schedule {
             voters: Voters::Outside,
             clients: true,
             standby: false,
+            failsafe: false,
+            synchronous_node_count: 1,
+            tags: Vec::new(),
         }
-    }
-
-    /// Reads the text that [`Schedule::to_text`] writes, and what people write; the error names every line that is wrong.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let mut schedule = Self::plain(0);
-        let mut faults = Vec::new();
-        let mut errors = Vec::new();
-        let mut calm = None;
-        for (i, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let line = line.split('#').next().unwrap_or("").to_lowercase();
-            let words: Vec<_> = line.split_whitespace().collect();
-            let Some((first, rest)) = words.split_first() else { continue };
-            let read = match (time(first), rest) {
-                (Some(at), _) => Fault::whole(rest).map(|fault| faults.push((i + 1, at, fault))),
-                (None, [value]) => {
-                    let read = schedule.setting(first, value);
-                    if *first == "calm" {
-                        calm = Some(schedule.calm);
-                    }
-                    read
-                }
-                (None, _) => {
-                    schedule.setting(first, "").and_then(|()| Err("one value is expected".to_owned()))
-                }
-            };
-            errors.extend(read.err().map(|why| (i + 1, format!("{}: {why}", words.join(" ")))));
-        }
-        for (line, at, fault) in faults {
-            errors.extend(schedule.misplaced(&fault).map(|why| (line, format!("{fault}: {why}"))));
-            if let Some(calm) = calm.filter(|calm| at > *calm) {
-                errors.push((line, format!("{fault}: it comes after the calm at {calm} ms")));
-            }
-            schedule.faults.push((at, fault));
-        }
-        let last = schedule.faults.iter().map(|(at, _)| *at).max().unwrap_or(0);
-        schedule.calm = calm.unwrap_or_else(|| schedule.calm.max(last + AFTER_THE_LAST));
-        schedule.faults.sort_by_key(|(at, _)| *at);
-        errors.sort();
-        let errors: Vec<_> = errors.into_iter().map(|(line, what)| format!("line {line}: {what}")).collect();
-        if errors.is_empty() { Ok(schedule) } else { Err(errors.join("\n")) }
     }
 
     /// Why this cannot happen in this schedule.
-    fn misplaced(&self, fault: &Fault) -> Option<String> {
+    pub(crate) fn misplaced(&self, fault: &Fault) -> Option<String> {
         if fault.needs_remote() && !self.standby {
             return Some("it needs the setting standby on".into());
         }
@@ -352,36 +260,12 @@ impl Schedule {
         if last == self.nodes && self.standby {
             return (!fault.is_of_a_server()).then(|| format!("n{last} is the other cluster's server"));
         }
-        (last >= self.nodes).then(|| format!("n0 to n{} are expected", self.nodes - 1))
-    }
-
-    fn setting(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match key {
-            "seed" => self.seed = number(Some(&value))?,
-            "nodes" => self.nodes = within(value, 1, MOST_NODES as u64)? as usize,
-            "ttl" => self.ttl = within(value, 4, 120)?,
-            "calm" => self.calm = time(value).ok_or("a time is expected: 60000, 60000ms or 60s")?,
-            "deadman" => self.deadman = switch(value)?,
-            "clients" => self.clients = switch(value)?,
-            "standby" => self.standby = switch(value)?,
-            "mode" => self.mode = mode(value)?,
-            "voters" => {
-                self.voters = match value {
-                    "nodes" => Voters::Nodes,
-                    "ours" => Voters::Ours,
-                    "outside" => Voters::Outside,
-                    _ => return Err("nodes, ours or outside is expected".into()),
-                }
-            }
-            _ => {
-                return Err(
-                    "a time (12000, 12000ms, 12s; at most an hour) or a setting (seed, nodes, mode, ttl, deadman, clients, \
-                            voters, standby, calm) is expected first"
-                        .into(),
-                );
-            }
+        if let Fault::Tag((_, _, serde_json::Value::String(of))) = fault
+            && !(0..self.nodes).any(|n| format!("n{n}") == *of)
+        {
+            return Some(format!("n0 to n{} are expected", self.nodes - 1));
         }
-        Ok(())
+        (last >= self.nodes).then(|| format!("n0 to n{} are expected", self.nodes - 1))
     }
 
     pub(crate) fn to_text(&self) -> String {
@@ -402,22 +286,20 @@ impl Schedule {
         if self.standby {
             text.push_str("standby on\n");
         }
+        if self.failsafe {
+            text.push_str("failsafe on\n");
+        }
+        if self.synchronous_node_count > 1 {
+            writeln!(text, "synchronous_node_count {}", self.synchronous_node_count).expect("a String");
+        }
+        for (n, tag, value) in &self.tags {
+            writeln!(text, "tag n{n} {tag} {}", plain(value)).expect("a String");
+        }
         for (at, fault) in &self.faults {
             writeln!(text, "{at} {fault}").expect("a String takes everything");
         }
         text
     }
-}
-
-fn mode(word: &str) -> Result<Mode, String> {
-    let word = match word {
-        "priority" => "on",
-        "async" => "off",
-        other => other,
-    };
-    let all = [Mode::Quorum, Mode::Priority, Mode::Strict, Mode::Off];
-    let known = all.into_iter().find(|m| m.word() == word);
-    known.ok_or_else(|| "quorum, on, strict or off is expected".to_owned())
 }
 
 /// The actions at which a machine can be made to crash, in the words of `ha::reason`.
@@ -444,67 +326,10 @@ pub(crate) const ACTIONS: &[&str] = &[
     "opendoor",
 ];
 
-fn action(word: Option<&&str>) -> Result<String, String> {
-    let known = word.map(|w| w.replace(['-', '_'], "")).filter(|w| ACTIONS.contains(&w.as_str()));
-    known.ok_or_else(|| format!("one of {} is expected", ACTIONS.join(", ")))
-}
-
-fn number(word: Option<&&str>) -> Result<u64, String> {
-    word.and_then(|w| w.parse().ok()).ok_or_else(|| "a whole number is expected".to_owned())
-}
-
-fn within(word: &str, least: u64, most: u64) -> Result<u64, String> {
-    let number = word.parse().ok().filter(|n| (least..=most).contains(n));
-    number.ok_or_else(|| format!("a whole number from {least} to {most} is expected"))
-}
-
-/// `12000`, `12000ms`, `12s`, `12.5s`, in milliseconds.
-fn time(word: &str) -> Option<u64> {
-    let ms = match (word.strip_suffix("ms"), word.strip_suffix('s')) {
-        (Some(ms), _) => ms.parse().ok()?,
-        (None, Some(seconds)) => (seconds.parse::<f64>().ok().filter(|s| *s >= 0.0)? * 1000.0).round() as u64,
-        (None, None) => word.parse().ok()?,
-    };
-    (ms <= LONGEST).then_some(ms)
-}
-
-/// A change of the dynamic configuration. Off is no mode to change to or from: what was acknowledged without it is not
-/// promised to anybody, and no invariant could tell the two apart.
-fn setting(key: Option<&&str>, value: Option<&&str>) -> Result<Fault, String> {
-    let value = *value.ok_or("a setting and its value are expected")?;
-    let change = match *key.ok_or("a setting and its value are expected")? {
-        "mode" => match mode(value)? {
-            to @ (Mode::Quorum | Mode::Strict | Mode::Priority) => {
-                Fault::Set("mode".into(), to.word().into())
-            }
-            Mode::Off => return Err("quorum, on or strict is expected".into()),
-        },
-        key @ ("pause" | "failsafe_mode" | "standby") => Fault::Set(key.into(), switch(value)?.into()),
-        key @ "ttl" => Fault::Set(key.into(), within(value, 10, 120)?.into()),
-        key @ "synchronous_node_count" => Fault::Set(key.into(), within(value, 1, MOST_NODES as u64)?.into()),
-        key @ "maximum_lag_on_failover" => Fault::Set(key.into(), within(value, 0, u64::MAX)?.into()),
-        key @ "loop_wait" => Fault::Set(key.into(), within(value, 1, 60)?.into()),
-        key @ "retry_timeout" => Fault::Set(key.into(), within(value, 3, 60)?.into()),
-        _ => {
-            return Err(
-                "mode, ttl, pause, failsafe_mode, standby, synchronous_node_count, maximum_lag_on_failover, loop_wait or \
-                        retry_timeout is expected"
-                    .into(),
-            );
-        }
-    };
-    Ok(change)
-}
-
-fn switch(value: &str) -> Result<bool, String> {
-    match value {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err("on or off is expected".to_owned()),
-    }
-}
-
 fn plain(value: &serde_json::Value) -> String {
+    if value.is_null() {
+        return "none".to_owned();
+    }
     if let Some(on) = value.as_bool() {
         return if on { "on" } else { "off" }.to_owned();
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use pgherd::ha::rules::Pause;
 use pgherd::ha::view::Job;
-use pgherd::types::Lsn;
+use pgherd::types::{Lsn, SyncMode};
 
-use crate::faults::{Mode, Voters};
-use crate::postgres::State;
-use crate::world::{Violation, World};
+use crate::faults::Voters;
+use crate::postgres::{Conn, State};
+use crate::world::{Violation, World, name};
 
 impl World {
     pub(crate) fn clients_write(&self) -> bool {
@@ -29,7 +29,23 @@ impl World {
     }
 
     pub(crate) fn durable(&self) -> bool {
-        self.schedule.mode != Mode::Off
+        self.promising
+    }
+
+    /// Whether what is acknowledged here is promised. Where the mode is turned on later, from the moment on when the leader has
+    /// heard of it and the `sync` key is its own.
+    fn promises(&mut self, n: usize) {
+        let is_on = |value: Option<&serde_json::Value>| value.is_some_and(|v| *v != "off" && *v != false);
+        if self.promising || !is_on(self.store.setting("synchronous_mode")) {
+            return;
+        }
+        let me = Some(&name(n));
+        let knows = self.nodes[n].agent.rules.sync_mode != SyncMode::Off;
+        self.promising = knows && self.store.leader() == me && self.store.sync_leader() == me;
+        if self.promising {
+            self.acked.clear();
+            self.read.clear();
+        }
     }
 
     /// What of the acknowledged commits this node's history lacks.
@@ -84,6 +100,7 @@ impl World {
         }
         self.n_acks += 1;
         self.last_ack = self.now;
+        self.promises(n);
         self.acked.insert(branch, lsn);
         self.nodes[n].pg.visible = self.nodes[n].pg.visible.max(lsn);
         if self.asked_for.remove(&(branch, lsn)) {
@@ -141,10 +158,13 @@ impl World {
 
     /// Whether a node streams from the primary, or from one that does.
     pub(crate) fn is_fed(&self, n: usize, primary: usize) -> bool {
-        let pg = &self.nodes[n].pg;
-        let upstream = pg.conn.filter(|c| pg.state == State::Ready && c.pid == self.nodes[c.to].pg.pid);
-        // Whom the tag names streams from the primary itself.
-        upstream.is_some_and(|c| c.to == primary || self.nodes[c.to].pg.conn.is_some_and(|c| c.to == primary))
+        let upstream = |n: usize| {
+            let pg = &self.nodes[n].pg;
+            let there = |c: &Conn| pg.state == State::Ready && c.pid == self.nodes[c.to].pg.pid;
+            pg.conn.filter(there).map(|c| c.to)
+        };
+        let above = std::iter::successors(Some(n), |n| upstream(*n)).skip(1);
+        above.take(self.nodes.len()).any(|to| to == primary)
     }
 
     /// What is not as it should be in a calm cluster.

@@ -36,6 +36,7 @@ mod store;
 mod streaming;
 mod unit;
 mod voters;
+mod words;
 mod world;
 
 use std::collections::BTreeMap;
@@ -63,7 +64,17 @@ enum Until {
 /// What the command line and the environment ask for.
 enum Order {
     One(Box<Schedule>),
-    Many { first: u64, count: u64, until: Until },
+    /// One schedule with so many seeds.
+    Latencies {
+        schedule: Box<Schedule>,
+        first: u64,
+        count: u64,
+    },
+    Many {
+        first: u64,
+        count: u64,
+        until: Until,
+    },
 }
 
 #[expect(clippy::disallowed_methods, reason = "the simulator's own switches")]
@@ -72,25 +83,40 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// What the test harness of others takes, and is given to every test.
-const NOT_OURS: &[&str] =
-    &["--nocapture", "--quiet", "--exact", "--ignored", "--include-ignored", "--show-output"];
+const NOT_OURS: &[&str] = &[
+    "--nocapture",
+    "--quiet",
+    "--exact",
+    "--ignored",
+    "--include-ignored",
+    "--show-output",
+    "--test-threads",
+];
+const OURS: &str = "--schedule FILE, --seed N, --seeds N, --first N or --until-failure is expected";
 
 /// The value of each option. What is none is refused: a run of something else than was meant says nothing.
 fn options() -> Result<BTreeMap<String, String>, String> {
     let mut options = BTreeMap::new();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        let (word, joined) = match word.split_once('=') {
+            Some((word, value)) if word.starts_with("--") => (word.to_owned(), Some(value.to_owned())),
+            Some(_) | None => (word, None),
+        };
         match word.as_str() {
             "--schedule" | "--seed" | "--seeds" | "--first" => {
-                let value = words.next().ok_or_else(|| format!("{word}: a value is expected after it"))?;
-                options.insert(word, value);
+                let value = joined
+                    .or_else(|| words.next())
+                    .ok_or_else(|| format!("{word}: a value is expected after it"))?;
+                if options.insert(word.clone(), value).is_some() {
+                    return Err(format!("{word}: it is expected once"));
+                }
             }
             "--until-failure" => drop(options.insert(word, String::new())),
             other if other.starts_with("--") && !NOT_OURS.contains(&other) => {
-                return Err(format!(
-                    "{other}: --schedule FILE, --seed N, --seeds N, --first N or --until-failure is expected"
-                ));
+                return Err(format!("{other}: {OURS}"));
             }
+            file if file.contains(['/', '.']) => return Err(format!("{file}: {OURS}")),
             _ => {}
         }
     }
@@ -103,7 +129,15 @@ fn order() -> Result<Order, String> {
     let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is no number"));
     if let Some(path) = option("--schedule") {
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
-        return Ok(Order::One(Box::new(Schedule::parse(&text)?)));
+        let mut schedule = Box::new(Schedule::parse(&text)?);
+        if let Some(seed) = option("--seed") {
+            schedule.seed = number(seed)?;
+        }
+        let first = option("--first").map_or(Ok(schedule.seed), number)?;
+        return match option("--seeds") {
+            Some(count) => Ok(Order::Latencies { schedule, first, count: number(count)? }),
+            None => Ok(Order::One(schedule)),
+        };
     }
     if let Some(seed) = option("--seed").or_else(|| variable("SEED")) {
         return Ok(Order::One(Box::new(Schedule::of_seed(number(seed)?))));
@@ -121,6 +155,7 @@ fn main() -> ExitCode {
             ExitCode::from(64)
         }
         Ok(Order::One(schedule)) => one(&schedule),
+        Ok(Order::Latencies { schedule, first, count }) => latencies(&schedule, first, count),
         Ok(Order::Many { first, count, until }) => match kept() {
             Ok(()) => many(first, count, until),
             Err(why) => {
@@ -154,6 +189,9 @@ fn kept() -> Result<(), String> {
 fn holds(path: &Path) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!(": {e}"))?;
     let written = Schedule::parse(&text).map_err(|e| format!(": {e}"))?;
+    if Schedule::parse(&written.to_text()).as_ref() != Ok(&written) {
+        return Err(": what is printed of it is another schedule".into());
+    }
     for more in 0..LATENCIES {
         let seed = written.seed + more * 1_000_000;
         let outcome = run(&Schedule { seed, ..written.clone() }, false);
@@ -181,6 +219,33 @@ fn one(schedule: &Schedule) -> ExitCode {
     println!("{}", schedule.to_text());
     println!("{}", outcome.timeline.join("\n"));
     verdict(&outcome)
+}
+
+/// A schedule with other latencies: the first seed with which it does not hold is shown in full.
+fn latencies(schedule: &Schedule, first: u64, count: u64) -> ExitCode {
+    let with = |seed| Schedule { seed, ..schedule.clone() };
+    let next = AtomicU64::new(first);
+    let failed = in_threads(|| {
+        let mut failed = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return failed;
+            }
+            failed.extend(run(&with(seed), false).violation.map(|v| (seed, v)));
+        }
+    });
+    let mut failed: Vec<_> = failed.into_iter().flatten().collect();
+    failed.sort_by_key(|(seed, _)| *seed);
+    let Some((seed, _)) = failed.first() else {
+        println!("holds with each of {count} seeds");
+        return ExitCode::SUCCESS;
+    };
+    println!("{} of {count} seeds fail:", failed.len());
+    for (seed, v) in &failed {
+        println!("  seed {seed}: {} at {:.3} s: {}", v.invariant, v.at as f64 / 1e6, v.what);
+    }
+    one(&with(*seed))
 }
 
 fn verdict(outcome: &Outcome) -> ExitCode {

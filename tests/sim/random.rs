@@ -1,6 +1,6 @@
 //! The schedule of a seed.
 
-use crate::faults::{ACTIONS, Fault, Mode, Schedule, Voters};
+use crate::faults::{ACTIONS, Fault, Mode, Schedule, Tag, Voters};
 use crate::rng::Rng;
 
 /// By then a cluster exists.
@@ -8,6 +8,7 @@ const FOUNDED: u64 = 12_000;
 
 impl Schedule {
     /// The schedule of a seed.
+    /// One seed in four has failsafe mode: it costs events, and hides what only a primary that stops shows.
     pub(crate) fn of_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5c4e_d01e);
         let nodes = 3 + (seed % 3) as usize;
@@ -22,6 +23,9 @@ impl Schedule {
             mode,
             ttl,
             calm,
+            failsafe: seed % 4 == 3,
+            synchronous_node_count: if nodes == 5 && seed.is_multiple_of(2) { 2 } else { 1 },
+            tags: tags(seed, nodes),
             ..Self::plain(seed)
         };
         let first = if rng.chance(250) { 500 } else { FOUNDED };
@@ -127,7 +131,7 @@ impl Schedule {
                 }
             }
             25 => {
-                let on = outlasts(self.seed);
+                let on = self.failsafe;
                 vec![(at, failsafe(!on)), (end, failsafe(on))]
             }
             26 => vec![(at, Fault::ApiHide(n)), (end, Fault::ApiShow(n))],
@@ -182,9 +186,19 @@ impl Schedule {
     }
 }
 
-/// Whether a seed's nodes have failsafe mode. One in four: it costs events, and hides what only a primary that stops shows.
-pub(crate) fn outlasts(seed: u64) -> bool {
-    seed % 4 == 3
+/// In one seed of four the nodes are not equals.
+fn tags(seed: u64, nodes: usize) -> Vec<Tag> {
+    if seed % 4 != 2 {
+        return Vec::new();
+    }
+    let all = |n: usize| {
+        let priority = (n, "failover_priority".to_owned(), (n + 1).into());
+        let source = (n == 1).then(|| (n, "clonefrom".to_owned(), true.into()));
+        let cascade = (n + 1 == nodes).then(|| (n, "replicatefrom".to_owned(), "n1".into()));
+        let sync = (n > 2).then(|| (n, "sync_priority".to_owned(), 2.into()));
+        [Some(priority), source, cascade, sync].into_iter().flatten()
+    };
+    (0..nodes).flat_map(all).collect()
 }
 
 fn failsafe(on: bool) -> Fault {

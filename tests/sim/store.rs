@@ -195,6 +195,11 @@ impl Store {
         self.failover.is_some()
     }
 
+    /// Whether there is a dynamic configuration to change.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// One key of the dynamic configuration.
     pub(crate) fn setting(&self, key: &str) -> Option<&serde_json::Value> {
         self.config.as_ref()?.value.get(key)

@@ -12,7 +12,7 @@ use pgherd::types::{Lsn, NodeName, SystemId};
 
 use crate::agent::{Agent, Ended, LocalOp, Slot};
 use crate::etcd::Here;
-use crate::faults::{Fault, MOST_NODES, Schedule, Voters};
+use crate::faults::{Fault, MOST_NODES, Mode, Schedule, Voters};
 use crate::history::Branch;
 use crate::postgres::{Disk, Pg};
 use crate::queue::Queue;
@@ -24,6 +24,9 @@ use crate::voters::Founded;
 const BOUND: u64 = 60_000_000;
 /// A standby whose WAL is gone is given a minute before it is copied anew, and so is a list that has not settled before a store is founded.
 const LONG_BOUND: u64 = 150_000_000;
+
+/// What wall clocks show at the beginning, in milliseconds.
+pub(crate) const EPOCH: i64 = 1_800_000_000_000;
 
 /// Something that happens at a time.
 #[derive(Debug, Clone)]
@@ -126,6 +129,8 @@ pub(crate) struct Node {
     pub(crate) frozen: bool,
     pub(crate) deferred: Vec<Ev>,
     pub(crate) clock: (u64, i64),
+    /// By how many seconds its wall clock is ahead.
+    pub(crate) wall_ahead: i64,
     /// When PostgreSQL must have stopped.
     pub(crate) deadman: Option<Moment>,
     pub(crate) deadman_gen: u64,
@@ -171,6 +176,8 @@ pub(crate) struct World {
     /// Commits that the schedule asked for and that are not acknowledged yet.
     pub(crate) asked_for: BTreeSet<(usize, u64)>,
     pub(crate) last_ack: u64,
+    /// Whether what is acknowledged is promised: a synchronous mode is on, and whoever leads has taken that in.
+    pub(crate) promising: bool,
     pub(crate) clients: bool,
     /// The location list: whether it answers, and whom it leaves out.
     pub(crate) api_up: bool,
@@ -250,6 +257,7 @@ impl World {
             read: BTreeMap::new(),
             asked_for: BTreeSet::new(),
             last_ack: 0,
+            promising: schedule.mode != Mode::Off,
             clients: schedule.clients,
             api_up: true,
             hidden: BTreeSet::new(),
@@ -395,6 +403,12 @@ impl World {
         Moment(base + nanos as u64)
     }
 
+    /// What a wall clock shows that is so many seconds ahead.
+    pub(crate) fn wall(&self, ahead: i64) -> jiff::Timestamp {
+        let now = (self.now / 1000) as i64;
+        jiff::Timestamp::from_millisecond(EPOCH + now + ahead * 1000).expect("not far from now")
+    }
+
     /// How long until the clock of a node shows this.
     pub(crate) fn until(&self, n: usize, at: Moment) -> u64 {
         let drift = i128::from(self.nodes[n].clock.1);
@@ -520,6 +534,7 @@ impl Node {
             frozen: false,
             deferred: Vec::new(),
             clock: (rng.range(1_000_000, 9_000_000) * 1_000_000_000, rng.range(0, 1001) as i64 - 500),
+            wall_ahead: 0,
             deadman: None,
             deadman_gen: 0,
             store_out: true,
