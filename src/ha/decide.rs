@@ -11,7 +11,7 @@ use crate::postgres::settings::Divergence;
 use crate::postgres::status::{Answer, Control, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, NodeName, Timeline};
+use crate::types::{Lsn, NodeName};
 
 use super::Phase;
 use super::adoption::{self, Founding};
@@ -24,7 +24,7 @@ use super::lineage::{self, Kin, Lineage};
 use super::manual;
 use super::orders;
 use super::pause;
-use super::race::{active_sync, race};
+use super::race::{led_since, race};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::remote;
 use super::reserve;
@@ -274,7 +274,8 @@ fn start_to_lead(view: &View, snapshot: &Snapshot, control: &Control) -> Decisio
     // What a leader left behind is not all there is once this one writes.
     let outdated = lead::outlives_shutdown(view, snapshot).then_some(Action::PutStatus(control.checkpoint));
     let start = Action::Start(StartAs::Primary, lead::names_at_start(view, Some(snapshot)));
-    let actions = publish.into_iter().chain(config).chain(outdated).chain([start]).collect();
+    let alone = lead::close_first(view, snapshot);
+    let actions = publish.into_iter().chain(config).chain(alone).chain(outdated).chain([start]).collect();
     let reason = match view.volume.bootstrap {
         Bootstrap::Pending => Reason::Bootstrapping,
         Bootstrap::Settled => Reason::CrashRestart,
@@ -334,17 +335,10 @@ fn no_leader(view: &View, snapshot: &Snapshot, claim: Claim) -> Decision {
     }
 }
 
-/// A running primary whose key was deleted under it: only if nobody can have led since. Whoever leads closes the `sync` key
-/// in its own name before it writes, and its timeline is in the history soon after.
+/// A running primary whose key was deleted under it: only if nobody can have led since.
 fn retake(view: &View, snapshot: &Snapshot, answer: &Answer) -> Decision {
-    let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
-    if answer.timeline < cluster {
-        let reason = Reason::BehindTimeline { mine: answer.timeline, cluster };
-        return stop(StopMode::Immediate, reason);
-    }
-    let since = active_sync(view, snapshot).and_then(|sync| sync.leader.clone());
-    match since.filter(|name| *name != view.me) {
-        Some(name) => stop(StopMode::Immediate, Reason::NotSynchronous(vec![name])),
+    match led_since(view, snapshot, answer.timeline) {
+        Some(reason) => stop(StopMode::Immediate, reason),
         None => take(Claim::Vacant),
     }
 }

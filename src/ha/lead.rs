@@ -176,16 +176,8 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
         let why = view.memory.failures.get(&Job::Promote).map_or_else(String::new, |f| f.why.clone());
         return Decision { actions: vec![], reason: Reason::RetryLater(Job::Promote, why), wake: PROMPTLY };
     }
-    let mut actions = Vec::new();
     // Also when it is this node's own, of a term before: the names of this term are other names.
-    let closed = sync::closed(&view.me);
-    let stands = snapshot.sync.as_ref().map(|s| &s.value) == Some(&closed)
-        && view.memory.sync_write == SyncWrite::Settled;
-    if view.rules.sync_mode != SyncMode::Off && !stands {
-        let when =
-            snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
-        actions.push(Action::PutSync(closed, when));
-    }
+    let mut actions: Vec<Action> = close(view, snapshot).into_iter().collect();
     if let (true, Instance::Standby(_, position)) = (outlives_shutdown(view, snapshot), view.instance()) {
         actions.push(Action::PutStatus(position));
     }
@@ -197,6 +189,21 @@ pub fn promote(view: &View, snapshot: &Snapshot) -> Decision {
     // Whoever was asked for, somebody leads now; while PostgreSQL is being promoted there is time for it.
     actions.extend(snapshot.failover.as_ref().map(|request| Action::ClearFailover(request.revision)));
     Decision { actions, reason: Reason::Promoting, wake: PROMPTLY }
+}
+
+/// Has the `sync` key say that nobody but this node can be elected.
+fn close(view: &View, snapshot: &Snapshot) -> Option<Action> {
+    let closed = sync::closed(&view.me);
+    let stands = snapshot.sync.as_ref().map(|s| &s.value) == Some(&closed)
+        && view.memory.sync_write == SyncWrite::Settled;
+    let when = snapshot.sync.as_ref().map_or(Precondition::Absent, |s| Precondition::Unchanged(s.revision));
+    (view.rules.sync_mode != SyncMode::Off && !stands).then_some(Action::PutSync(closed, when))
+}
+
+/// Before a start as the primary, when no `sync` key was ever written (a cluster that was just made): what is acknowledged before
+/// the first standby confirms is on this node alone.
+pub fn close_first(view: &View, snapshot: &Snapshot) -> Option<Action> {
+    close(view, snapshot).filter(|_| snapshot.sync.is_none())
 }
 
 /// What is done before a promotion that `pre_promote` must let pass (Patroni's rule: a failure gives the key back, and this node

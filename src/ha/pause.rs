@@ -8,9 +8,9 @@
 
 use crate::dcs::Snapshot;
 use crate::postgres::status::{Control, ControlState};
-use crate::types::Timeline;
 
 use super::manual;
+use super::race::led_since;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::remote;
 use super::rules::{Mode, Pause};
@@ -132,9 +132,8 @@ fn allowed(view: &View, action: &Action) -> bool {
     }
 }
 
-/// Whether a node that starts in maintenance mode goes on as the primary that it was: nobody can have led since.
+/// Whether a node that starts in maintenance mode goes on as the primary that it was, since nobody can have led meanwhile.
 pub fn was_the_primary(view: &View, snapshot: &Snapshot, control: &Control) -> bool {
-    let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
     let primary = matches!(
         control.state,
         ControlState::ShutDown
@@ -143,5 +142,5 @@ pub fn was_the_primary(view: &View, snapshot: &Snapshot, control: &Control) -> b
             | ControlState::InCrashRecovery
     );
     let asked = is_on(view) && view.rules.mode == Mode::Node && view.memory.life == Life::Fresh;
-    asked && primary && control.reached() >= cluster
+    asked && primary && led_since(view, snapshot, control.reached()).is_none()
 }

@@ -131,6 +131,18 @@ pub fn active_sync<'a>(view: &View, snapshot: &'a Snapshot) -> Option<&'a Sync> 
     }
 }
 
+/// Why somebody may have led since this node was the primary of this timeline. Whoever leads closes the `sync` key in its own
+/// name before it writes, and its timeline is in the history soon after: the history alone would be too late.
+pub fn led_since(view: &View, snapshot: &Snapshot, timeline: Timeline) -> Option<Reason> {
+    let cluster = snapshot.history.as_ref().map_or(Timeline(0), |h| h.value.cluster_timeline());
+    if timeline < cluster {
+        return Some(Reason::BehindTimeline { mine: timeline, cluster });
+    }
+    let closed_by = active_sync(view, snapshot).and_then(|sync| sync.leader.as_ref());
+    let other = closed_by.filter(|name| **name != view.me)?;
+    Some(Reason::NotSynchronous(vec![other.clone()]))
+}
+
 /// Whether the answers allow this node to lead.
 fn judge(view: &View, snapshot: &Snapshot, poll: &Poll, mine: (Timeline, Lsn)) -> Result<(), Reason> {
     let sync = active_sync(view, snapshot);

@@ -140,7 +140,7 @@ pub fn is_slot(name: &str) -> bool {
 }
 
 /// Whom this cluster follows, as far as is known here. The environment speaks of a cluster that is to be made; as long as the
-/// store's configuration was never seen it may have been promoted since, and what was a primary is not stopped for that.
+/// store's configuration was never seen it may have been promoted since, and what was a primary is taken for one.
 pub fn of(view: &View) -> Option<&Remote> {
     let heard = view.rules.server.is_some() || view.snapshot().is_some_and(|s| s.config.is_some());
     let takes_writes = match view.instance() {
@@ -150,7 +150,8 @@ pub fn of(view: &View) -> Option<&Remote> {
         }
         Instance::Standby(..) => false,
     };
-    let outdated = !heard && view.cluster_system_id().is_some() && takes_writes;
+    let is_made = view.cluster_system_id().or(view.volume.system_id).is_some();
+    let outdated = !heard && is_made && takes_writes;
     view.rules.remote.as_ref().filter(|_| !outdated)
 }
 

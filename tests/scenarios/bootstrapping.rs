@@ -1,13 +1,13 @@
 //! No cluster yet: whether one may be made, and how.
 
-use pgherd::dcs::{Claim, Initialize, Precondition, Readiness};
+use pgherd::dcs::{Claim, Initialize, Precondition, Readiness, Sync};
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::SurveyAnswer;
 use pgherd::peer::Adopted;
 use pgherd::postgres::StartAs;
-use pgherd::types::{Lsn, Revision, SystemId, Timeline};
+use pgherd::types::{Lsn, Revision, SyncMode, SystemId, Timeline};
 
-use crate::scene::{CLUSTER, Scene, nothing_because, only};
+use crate::scene::{CLUSTER, Scene, name, nothing_because, only};
 
 fn first_start() -> Scene {
     let nobody = Scene::new().no_leader().initialize(None).empty();
@@ -105,6 +105,18 @@ fn the_identifier_is_published_before_the_first_write_can_be_accepted_and_the_co
     else {
         panic!("{:?}", decision.actions)
     };
+}
+
+/// It may acknowledge commits and stop before the first standby has them.
+#[test]
+fn nobody_else_can_be_elected_from_before_the_first_write_of_a_new_cluster() {
+    let scene = Scene::new().leads().pending_bootstrap();
+    let begins = |scene: Scene| scene.decide().actions.first().cloned();
+    let closed = Action::PutSync(Sync::new(&name("n0"), 0, &[]), Precondition::Absent);
+    assert_eq!(begins(scene.clone().sync_mode(SyncMode::Quorum)), Some(closed));
+    assert!(matches!(begins(scene.clone()), Some(Action::Start(..))), "nothing waits for standbys");
+    let written = scene.sync_mode(SyncMode::Quorum).sync_key("n0", 1, &["n1"]);
+    assert!(!matches!(begins(written), Some(Action::PutSync(..))), "a key that stands tells who has what");
 }
 
 #[test]

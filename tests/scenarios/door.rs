@@ -10,8 +10,9 @@ use pgherd::postgres::StartAs;
 use pgherd::postgres::status::{ControlState, Kind};
 use pgherd::record::Record;
 use pgherd::types::{Lsn, NodeId, SyncMode, Timeline};
+use serde_json::json;
 
-use crate::scene::{HERE, POSITION, Scene, ago, name, only};
+use crate::scene::{CLUSTER, HERE, POSITION, Scene, ago, name, only};
 
 const NAMES: &str = "ANY 1 (n1,n2)";
 
@@ -151,6 +152,10 @@ fn what_was_a_primary_hides_its_commits_when_it_is_started_to_vote() {
     let agent = was_a_primary()
         .with(|v| v.rules.mode = Mode::Agent { local: serde_json::Map::new(), unled: Unled::Waits });
     assert_eq!(only(agent.decide()), start, "whose rules are not ours");
+    // The environment still speaks of the cluster that was followed when this one was made.
+    let declared = was_a_primary().config(json!({"standby_cluster": {"host": "203.0.113.1"}})).store_silent();
+    let outdated = declared.with(|v| (v.rules.server, v.volume.system_id) = (None, Some(CLUSTER)));
+    assert_eq!(outdated.decide().actions, hidden, "it may have been promoted since");
     let compared = |scene: Scene| scene.leader("n1").same_timeline().decide().actions;
     let judged = was_a_primary().data(ControlState::ShutDown);
     assert!(!compared(judged.clone()).contains(&Action::CloseDoor), "up to its last record");

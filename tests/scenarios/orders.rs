@@ -11,7 +11,7 @@ use pgherd::ha::rules::Pause;
 use pgherd::ha::view::{Job, Life, PollAnswer};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{StartAs, StopMode};
-use pgherd::types::{Lsn, Timeline};
+use pgherd::types::{Lsn, SyncMode, Timeline};
 
 use crate::scene::{HERE, NOW, Scene, ago, name, nothing_because, only, upstream, versioned};
 
@@ -216,6 +216,10 @@ fn a_node_that_starts_in_a_paused_cluster_goes_on_in_the_part_that_it_had() {
     assert!(matches!(only(standby.decide()), Action::Start(StartAs::Standby(_), _)));
     let primary = fresh(Scene::new().no_leader().data(ControlState::ShutDown));
     assert_eq!(only(primary.decide()), Action::Acquire(Claim::Vacant));
+    let closed = primary.sync_mode(SyncMode::Quorum).sync_key("n1", 0, &[]);
+    let Action::Start(StartAs::Standby(None), _) = closed.decide().actions.pop().unwrap() else {
+        panic!("another node has led since: {:?}", closed.decide())
+    };
     let led = fresh(Scene::new().leads());
     assert!(matches!(only(led.decide()), Action::Start(StartAs::Primary, _)));
 }

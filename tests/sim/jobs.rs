@@ -39,6 +39,10 @@ impl World {
     pub(crate) fn begin(&mut self, n: usize, task: Task) {
         let now = self.clock(n);
         let job = task.job();
+        // One that stands still while it makes its data, and finds another's cluster afterwards, has hurt nobody.
+        if task == Task::Initdb && self.cluster_existed {
+            self.violate("initdb-after-cluster", format!("initdb on n{n} although a cluster exists"));
+        }
         self.check_pause(n, &task);
         self.check_standby(n, &task);
         if matches!(job, Job::Clone | Job::Rewind) {

@@ -35,7 +35,10 @@ publish-before-write|ha/decide.rs|s/let publish = \(!known\)/let publish = (fals
 initialised-makes-no-cluster|ha/decide.rs|s/Founding::Done => return act\(vec!\[Action::Release\], Reason::NothingToLead\),/Founding::Done => None,/
 make-cluster-refused|ha/decide.rs|s/if let Some\(reason\) = adoption::fresh_cluster_refused\(view\) \{/if let Some(reason) = adoption::fresh_cluster_refused(view).filter(|_| false) {/
 store-not-ready|ha/decide.rs|s/if snapshot.readiness == Readiness::NotReady \{/if false {/
-retake-timeline|ha/decide.rs|s/if answer.timeline < cluster \{/if false {/
+retake-timeline|ha/race.rs|s/(fn led_since[^}]*?)if timeline < cluster \{/$1if false {/s
+paused-start-sync|ha/race.rs|s/closed_by.filter\(\|name\| \*\*name != view.me\)\?/closed_by.filter(|_| false)?/
+close-before-first-write|ha/lead.rs|s/close\(view, snapshot\).filter\(\|_\| snapshot.sync.is_none\(\)\)/close(view, snapshot).filter(|_| false)/
+declared-is-outdated|ha/remote.rs|s/view.cluster_system_id\(\).or\(view.volume.system_id\).is_some\(\)/view.cluster_system_id().is_some()/
 bootstrap-known-cluster|ha/decide.rs|s/Some\(Initialize::Done\(_\)\) => return copy_alone\(view\),/Some(Initialize::Done(_)) => {}/
 bootstrap-nofailover|ha/decide.rs|s/if view.rules.tags.failover == super::rules::Failover::Never \{/if false {/
 survey-record|ha/adoption.rs|s/(if let Some\(id\) = view.volume.system_id) \{/$1.filter(|_| false) {/

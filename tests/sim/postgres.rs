@@ -244,9 +244,6 @@ impl World {
         if self.nodes[n].disk.files.is_some() || self.nodes[n].disk.incomplete.is_some() {
             self.violate("initdb-over-data", format!("initdb on n{n}, which has data"));
         }
-        if self.cluster_existed {
-            self.violate("initdb-after-cluster", format!("initdb on n{n} although a cluster exists"));
-        }
         let system_id = SystemId(7_700_000_000_000_000_000 + self.branches.len() as u64);
         self.branches.push(Branch { checkpoints: vec![FIRST], ..Branch::of(1, None, n) });
         let control = Control {
