@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Once;
 use std::time::Duration;
 
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use pgherd::api::{self, NodeFacts, Plain};
 use pgherd::clock::{self, Moment};
 use pgherd::dcs::{MemberState, Role, Versioned};
@@ -162,6 +163,9 @@ fn install_provider() {
     ONCE.call_once(|| rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap());
 }
 
+/// What every answer carries.
+const EXTRA: (HeaderName, HeaderValue) = (header::SERVER, HeaderValue::from_static("Patroni"));
+
 async fn start(listen: &str, plain: Plain) -> Api {
     install_provider();
     let (ha, ha_seen) = watch::channel(None);
@@ -187,7 +191,8 @@ async fn start(listen: &str, plain: Plain) -> Api {
         processes: api::Processes::default(),
     };
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-    let config = api::Config { listen: listen.to_owned(), port: 0, plain };
+    let config =
+        api::Config { listen: listen.to_owned(), port: 0, plain, headers: HeaderMap::from_iter([EXTRA]) };
     let tls = certificates::ca(1).server();
     let address = api::serve(config, state, Some(tls), &mut tasks, stop.clone()).await.unwrap();
     let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
@@ -462,6 +467,18 @@ async fn head_and_options_answer_like_get_without_a_body() {
     api.end().await;
 }
 
+#[tokio::test]
+async fn every_answer_carries_what_the_file_adds() {
+    let api = start("127.0.17.34", Plain::Accepted).await;
+    api.says(fixture::primary(clock::now()));
+    for (method, path) in [(Method::GET, "/primary"), (Method::GET, "/metrics"), (Method::POST, "/nothing")] {
+        let answer =
+            api.client.request(method, format!("http://{}{path}", api.address)).send().await.unwrap();
+        assert_eq!(answer.headers()[EXTRA.0], EXTRA.1, "{path}");
+    }
+    api.end().await;
+}
+
 /// The description and the routes agree: every path that is described answers, with a code and a kind of content that are
 /// described.
 #[tokio::test]
@@ -641,8 +658,12 @@ async fn a_busy_port_is_an_error_at_the_start() {
         certificates: watch::channel(None).1,
         processes: api::Processes::default(),
     };
-    let config =
-        api::Config { listen: "127.0.17.10".into(), port: api.address.port(), plain: Plain::Accepted };
+    let config = api::Config {
+        listen: "127.0.17.10".into(),
+        port: api.address.port(),
+        plain: Plain::Accepted,
+        headers: HeaderMap::new(),
+    };
     let (mut tasks, tls) = (JoinSet::new(), certificates::ca(1).server());
     let error = api::serve(config, state, Some(tls), &mut tasks, CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), format!("could not listen on {} for the API", api.address));
@@ -734,6 +755,18 @@ mod actions {
                 "Failover can't be scheduled",
             ),
             (
+                "/failover",
+                "{\"leader\":\"n0\"}",
+                400,
+                "Failover could be performed only to a specific candidate",
+            ),
+            (
+                "/failover",
+                "{\"leader\":\"n0\",\"candidate\":\"n1\",\"scheduled_at\":\"2030-01-01T00:00:00Z\"}",
+                400,
+                "Failover can't be scheduled",
+            ),
+            (
                 "/switchover",
                 "{\"leader\":\"n0\",\"scheduled_at\":\"2030-01-01T00:00:00\"}",
                 400,
@@ -778,18 +811,22 @@ mod actions {
                 400,
                 "PostgreSQL role should be either primary, standby_leader, or replica",
             ),
-            ("{\"schedule\":null}", 422, NO_TIME),
+            ("{\"schedule\":null}", 500, "Can't schedule restart in the paused state"),
             ("{\"timeout\":-1}", 400, "Timeout should be a positive number of seconds"),
             ("{\"color\":1}", 400, "Unknown filter for the scheduled restart: color"),
+            ("{\"postgres_version\":\"x\"}", 400, "Invalid PostgreSQL version: x"),
             (
-                "{\"postgres_version\":\"x\"}",
+                "{\"postgres_version\":\"16\"}",
                 400,
-                "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: x",
+                "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: 16",
             ),
             ("{\"schedule\":\"2030-01-01T00:00:00Z\"}", 500, "Can't schedule restart in the paused state"),
         ] {
             assert_eq!(sends(&api, Method::POST, "/restart", body).await, (code, words.to_owned()), "{body}");
         }
+        api.says(fixture::primary(clock::now()));
+        let no_time = sends(&api, Method::POST, "/restart", "{\"schedule\":null}").await;
+        assert_eq!(no_time, (422, NO_TIME.to_owned()));
         api.end().await;
     }
 

@@ -33,6 +33,8 @@ pub struct Demands {
 pub struct Places {
     /// Address and length of the prefix.
     pub networks: Vec<(IpAddr, u8)>,
+    /// Names of machines. Nobody is let in by one: whoever starts the API puts their addresses into `networks`.
+    pub hosts: Vec<String>,
     /// Whether a member's address is enough.
     pub members: Members,
 }
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_patronis_file_demands_must_be_met_in_full() {
-        let places = Places { networks: vec![("192.0.2.0".parse().unwrap(), 28)], members: Members::Unknown };
+        let places = Places { networks: vec![("192.0.2.0".parse().unwrap(), 28)], ..Places::default() };
         let demands = |from, certificate| Access { demands: Some(Demands { from, certificate }), ..basic() };
         let check = |access: &Access, address: IpAddr, trust, header: Option<&str>| {
             access.check((address, trust), header.map(str::as_bytes), std::iter::once(FAR))

@@ -21,7 +21,7 @@ use crate::clock::{self, Moment};
 use crate::dcs::{Failover, Member, MemberState, Role, Snapshot};
 use crate::ha::manual::priority;
 use crate::ha::orders::{
-    Accepted, Conditions, Insistence, Pending, Reinitialize, Restart, Scheduled, Settled, Stage,
+    Accepted, Conditions, Insistence, Pending, Reinitialize, Restart, Scheduled, Settled, Source, Stage,
 };
 use crate::ha::settings::Change;
 use crate::ha::tags::Tags;
@@ -256,7 +256,7 @@ async fn another_leader(state: &State, asked: Action, body: &Value) -> Answered<
     let scheduled = words(body, "scheduled_at").map_err(|()| no_time())?;
     let known = state.ha.borrow().clone();
     let request = Failover { leader, member, scheduled_at: scheduled.map(str::to_owned) };
-    check(action, &request, known.as_ref())?;
+    check((asked, action), &request, known.as_ref())?;
     let Some(known) = known else { return Err(Box::new(unavailable(&Reply::Unavailable))) };
     if scheduled.is_none()
         && let Some(why) = impossible(action, &request, &known)
@@ -292,10 +292,11 @@ fn words<'a>(body: &'a Value, key: &str) -> Result<Option<&'a str>, ()> {
 }
 
 /// What is wrong with the request itself.
-fn check(action: Action, request: &Failover, known: Option<&ha::Status>) -> Answered<()> {
+fn check((asked, action): (Action, Action), request: &Failover, known: Option<&ha::Status>) -> Answered<()> {
     let paused = known.is_some_and(status::is_paused);
     let wrong = |sentence: &'static str| Err(deny(StatusCode::BAD_REQUEST, sentence));
-    match (action, &request.leader, &request.member, &request.scheduled_at) {
+    // What it is called counts here, and what it is from then on.
+    match (asked, &request.leader, &request.member, &request.scheduled_at) {
         (Action::Failover, _, None, _) => {
             return wrong("Failover could be performed only to a specific candidate");
         }
@@ -305,7 +306,7 @@ fn check(action: Action, request: &Failover, known: Option<&ha::Status>) -> Answ
         (Action::Failover, _, _, Some(_)) => return wrong("Failover can't be scheduled"),
         (_, _, _, Some(_)) if paused => return wrong("Can't schedule switchover in the paused state"),
         (_, _, _, Some(at)) => schedule(at, "switchover")?,
-        (Action::Switchover, _, None, None) if paused => {
+        (_, _, None, None) if paused => {
             return wrong("Switchover is possible only to a specific candidate in a paused state");
         }
         (_, _, _, None) => {}
@@ -431,10 +432,11 @@ fn ended(ha: &ha::Status, before: &Option<NodeName>, written: Moment) -> Option<
 // ---- this node
 
 async fn reinitialize(state: &State, body: &Map<String, Value>) -> Answered<Response> {
-    let Some(insistence) = Insistence::said(body.get("force")) else {
+    let said = (Insistence::said(body.get("force")), Source::said(body.get("from_leader")));
+    let (Some(insistence), Some(source)) = said else {
         return Err(deny_page(StatusCode::BAD_REQUEST));
     };
-    let order = Reinitialize { insistence, stage: Accepted::No };
+    let order = Reinitialize { insistence, source, stage: Accepted::No };
     let reply = state.ask(Ask::Reinitialize(order), ANSWER_PATIENCE).await;
     Ok(carried_out(&reply, "reinitialize", "reinitialize started"))
 }
@@ -472,14 +474,14 @@ fn settled(how: &Settled, what: &str) -> String {
 }
 
 async fn restart(state: &State, body: &Map<String, Value>) -> Answered<Response> {
-    let asked = restart_request(body)?;
     let known = state.ha.borrow().clone();
+    if body.contains_key("schedule") && known.as_ref().is_some_and(status::is_paused) {
+        let sentence = "Can't schedule restart in the paused state";
+        return Err(deny(StatusCode::INTERNAL_SERVER_ERROR, sentence));
+    }
+    let asked = restart_request(body)?;
     if let Some(at) = asked.schedule {
         schedule(&at, "restart")?;
-        if known.as_ref().is_some_and(status::is_paused) {
-            let sentence = "Can't schedule restart in the paused state";
-            return Err(deny(StatusCode::INTERNAL_SERVER_ERROR, sentence));
-        }
         let (conditions, timeout) = (asked.conditions, asked.timeout);
         let order = Scheduled { at, conditions, timeout, postmaster_started: None };
         return Ok(match state.ask(Ask::Schedule(order), ANSWER_PATIENCE).await {
@@ -527,9 +529,7 @@ fn restart_request(body: &Map<String, Value>) -> Answered<RestartRequest> {
             }
             "postgres_version" => {
                 let words = value.as_str().unwrap_or_default();
-                let sentence =
-                    format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {words}");
-                let number = version(words).ok_or_else(|| wrong(sentence))?;
+                let number = version(words).map_err(|why| wrong(format!("{why}: {words}")))?;
                 asked.conditions.older_than = Some((number, words.to_owned()));
             }
             // It counts by being there, whatever it says.
@@ -554,13 +554,13 @@ fn role(word: &str) -> Option<Role> {
 }
 
 /// `16.1` is 160001, `9.6.3` is 90603.
-fn version(words: &str) -> Option<u32> {
+fn version(words: &str) -> Result<u32, &'static str> {
     let numbers: Option<Vec<u32>> =
         words.split('.').map(|part| part.parse().ok().filter(|n| *n < 100)).collect();
-    match numbers?.as_slice() {
-        [major, minor] => Some(major * 10_000 + minor),
-        [major, minor, patch] => Some(major * 10_000 + minor * 100 + patch),
-        _ => None,
+    match numbers.ok_or("Invalid PostgreSQL version")?.as_slice() {
+        [major, minor] => Ok(major * 10_000 + minor),
+        [major, minor, patch] => Ok(major * 10_000 + minor * 100 + patch),
+        _ => Err("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted"),
     }
 }
 
@@ -570,7 +570,7 @@ fn seconds(value: &Value) -> Option<Duration> {
         None => value.as_f64()?,
         Some(words) => {
             let words = words.trim();
-            let digits = words.find(|c: char| !c.is_ascii_digit()).unwrap_or(words.len());
+            let digits = words.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(words.len());
             let (number, unit) = words.split_at_checked(digits)?;
             let factor = match unit.trim() {
                 "" | "s" => 1.0,
@@ -602,9 +602,11 @@ mod tests {
 
     #[test]
     fn versions_and_times_are_read_as_patroni_reads_them() {
-        assert_eq!((version("16.1"), version("9.6.3")), (Some(160_001), Some(90_603)));
-        assert_eq!((version("16"), version("x.y"), version("")), (None, None, None));
+        assert_eq!((version("16.1"), version("9.6.3")), (Ok(160_001), Ok(90_603)));
+        assert!(version("16").is_err_and(|why| why.contains("X.Y")));
+        assert_eq!((version("x.y"), version("")), (version("100.1"), version("x")));
         assert_eq!(seconds(&json!("1min")), Some(Duration::from_secs(60)));
+        assert_eq!(seconds(&json!("1.5 min")), Some(Duration::from_secs(90)));
         assert_eq!(seconds(&json!(5)), Some(Duration::from_secs(5)));
         for wrong in [json!(0), json!(-1), json!("soon"), json!(null)] {
             assert_eq!(seconds(&wrong), None, "{wrong}");

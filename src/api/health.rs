@@ -70,8 +70,8 @@ impl Check {
 /// What a client asks for beyond the path.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Filters {
-    /// `lag=`: how far behind a replica may be, in bytes.
-    pub lag: Option<u64>,
+    /// `lag=`: how far behind a replica may be, in bytes; nobody is less than not at all.
+    pub lag: Option<i64>,
     /// `replication_state=`, word for word.
     pub replication_state: Option<String>,
     /// `tag_<name>=<value>`.
@@ -91,11 +91,13 @@ pub enum Mode {
 }
 
 impl Filters {
-    /// Reads a query string's pairs. The first of several values counts; what cannot be read is ignored.
+    /// Reads a query string's pairs. The first of several values counts; what cannot be read is ignored, and so is what is
+    /// empty.
     pub fn from_query(pairs: &[(String, String)]) -> Self {
-        let first = |key: &str| pairs.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
+        let said = || pairs.iter().filter(|(_, value)| !value.is_empty());
+        let first = |key: &str| said().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
         let mut tags: Vec<(String, String)> = Vec::new();
-        for (key, value) in pairs {
+        for (key, value) in said() {
             if let Some(tag) = key.strip_prefix("tag_")
                 && !tags.iter().any(|(seen, _)| seen == tag)
             {
@@ -111,20 +113,22 @@ impl Filters {
     }
 }
 
-/// A number of bytes with an optional unit (`B`, `kB`, `MB`, `GB`, `TB`; steps of 1024).
-fn parse_bytes(text: &str) -> Option<u64> {
+/// A number of bytes with an optional unit (`B`, `kB`, `MB`, `GB`, `TB`; steps of 1024), fractions and all.
+fn parse_bytes(text: &str) -> Option<i64> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && !"+-.".contains(c)).unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(digits)?;
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1 << 10,
-        "mb" => 1 << 20,
-        "gb" => 1 << 30,
-        "tb" => 1 << 40,
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1_f64,
+        "kb" => 1024_f64,
+        "mb" => 1024_f64.powi(2),
+        "gb" => 1024_f64.powi(3),
+        "tb" => 1024_f64.powi(4),
         _ => return None,
     };
-    Some(number.parse::<u64>().ok()?.saturating_mul(factor))
+    #[expect(clippy::cast_possible_truncation, reason = "more than there can be is as good as the most")]
+    let bytes = (number.parse::<f64>().ok()? * factor).round() as i64;
+    Some(bytes)
 }
 
 /// Whether the answer to a health check is 200.
@@ -260,7 +264,7 @@ fn replication_word(status: &ha::Status) -> Option<&'static str> {
 }
 
 /// How far this replica is behind the leader's last known position; `None` when that is not known.
-fn lag(mode: Mode, status: &ha::Status) -> Option<u64> {
+fn lag(mode: Mode, status: &ha::Status) -> Option<i64> {
     let end = leader_position(status.snapshot.as_ref()?)?;
     let at = match &status.postgres.sql.as_ref()?.kind {
         Kind::Primary { .. } => end,
@@ -270,7 +274,7 @@ fn lag(mode: Mode, status: &ha::Status) -> Option<u64> {
             Mode::Write => Lsn::max(*received, *replayed),
         },
     };
-    Some(end.bytes_ahead_of(at))
+    Some(i64::try_from(end.bytes_ahead_of(at)).unwrap_or(i64::MAX))
 }
 
 /// A tag that was asked for must exist and be equal; what is no text compares as lower-case text.
@@ -290,7 +294,8 @@ pub fn is_live(status: Option<&ha::Status>, now: Moment) -> bool {
 
 /// Whether the member is ready for its part: it leads, or it streams and is close enough behind.
 pub fn is_ready(filters: &Filters, status: &ha::Status, now: Moment) -> bool {
-    let limit = filters.lag.unwrap_or(status.maximum_lag_on_failover);
+    let usual = i64::try_from(status.maximum_lag_on_failover).unwrap_or(i64::MAX);
+    let limit = filters.lag.unwrap_or(usual);
     let close = || lag(filters.mode, status).is_some_and(|lag| lag <= limit);
     let streams = || replication(status) == Some(ReplicationState::Streaming);
     leads(Lead::Either, status, now) || (is_up(status, now) && streams() && close())
@@ -354,11 +359,14 @@ mod tests {
             ("1 MB", Some(1_048_576)),
             ("2GB", Some(2_147_483_648)),
             ("1TB", Some(1_099_511_627_776)),
-            ("99999999999999999TB", Some(u64::MAX)),
+            ("99999999999999999TB", Some(i64::MAX)),
+            ("1.5MB", Some(1_572_864)),
+            ("+5MB", Some(5_242_880)),
+            ("-1", Some(-1)),
             ("", None),
             ("x", None),
-            ("-1", None),
-            ("1.5MB", None),
+            ("1.2.3", None),
+            ("MB", None),
             ("10 parsecs", None),
         ] {
             assert_eq!(parse_bytes(text), bytes, "{text:?}");
@@ -367,9 +375,16 @@ mod tests {
 
     #[test]
     fn the_first_of_several_values_counts() {
-        let pairs: Vec<_> = [("lag", "1"), ("lag", "2"), ("tag_a", "x"), ("tag_a", "y"), ("mode", "write")]
-            .map(|(k, v)| (k.to_owned(), v.to_owned()))
-            .to_vec();
+        let asked = [
+            ("lag", ""),
+            ("lag", "1"),
+            ("lag", "2"),
+            ("tag_a", "x"),
+            ("tag_a", "y"),
+            ("tag_b", ""),
+            ("mode", "write"),
+        ];
+        let pairs: Vec<_> = asked.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
         let filters = Filters::from_query(&pairs);
         assert_eq!((filters.lag, filters.mode), (Some(1), Mode::Write));
         assert_eq!(filters.tags, [("a".to_owned(), "x".to_owned())]);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode, header};
+use axum::http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -56,6 +56,7 @@ pub(super) struct Server {
     pub(super) router: Router,
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     pub(super) plain: Plain,
+    pub(super) headers: Arc<HeaderMap>,
 }
 
 /// Who is at the other end of a connection; every request carries it.
@@ -123,13 +124,13 @@ async fn serve_connection(stream: TcpStream, address: SocketAddr, visit: Visit) 
         prepared = prepare(stream, &server) => match prepared {
             Ok(Wire::Tls(stream, trust)) => {
                 let caller = Caller { address, trust };
-                let asked = |request| ask(server.router.clone(), (caller, work.clone()), request);
+                let asked = |request| ask(server.clone(), (caller, work.clone()), request);
                 serve_http(stream, stop.clone(), asked).await
             }
             Ok(Wire::Plain(stream)) => match server.plain {
                 Plain::Accepted => {
                     let caller = Caller { address, trust: Trust::Anyone };
-                    let asked = |request| ask(server.router.clone(), (caller, work.clone()), request);
+                    let asked = |request| ask(server.clone(), (caller, work.clone()), request);
                     serve_http(stream, stop.clone(), asked).await
                 }
                 Plain::Refused => {
@@ -206,7 +207,7 @@ where
 
 /// Calls the router, which learns who asks.
 async fn ask(
-    mut router: Router,
+    mut server: Server,
     (caller, work): (Caller, Work),
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
@@ -214,7 +215,11 @@ async fn ask(
     request.extensions_mut().insert(work.clone());
     let _until_answered = work.begin();
     // A router is always ready (axum), so it may be called without waiting for it first.
-    router.call(request).await
+    let mut answer = server.router.call(request).await?;
+    for (name, value) in server.headers.iter() {
+        answer.headers_mut().insert(name, value.clone());
+    }
+    Ok(answer)
 }
 
 fn plain_refused() -> Result<Response<Body>, Infallible> {

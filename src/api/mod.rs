@@ -29,6 +29,7 @@ pub mod why;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::http::HeaderMap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -49,6 +50,8 @@ pub struct Config {
     pub port: u16,
     /// Whether plain HTTP is served beside TLS.
     pub plain: Plain,
+    /// What every answer carries besides its own headers.
+    pub headers: HeaderMap,
 }
 
 /// Whether a connection that does not start with a TLS handshake is served.
@@ -129,7 +132,8 @@ pub async fn serve(
     let bind = |source| Error::Bind { address: format!("{}:{}", config.listen, config.port), source };
     let listener = TcpListener::bind((config.listen.as_str(), config.port)).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
-    let server = listener::Server { router: routes::router(state), tls, plain: config.plain };
+    let (router, headers) = (routes::router(state), Arc::new(config.headers));
+    let server = listener::Server { router, tls, plain: config.plain, headers };
     tasks.spawn(listener::run(listener, server, stop));
     Ok(address)
 }

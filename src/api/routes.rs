@@ -65,7 +65,8 @@ async fn patroni(Shared(state): Shared<Arc<State>>, caller: Extension<Caller>, r
 fn answer(state: &State, uri: &Uri, now: Moment) -> Response {
     let ha = state.ha.borrow();
     let filters = Filters::from_query(&pairs(uri));
-    match uri.path().split('/').nth(1).unwrap_or_default() {
+    let path = one_slash(uri.path());
+    match path.split('/').nth(1).unwrap_or_default() {
         "patroni" => json(StatusCode::OK, &member(state, ha.as_ref(), now)),
         "cluster" => {
             let page = || cluster::newborn_json(&state.node);
@@ -82,11 +83,17 @@ fn answer(state: &State, uri: &Uri, now: Moment) -> Response {
             verdict(ha.as_ref().is_some_and(|s| health::is_ready(&filters, s, now))).into_response()
         }
         _ => {
-            let check = Check::of(uri.path());
+            let check = Check::of(path);
             let healthy = ha.as_ref().is_some_and(|s| health::is_healthy(check, &filters, s, now));
             json(verdict(healthy), &member(state, ha.as_ref(), now))
         }
     }
+}
+
+/// However many slashes a path begins with: one.
+fn one_slash(path: &str) -> &str {
+    let more = path.len() - path.trim_start_matches('/').len();
+    path.get(more.saturating_sub(1)..).unwrap_or(path)
 }
 
 /// 200 or 503: the whole vocabulary of a health check.
@@ -164,6 +171,10 @@ pub(super) fn error_page(code: StatusCode) -> Response {
     let explanation = match code {
         StatusCode::NOT_IMPLEMENTED => "Server does not support this operation",
         StatusCode::BAD_GATEWAY => "Invalid responses from another server/proxy",
+        StatusCode::BAD_REQUEST => "Bad request syntax or unsupported method",
+        StatusCode::LENGTH_REQUIRED => "Client must specify Content-Length",
+        StatusCode::CONFLICT => "Request conflict",
+        StatusCode::SERVICE_UNAVAILABLE => "The server cannot process the request due to a high load",
         _ => code.canonical_reason().unwrap_or("unknown"),
     };
     let (number, message) = (code.as_u16(), code.canonical_reason().unwrap_or("unknown"));

@@ -27,10 +27,7 @@ pub fn member_json(status: &ha::Status, now: Moment) -> Value {
         page.insert("role".into(), to_json(role(status)));
     }
     insert_cluster(&mut page, status, now);
-    if let Some(system_id) = system_id(status) {
-        page.insert("database_system_identifier".into(), to_json(system_id));
-    }
-    page.insert("patroni".into(), about(&status.scope, &status.name));
+    insert_member(&mut page, status);
     page.insert("pgherd".into(), about_pgherd(status));
     Value::Object(page)
 }
@@ -82,8 +79,15 @@ fn insert_cluster(page: &mut Map<String, Value>, status: &ha::Status, now: Momen
         Activity::Idle => None,
     };
     page.insert("dcs_last_seen".into(), status.store_seen.unwrap_or(0).into());
+}
+
+/// What this member says of itself, whatever becomes of PostgreSQL.
+fn insert_member(page: &mut Map<String, Value>, status: &ha::Status) {
     if !status.tags.is_empty() {
         page.insert("tags".into(), Value::Object(status.tags.clone()));
+    }
+    if let Some(system_id) = system_id(status) {
+        page.insert("database_system_identifier".into(), to_json(system_id));
     }
     if is_restart_pending(status) {
         page.insert("pending_restart".into(), true.into());
@@ -91,8 +95,11 @@ fn insert_cluster(page: &mut Map<String, Value>, status: &ha::Status, now: Momen
     if let Some(reason) = status.postgres.sql.as_ref().and_then(pending_restart_reason) {
         page.insert("pending_restart_reason".into(), reason);
     }
-    if let Some(scheduled) = &status.scheduled_restart {
-        page.insert("scheduled_restart".into(), scheduled.clone());
+    page.insert("patroni".into(), about(&status.scope, &status.name));
+    if let Some(mut scheduled) = status.scheduled_restart.clone() {
+        // Which postmaster is meant is for the member key alone.
+        scheduled.as_object_mut().and_then(|scheduled| scheduled.remove("postmaster_start_time"));
+        page.insert("scheduled_restart".into(), scheduled);
     }
     match status.watchdog {
         Health::Failed => page.insert("watchdog_failed".into(), true.into()),
@@ -323,7 +330,10 @@ mod tests {
             old_value: "100".into(),
             new_value: "120".into(),
         });
+        status.scheduled_restart =
+            Some(json!({"schedule": "2033-01-01T10:00:00Z", "postmaster_start_time": "x"}));
         let page = member_json(&status, NOW);
+        assert_eq!(page["scheduled_restart"], json!({"schedule": "2033-01-01T10:00:00Z"}));
         assert_eq!(
             keys(&page),
             [
@@ -339,11 +349,12 @@ mod tests {
                 "cluster_unlocked",
                 "dcs_last_seen",
                 "tags",
+                "database_system_identifier",
                 "pending_restart",
                 "pending_restart_reason",
-                "watchdog_failed",
-                "database_system_identifier",
                 "patroni",
+                "scheduled_restart",
+                "watchdog_failed",
                 "pgherd"
             ]
         );

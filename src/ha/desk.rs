@@ -191,6 +191,8 @@ impl<D: Dcs> Agent<D> {
     }
 
     fn send_out(&mut self, ask: Ask, reply: oneshot::Sender<Reply>) {
+        // Those that are done count no more: the loop takes one of them back at a time.
+        while self.errands.try_join_next().is_some() {}
         if self.errands.len() >= ERRANDS {
             return answer(reply, Reply::Unavailable);
         }

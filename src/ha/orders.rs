@@ -21,6 +21,7 @@ use super::lead::{FAILED_STARTS, NOW, PROMPTLY};
 use super::manual::{self, Due};
 use super::publish::streams;
 use super::reason::{Action, Decision, Reason, Task, Wake};
+use super::upstreams::clone_source;
 use super::view::{Instance, Job, Lease, View, upstream};
 
 /// A stop that was planned gets this long before it becomes an immediate one (`primary_stop_timeout` may say less).
@@ -120,8 +121,19 @@ pub struct Scheduled {
 pub struct Reinitialize {
     /// Whether a person insists.
     pub insistence: Insistence,
+    /// Whose data is copied.
+    pub source: Source,
     /// Whether it has been accepted.
     pub stage: Accepted,
+}
+
+/// Whose data a copy is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A replica that offers itself (`clonefrom`), as for any other copy, or the leader's.
+    Usual,
+    /// The leader's: `from_leader`.
+    Leader,
 }
 
 /// Whether a person insists.
@@ -134,19 +146,31 @@ pub enum Insistence {
 }
 
 impl Insistence {
-    /// Patroni's words for yes and no, in any case, and 1 and 0. Nothing for anything else: it could mean either.
+    /// What `force` says; nothing where it could mean either.
     pub fn said(force: Option<&Value>) -> Option<Self> {
-        let word = match force {
-            None | Some(Value::Null) => return Some(Self::Careful),
-            Some(Value::String(word)) => word.to_ascii_lowercase(),
-            Some(other @ (Value::Bool(_) | Value::Number(_))) => other.to_string(),
-            Some(Value::Array(_) | Value::Object(_)) => return None,
-        };
-        match word.as_str() {
-            "true" | "on" | "yes" | "1" => Some(Self::Forced),
-            "false" | "off" | "no" | "0" => Some(Self::Careful),
-            _ => None,
-        }
+        Some(if means_yes(force)? { Self::Forced } else { Self::Careful })
+    }
+}
+
+impl Source {
+    /// What `from_leader` says; nothing where it could mean either.
+    pub fn said(from_leader: Option<&Value>) -> Option<Self> {
+        Some(if means_yes(from_leader)? { Self::Leader } else { Self::Usual })
+    }
+}
+
+/// Patroni's words for yes and no, in any case, and 1 and 0. Nothing for anything else: it could mean either.
+fn means_yes(said: Option<&Value>) -> Option<bool> {
+    let word = match said {
+        None | Some(Value::Null) => return Some(false),
+        Some(Value::String(word)) => word.to_ascii_lowercase(),
+        Some(other @ (Value::Bool(_) | Value::Number(_))) => other.to_string(),
+        Some(Value::Array(_) | Value::Object(_)) => return None,
+    };
+    match word.as_str() {
+        "true" | "on" | "yes" | "1" => Some(true),
+        "false" | "off" | "no" | "0" => Some(false),
+        _ => None,
     }
 }
 
@@ -372,8 +396,8 @@ fn reinitialize(view: &View, order: Reinitialize) -> Option<Decision> {
     if view.lease != Lease::None || leader == Some(&view.me) {
         return settle(Order::Reinitialize, Settled::Leads);
     }
-    let source = leader.and_then(|name| snapshot.member(name)).and_then(upstream);
-    let (None, Some(source)) = (snapshot.leader.as_ref().and_then(|l| view.expired_leader(l)), source) else {
+    let leader = leader.and_then(|name| snapshot.member(name)).and_then(upstream);
+    let (None, Some(leader)) = (snapshot.leader.as_ref().and_then(|l| view.expired_leader(l)), leader) else {
         return match order.stage {
             Accepted::No => settle(Order::Reinitialize, Settled::NoLeader),
             Accepted::Yes => None,
@@ -401,7 +425,12 @@ fn reinitialize(view: &View, order: Reinitialize) -> Option<Decision> {
             wake: NOW,
         }),
         (Accepted::Yes, Some(Job::Stop | Job::Clone), _) => None,
-        (Accepted::Yes, _, Instance::Down) if view.may_try(Job::Clone) => act(Task::Clone(source)),
+        (Accepted::Yes, _, Instance::Down) if view.may_try(Job::Clone) => {
+            act(Task::Clone(match order.source {
+                Source::Usual => clone_source(view, leader),
+                Source::Leader => leader,
+            }))
+        }
         (Accepted::Yes, _, Instance::Down) => None,
         (
             Accepted::Yes,

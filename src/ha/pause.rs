@@ -10,6 +10,7 @@ use crate::dcs::Snapshot;
 use crate::postgres::status::{Control, ControlState};
 
 use super::manual;
+use super::orders::Stage;
 use super::race::led_since;
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::remote;
@@ -77,16 +78,26 @@ fn is_candidate(view: &View) -> bool {
     view.snapshot().filter(entitled).is_some_and(|snapshot| manual::names(view, snapshot))
 }
 
+/// Whether this node has just started and may start its server once. On a machine a server that is down was stopped by somebody,
+/// who knows why.
+fn is_fresh(view: &View) -> bool {
+    view.memory.life == Life::Fresh && view.rules.mode == Mode::Node
+}
+
+/// Whether the server is down and a start is what is left of an operator's restart.
+fn is_restarted(view: &View) -> bool {
+    view.memory.orders.restart.as_ref().is_some_and(|order| order.stage == Stage::Stopped)
+}
+
 fn allowed(view: &View, action: &Action) -> bool {
     let asked = view.memory.orders.moves_postgres();
-    // On a machine a server that is down was stopped by somebody, who knows why.
-    let fresh = view.memory.life == Life::Fresh && view.rules.mode == Mode::Node;
+    let fresh = is_fresh(view);
     match action {
         Action::Start(..) => asked || fresh || view.memory.handover.is_some(),
         Action::Acquire(_) => match view.instance() {
             Instance::Primary(..) => true,
             Instance::Standby(..) => is_candidate(view),
-            Instance::Down => fresh,
+            Instance::Down => fresh || is_restarted(view),
             Instance::Silent | Instance::Ending => false,
         },
         Action::Freeze => is_candidate(view) || view.leads(),
@@ -132,7 +143,8 @@ fn allowed(view: &View, action: &Action) -> bool {
     }
 }
 
-/// Whether a node that starts in maintenance mode goes on as the primary that it was, since nobody can have led meanwhile.
+/// Whether a node that starts in maintenance mode goes on as the primary that it was: nobody can have led since. So does a server
+/// that is down and that an operator has ordered to be restarted: whoever had stopped it by hand has let go of the lock.
 pub fn was_the_primary(view: &View, snapshot: &Snapshot, control: &Control) -> bool {
     let primary = matches!(
         control.state,
@@ -141,6 +153,6 @@ pub fn was_the_primary(view: &View, snapshot: &Snapshot, control: &Control) -> b
             | ControlState::InProduction
             | ControlState::InCrashRecovery
     );
-    let asked = is_on(view) && view.rules.mode == Mode::Node && view.memory.life == Life::Fresh;
-    asked && primary && led_since(view, snapshot, control.reached()).is_none()
+    let asked = is_fresh(view) || is_restarted(view);
+    is_on(view) && asked && primary && led_since(view, snapshot, control.reached()).is_none()
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
+use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use crate::api::access::Basic;
+use crate::api::access::{Access, Basic};
 use crate::config::Warning;
 use crate::config::patroni::{Agent, VerifyClient};
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, Login, ReadyKey};
@@ -54,6 +55,10 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// A loop that does not take a request within this time is busy with something that matters more.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
+/// What the answer to a question for the addresses of a host may take, at the start.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(5);
+/// An address of a host as a network: all its bits count, of either family.
+const HOST_BITS: u8 = 128;
 /// Patroni's durations when nothing is said.
 const DEFAULTS: Timing = Timing {
     ttl: Duration::from_secs(30),
@@ -243,7 +248,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
         data: data.subscribe(),
         etcd: None,
         desk: Some(desk),
-        access: config.api.access.clone(),
+        access: with_addresses(config.api.access.clone()).await,
         certificates: watch::channel(None).1,
         processes: api::Processes { units: watch::channel(vec![unit.clone()]).1, init: InitLink::dead() },
         promises: Some(promises.clone()),
@@ -329,6 +334,24 @@ async fn require_unique(name: &NodeName, snapshot: &Snapshot, client: &PeerClien
     Ok(())
 }
 
+/// The access rules with the addresses of the hosts that they name.
+async fn with_addresses(mut access: Access) -> Access {
+    if let Some(places) = access.demands.as_mut().and_then(|demands| demands.from.as_mut()) {
+        for host in &places.hosts {
+            match timeout(RESOLVE_PATIENCE, lookup_host((host.as_str(), 0))).await {
+                Ok(Ok(found)) => places.networks.extend(found.map(|at| (at.ip(), HOST_BITS))),
+                Ok(Err(error)) => {
+                    warn!(%host, %error, "a host of restapi.allowlist has no address: it is not let in")
+                }
+                Err(_elapsed) => {
+                    warn!(%host, "no answer where a host of restapi.allowlist is: it is not let in")
+                }
+            }
+        }
+    }
+    access
+}
+
 async fn serve_api(
     config: &Agent,
     state: api::State,
@@ -351,7 +374,8 @@ async fn serve_api(
     let plain = if tls.is_some() { api::Plain::Refused } else { api::Plain::Accepted };
     let listen =
         if config.api.listen.host == "*" { "0.0.0.0".to_owned() } else { config.api.listen.host.clone() };
-    let place = api::Config { listen, port: config.api.listen.port, plain };
+    let place =
+        api::Config { listen, port: config.api.listen.port, plain, headers: config.api.headers.clone() };
     let bound = api::serve(place, state, tls, background, stop).await?;
     info!(%bound, "the API listens");
     Ok(())

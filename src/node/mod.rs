@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use axum::http::HeaderMap;
 use camino::Utf8PathBuf;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -460,7 +461,12 @@ fn api_config(config: &Config) -> api::Config {
         ClientTls::Offered => api::Plain::Accepted,
         ClientTls::Required => api::Plain::Refused,
     };
-    api::Config { listen: config.listen.to_string(), port: config.bound.api, plain }
+    api::Config {
+        listen: config.listen.to_string(),
+        port: config.bound.api,
+        plain,
+        headers: HeaderMap::new(),
+    }
 }
 
 fn addresses(config: &Config, address: IpAddr) -> Addresses {

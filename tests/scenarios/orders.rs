@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use pgherd::dcs::{Claim, Failover, MemberState, Role, Shutdown, Status as LeaderStatus};
 use pgherd::ha::orders::{
-    Accepted, Conditions, Insistence, Order, Pending, Reinitialize, Restart, Scheduled, Settled, Stage,
+    Accepted, Conditions, Insistence, Order, Pending, Reinitialize, Restart, Scheduled, Settled, Source,
+    Stage,
 };
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::Pause;
@@ -35,7 +36,7 @@ fn paused(mut scene: Scene) -> Scene {
 }
 
 fn reinitialize(mut scene: Scene, insistence: Insistence, stage: Accepted) -> Scene {
-    scene.0.memory.orders.reinitialize = Some(Reinitialize { insistence, stage });
+    scene.0.memory.orders.reinitialize = Some(Reinitialize { insistence, source: Source::Usual, stage });
     scene
 }
 
@@ -118,6 +119,19 @@ fn a_copy_that_was_accepted_is_stopped_at_once_and_cloned() {
     assert_eq!(only(running.decide()), Action::Begin(Task::Stop(StopMode::Immediate)));
     let down = reinitialize(Scene::new(), Insistence::Careful, Accepted::Yes);
     assert_eq!(only(down.decide()), Action::Begin(Task::Clone(upstream("n1"))));
+}
+
+#[test]
+fn another_copy_is_made_of_whoever_offers_itself_unless_it_is_to_be_the_leaders() {
+    let ordered = |source| {
+        let order = Reinitialize { insistence: Insistence::Careful, source, stage: Accepted::Yes };
+        let offers = |m: &mut pgherd::dcs::Member| m.tags.extend([("clonefrom".into(), true.into())]);
+        let mut scene = Scene::new().member("n2", offers);
+        scene.0.memory.orders.reinitialize = Some(order);
+        only(scene.decide())
+    };
+    assert_eq!(ordered(Source::Usual), Action::Begin(Task::Clone(upstream("n2"))));
+    assert_eq!(ordered(Source::Leader), Action::Begin(Task::Clone(upstream("n1"))));
 }
 
 #[test]
@@ -233,6 +247,18 @@ fn a_node_that_is_stopped_in_a_paused_cluster_leaves_the_lock_alone() {
 
 #[test]
 fn an_operator_restarts_what_is_down_in_a_paused_cluster() {
-    let down = restart(paused(Scene::new().same_timeline()), Stage::Stopped, Conditions::default());
+    let ordered = |scene: Scene| restart(paused(scene), Stage::Stopped, Conditions::default());
+    let down = ordered(Scene::new().same_timeline());
     assert!(matches!(only(down.decide()), Action::Start(StartAs::Standby(_), _)));
+    let primary = || Scene::new().no_leader().data(ControlState::ShutDown);
+    assert_eq!(
+        only(ordered(primary()).decide()),
+        Action::Acquire(Claim::Vacant),
+        "it goes on as what it was"
+    );
+    let held = ordered(Scene::new().leads().data(ControlState::ShutDown));
+    assert!(matches!(only(held.decide()), Action::Start(StartAs::Primary, _)));
+    assert_eq!(nothing_because(paused(primary()).decide()), Reason::Paused, "nobody has ordered it");
+    let another = Scene::new().no_leader().data(ControlState::ShutDown).sync_key("n1", 0, &["n2"]);
+    assert!(!matches!(only(ordered(another).decide()), Action::Acquire(_)), "n1 has led since");
 }

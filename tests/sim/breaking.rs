@@ -4,7 +4,7 @@ use pgherd::clock::Moment;
 use pgherd::dcs::{Failover, Precondition};
 use pgherd::ha::Phase;
 use pgherd::ha::orders::{
-    Accepted, Conditions, Insistence, Orders, Reinitialize, Restart, Stage as OrderStage,
+    Accepted, Conditions, Insistence, Orders, Reinitialize, Restart, Source, Stage as OrderStage,
 };
 use pgherd::ha::rules::Pause;
 use pgherd::types::{Lsn, NodeName};
@@ -17,7 +17,8 @@ use crate::store::{Document, Request};
 use crate::world::{EPOCH, Ev, World, name};
 
 /// A copy in the place of this one, if two others are whole.
-const REINITIALIZE: Reinitialize = Reinitialize { insistence: Insistence::Careful, stage: Accepted::No };
+const REINITIALIZE: Reinitialize =
+    Reinitialize { insistence: Insistence::Careful, source: Source::Usual, stage: Accepted::No };
 
 fn restart(now: Moment) -> Restart {
     Restart { conditions: Conditions::default(), timeout: None, stage: OrderStage::Asked, since: now }

@@ -23,7 +23,6 @@ const OTHER_STORE: &str = "agent mode speaks to etcd by its version 3 API only: 
 const OTHER_NAMES: &str =
     "programs of other names are not looked for: give them their usual names in `bin_dir`";
 const ONE_LOGIN: &str = "members show each other the name and the password of `restapi.authentication`";
-const NO_HEADERS: &str = "no headers are added";
 
 /// The keys and their standing. `*` is any one key, `{}` any that has keys beneath it, `**` at the end all that lies beneath.
 const KEYS: &[(&str, Standing)] = &[
@@ -64,11 +63,11 @@ const KEYS: &[(&str, Standing)] = &[
     ("restapi.verify_client", Used),
     ("restapi.allowlist", Used),
     ("restapi.allowlist_include_members", Used),
-    ("restapi.http_extra_headers.**", Passed(NO_HEADERS)),
-    ("restapi.https_extra_headers.**", Passed(NO_HEADERS)),
+    ("restapi.http_extra_headers.**", Used),
+    ("restapi.https_extra_headers.**", Used),
     ("restapi.request_queue_size", Passed("512 connections are served at a time")),
     ("restapi.thread_pool_size", Passed(ONE_THREAD)),
-    ("restapi.server_tokens", Passed("no Server header is sent")),
+    ("restapi.server_tokens", Used),
     ("etcd3.host", Used),
     ("etcd3.hosts", Used),
     ("etcd3.url", Used),

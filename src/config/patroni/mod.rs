@@ -5,6 +5,7 @@
 //! nobody knows; no message holds a secret.
 //! What is absent: the dynamic configuration. `bootstrap.dcs` goes to the store as it stands.
 
+mod headers;
 mod keys;
 mod logging;
 mod overlay;
@@ -14,6 +15,7 @@ mod section;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use axum::http::HeaderMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
@@ -89,6 +91,8 @@ pub struct Api {
     pub tls: Option<ApiTls>,
     /// `authentication`, `allowlist` and their kin.
     pub access: Access,
+    /// `http_extra_headers` and their kin.
+    pub headers: HeaderMap,
 }
 
 /// The API's certificate, and whom it asks for one.

@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
+use super::headers::headers;
 use super::logging::log;
 use super::section::Reader;
 use super::{Agent, Api, ApiTls, Bootstrap, Calls, Etcd, HostPort, Postgres, VerifyClient};
@@ -124,8 +125,8 @@ fn api(r: &mut Reader) -> Option<Api> {
         ca,
         clients,
     });
-    let access = access(r, clients);
-    Some(Api { listen: listen?, connect: connect?, tls, access })
+    let (access, headers) = (access(r, clients), headers(r, tls.is_some()));
+    Some(Api { listen: listen?, connect: connect?, tls, access, headers })
 }
 
 fn access(r: &mut Reader, clients: VerifyClient) -> Access {
@@ -139,18 +140,18 @@ fn access(r: &mut Reader, clients: VerifyClient) -> Access {
             None
         }
     };
-    let networks = networks(r);
+    let (networks, hosts) = places(r);
     let members = if r.flag("restapi.allowlist_include_members").unwrap_or(false) {
         Members::Admitted
     } else {
         Members::Unknown
     };
-    let limited = !networks.is_empty() || members == Members::Admitted;
+    let limited = !networks.is_empty() || !hosts.is_empty() || members == Members::Admitted;
     let certificate = match clients {
         VerifyClient::Never => Certificate::NotNeeded,
         VerifyClient::ForChanges | VerifyClient::Always => Certificate::Required,
     };
-    let from = limited.then_some(Places { networks, members });
+    let from = limited.then_some(Places { networks, hosts, members });
     if basic.is_none() && from.is_none() && certificate == Certificate::NotNeeded {
         r.warn(
             "restapi",
@@ -160,18 +161,28 @@ fn access(r: &mut Reader, clients: VerifyClient) -> Access {
     Access { basic, demands: Some(Demands { from, certificate }) }
 }
 
-fn networks(r: &mut Reader) -> Vec<(IpAddr, u8)> {
+fn places(r: &mut Reader) -> (Vec<(IpAddr, u8)>, Vec<String>) {
     const PATH: &str = "restapi.allowlist";
-    let mut networks = Vec::new();
+    let (mut networks, mut hosts) = (Vec::new(), Vec::new());
     for text in r.list(PATH) {
         match network(&text) {
             Some(network) => networks.push(network),
-            None => {
-                r.wrong(PATH, format_args!("{text:?}; expected an address or a network such as 192.0.2.0/24"))
-            }
+            None if is_host_name(&text) => hosts.push(text),
+            None => r.wrong(
+                PATH,
+                format_args!(
+                    "{text:?}; expected an address, a network such as 192.0.2.0/24 or a host's name"
+                ),
+            ),
         }
     }
-    networks
+    (networks, hosts)
+}
+
+/// What only looks like an address (`10.0.0.256`) is none.
+fn is_host_name(text: &str) -> bool {
+    let letters = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    text.chars().all(letters) && text.chars().any(|c| c.is_ascii_alphabetic())
 }
 
 fn network(text: &str) -> Option<(IpAddr, u8)> {
