@@ -174,7 +174,7 @@ fn leads(as_what: Lead, status: &ha::Status, now: Moment) -> bool {
         return false;
     }
     let role = role(status);
-    if is_paused(status) && known_view(status, now).is_none() {
+    if is_paused(status) && has_lost_store(status, now) {
         // Patroni's rule: in maintenance mode a lost store changes nothing, so the role alone tells.
         return match as_what {
             Lead::Either => matches!(role, Role::Primary | Role::StandbyLeader),
@@ -190,6 +190,13 @@ fn leads(as_what: Lead, status: &ha::Status, now: Moment) -> bool {
             Lead::Primary => !follows || role == Role::Primary,
             Lead::Standby => follows && matches!(role, Role::Replica | Role::StandbyLeader),
         }
+}
+
+/// Whether the store has not been read where it should have been. Sooner than a view is too old to count: the lease ends before
+/// that, and must not take clients away from a paused primary for those seconds.
+fn has_lost_store(status: &ha::Status, now: Moment) -> bool {
+    let due = status.timing.loop_wait + status.timing.retry_timeout;
+    known_view(status, now).is_none_or(|snapshot| now.since(snapshot.taken) > due)
 }
 
 /// Whether there is a cluster to speak of: the lock is taken before there is one, and Patroni takes it after that.
@@ -348,6 +355,23 @@ mod tests {
         assert!(healthy(Check::Replica, &standby) && healthy(Check::ReadOnly, &standby));
         standby.door = Door::Closed;
         assert!(!healthy(Check::Replica, &standby) && !healthy(Check::ReadOnly, &standby));
+    }
+
+    #[test]
+    fn a_paused_primary_takes_clients_from_the_moment_on_that_its_lease_ends_without_a_store() {
+        let now = crate::clock::now();
+        let mut status = crate::api::fixture::configured(
+            crate::api::fixture::primary(now),
+            serde_json::json!({"pause": true}),
+        );
+        let (due, ttl) = (status.timing.loop_wait + status.timing.retry_timeout, status.timing.ttl);
+        let healthy = |status: &_, at| is_healthy(Check::Primary, &Filters::default(), status, at);
+        status.lease_until = Some(now);
+        assert!(!healthy(&status, now + Duration::from_secs(1)), "the store says that nobody leads");
+        for silent in [due + Duration::from_secs(1), ttl, ttl * 2] {
+            status.ticked = now + silent;
+            assert!(healthy(&status, now + silent), "{silent:?}");
+        }
     }
 
     #[test]
