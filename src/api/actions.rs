@@ -256,7 +256,7 @@ async fn another_leader(state: &State, asked: Action, body: &Value) -> Answered<
     let scheduled = words(body, "scheduled_at").map_err(|()| no_time())?;
     let known = state.ha.borrow().clone();
     let request = Failover { leader, member, scheduled_at: scheduled.map(str::to_owned) };
-    check((asked, action), &request, known.as_ref())?;
+    check(asked, &request, known.as_ref())?;
     let Some(known) = known else { return Err(Box::new(unavailable(&Reply::Unavailable))) };
     if scheduled.is_none()
         && let Some(why) = impossible(action, &request, &known)
@@ -292,7 +292,7 @@ fn words<'a>(body: &'a Value, key: &str) -> Result<Option<&'a str>, ()> {
 }
 
 /// What is wrong with the request itself.
-fn check((asked, action): (Action, Action), request: &Failover, known: Option<&ha::Status>) -> Answered<()> {
+fn check(asked: Action, request: &Failover, known: Option<&ha::Status>) -> Answered<()> {
     let paused = known.is_some_and(status::is_paused);
     let wrong = |sentence: &'static str| Err(deny(StatusCode::BAD_REQUEST, sentence));
     // What it is called counts here, and what it is from then on.
