@@ -131,7 +131,7 @@ fn expects_standbys(view: &View, snapshot: &Snapshot, answer: &Answer) -> bool {
             .members
             .iter()
             .filter(coming)
-            .filter(|m| !in_force.contains(&m.name) && candidates::may_confirm(m))
+            .filter(|m| !in_force.contains(&m.name) && candidates::is_awaited(m))
             .any(|m| !upstreams::is_fed_by_another(view, snapshot, m))
 }
 

@@ -8,7 +8,7 @@ use crate::clock::Moment;
 use crate::dcs::{History, Member, MemberState, ReplicationState, Role, Shutdown, Snapshot, Status};
 use crate::peer::{Adopted, DataFacts};
 use crate::postgres;
-use crate::postgres::status::{Answer, Control, DataDir, Kind};
+use crate::postgres::status::{Answer, Control, ControlState, DataDir, Kind};
 use crate::record::Bootstrap;
 use crate::types::{Lsn, NodeName, Room, SystemId, Timeline};
 
@@ -74,6 +74,11 @@ pub fn state(view: &View) -> MemberState {
         Instance::Down if view.rules.pause == Pause::On => MemberState::Stopped,
         Instance::Down => match view.local.data {
             DataDir::Empty | DataDir::Incomplete { .. } => MemberState::Stopped,
+            // It was stopped in order, by this node for a handover or by somebody.
+            DataDir::Cluster(Control {
+                state: ControlState::ShutDown | ControlState::ShutDownInRecovery,
+                ..
+            }) => MemberState::Stopped,
             DataDir::Unreadable { .. } | DataDir::Cluster(_) => MemberState::Crashed,
         },
     }

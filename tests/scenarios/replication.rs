@@ -400,6 +400,23 @@ mod synchronous_set {
     }
 
     #[test]
+    fn a_member_that_may_not_lead_confirms_only_where_there_are_too_few_others() {
+        let never = |scene| tag(scene, "n1", "nofailover", true.into());
+        assert_eq!(names_set(&never(priority_mode("", &["n1", "n2"]))).as_deref(), Some("n2"));
+        assert_eq!(
+            names_set(&never(priority_mode("", &["n1"]))).as_deref(),
+            Some("n1"),
+            "better than nobody"
+        );
+        let quorum = |standbys: &[&str]| {
+            let scene = Scene::new().leads().sync_mode(SyncMode::Quorum).sync_key("n0", 0, &[]);
+            names_set(&never(scene.primary("", standbys)))
+        };
+        assert_eq!(quorum(&["n1", "n2"]).as_deref(), Some("ANY 1 (n2)"));
+        assert_eq!(quorum(&["n1"]).as_deref(), Some("ANY 1 (n1)"));
+    }
+
+    #[test]
     fn a_member_tagged_nosync_confirms_nothing_in_either_mode() {
         let one = tag(priority_mode("", &["n1", "n2"]), "n1", "nosync", true.into());
         assert_eq!(names_set(&one).as_deref(), Some("n2"));
