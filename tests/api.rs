@@ -658,12 +658,7 @@ async fn a_busy_port_is_an_error_at_the_start() {
         certificates: watch::channel(None).1,
         processes: api::Processes::default(),
     };
-    let config = api::Config {
-        listen: "127.0.17.10".into(),
-        port: api.address.port(),
-        plain: Plain::Accepted,
-        headers: HeaderMap::new(),
-    };
+    let config = api::Config::new("127.0.17.10".into(), api.address.port(), Plain::Accepted);
     let (mut tasks, tls) = (JoinSet::new(), certificates::ca(1).server());
     let error = api::serve(config, state, Some(tls), &mut tasks, CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.to_string(), format!("could not listen on {} for the API", api.address));

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use axum::http::HeaderMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -137,12 +136,7 @@ impl Node {
             certificates: watch::channel(None).1,
             processes: api::Processes::default(),
         };
-        let config = api::Config {
-            listen: self.address.to_string(),
-            port: PORTS.api,
-            plain: Plain::Refused,
-            headers: HeaderMap::new(),
-        };
+        let config = api::Config::new(self.address.to_string(), PORTS.api, Plain::Refused);
         api::serve(config, state, Some(bundle.api_server), &mut tasks, stop.clone()).await.unwrap();
         self.life = Some(Life { handle, unit, stop, tasks, _data: data, primary, _ha: ha });
     }

@@ -54,6 +54,13 @@ pub struct Config {
     pub headers: HeaderMap,
 }
 
+impl Config {
+    /// Without headers besides those of each answer.
+    pub fn new(listen: String, port: u16, plain: Plain) -> Self {
+        Self { listen, port, plain, headers: HeaderMap::new() }
+    }
+}
+
 /// Whether a connection that does not start with a TLS handshake is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plain {

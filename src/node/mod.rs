@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use axum::http::HeaderMap;
 use camino::Utf8PathBuf;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -461,12 +460,7 @@ fn api_config(config: &Config) -> api::Config {
         ClientTls::Offered => api::Plain::Accepted,
         ClientTls::Required => api::Plain::Refused,
     };
-    api::Config {
-        listen: config.listen.to_string(),
-        port: config.bound.api,
-        plain,
-        headers: HeaderMap::new(),
-    }
+    api::Config::new(config.listen.to_string(), config.bound.api, plain)
 }
 
 fn addresses(config: &Config, address: IpAddr) -> Addresses {
