@@ -750,18 +750,6 @@ mod actions {
                 "Failover can't be scheduled",
             ),
             (
-                "/failover",
-                "{\"leader\":\"n0\"}",
-                400,
-                "Failover could be performed only to a specific candidate",
-            ),
-            (
-                "/failover",
-                "{\"leader\":\"n0\",\"candidate\":\"n1\",\"scheduled_at\":\"2030-01-01T00:00:00Z\"}",
-                400,
-                "Failover can't be scheduled",
-            ),
-            (
                 "/switchover",
                 "{\"leader\":\"n0\",\"scheduled_at\":\"2030-01-01T00:00:00\"}",
                 400,
@@ -792,6 +780,21 @@ mod actions {
         ] {
             let answer = sends(&api, Method::POST, path, body).await;
             assert_eq!(answer, (code, words.to_owned()), "{path} {body}");
+        }
+        api.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_failover_that_names_a_leader_is_still_called_one() {
+        let api = start("127.0.17.35", Plain::Accepted).await;
+        api.says(fixture::primary(clock::now()));
+        let timed = "{\"leader\":\"n0\",\"candidate\":\"n1\",\"scheduled_at\":\"2030-01-01T00:00:00Z\"}";
+        for (body, words) in [
+            ("{\"leader\":\"n0\"}", "Failover could be performed only to a specific candidate"),
+            (timed, "Failover can't be scheduled"),
+        ] {
+            let answer = sends(&api, Method::POST, "/failover", body).await;
+            assert_eq!(answer, (400, words.to_owned()), "{body}");
         }
         api.end().await;
     }

@@ -76,6 +76,7 @@ postgresql:
   pre_promote: /bin/fence --now
   before_stop: /bin/drain --all
   proxy_address: db-0.example:6432
+  recovery_conf: {restore_command: "cp /archive/%f %p"}
   remove_data_directory_on_rewind_failure: true
 watchdog: {mode: "off", device: /dev/watchdog1, driver: default}
 tags: {failover_priority: 1, noloadbalance: false, clonefrom: false, nostream: false, dc: north}

@@ -41,7 +41,7 @@ pub enum Verb {
     Restart(write::Restart),
     /// Have members read their configuration again
     Reload(write::Reload),
-    /// Copy the leader's data anew to a member
+    /// Copy the data anew to a member
     Reinit(write::Reinit),
     /// Stop automatic failover: maintenance mode
     Pause(write::Maintenance),

@@ -123,6 +123,9 @@ pub struct Reload {
     /// Whom it is about.
     #[command(flatten)]
     pub which: Which,
+    /// For scripts that say so: nobody is asked here.
+    #[command(flatten)]
+    pub force: Force,
 }
 
 /// Options of `reinit`.
@@ -184,6 +187,9 @@ pub struct Flush {
     /// Whom it is about.
     #[command(flatten)]
     pub which: Which,
+    /// For scripts that say so: nobody is asked here.
+    #[command(flatten)]
+    pub force: Force,
 }
 
 /// What can be scheduled.

@@ -142,7 +142,7 @@ const KEYS: &[(&str, Standing)] = &[
     ("postgresql.before_stop", Used),
     ("postgresql.create_replica_methods", Used),
     ("postgresql.recovery_conf.restore_command", Used),
-    ("postgresql.recovery_conf.**", Passed("of these only restore_command is used")),
+    ("postgresql.recovery_conf.*", Passed("of these only restore_command is used")),
     ("postgresql.basebackup.**", Used),
     // Sections of custom methods for replicas.
     (
