@@ -88,8 +88,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Report => done(in_node(async |config, odd| cli::report::run(&config, &odd).await)),
         Command::Config(ConfigCommand::Check(json)) => check_config(json),
         Command::Drill(cli::drill::Drill::Failover(args)) => {
-            let url = api_url(&args.api)?;
-            done(in_node(async |config, _odd| cli::drill::failover(&args, &url, &config).await))
+            done(in_node(async |config, _odd| cli::drill::failover(&args, &config).await))
         }
         Command::RestoreVolume(json) => done(cli::restore_volume(&quiet_configuration()?, json)),
         Command::Health(api) => {

@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "*/decide/",
     "supervisor/unit.rs",
     "postgres/hba.rs",
+    "postgres/inherit.rs",
     "postgres/settings.rs",
     "ha/configure.rs",
     "ha/forecast.rs",

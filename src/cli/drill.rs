@@ -6,11 +6,12 @@
 //! one, as a person would ask for it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use reqwest::Method;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use secrecy::ExposeSecret as _;
@@ -20,8 +21,9 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::ctl::client::{Answer, Cluster, Errand};
 use super::ctl::{Json, say};
-use super::{Api, Printed, client, fetch};
+use super::{Api, Printed};
 use crate::clock::{self, Moment};
 use crate::config::Config;
 use crate::postgres::ClientTls;
@@ -62,14 +64,14 @@ pub struct Args {
 ///
 /// # Errors
 /// The cluster is not whole, refuses, or is not writable afterwards; or a confirmed write is gone.
-pub async fn failover(args: &Args, url: &str, config: &Config) -> anyhow::Result<Printed> {
-    let http = client().context("could not make an HTTP client")?;
-    let before = Members::read(&fetch(&http, url, "cluster").await?)?;
+pub async fn failover(args: &Args, config: &Config) -> anyhow::Result<Printed> {
+    let cluster = Cluster::new(&args.api, Some(config), Errand::Act)?;
+    let before = Members::read(&cluster.get("/cluster").await?)?;
     let candidate = before.candidate(args.candidate.as_deref())?;
-    let database = Database::new(config, &before)?;
+    let database = Database::new(config, own(args, config).into_iter().chain(before.addresses()))?;
     let (stop, stopped) = watch::channel(Writing::GoesOn);
     let (written, moved) = tokio::join!(write(&database, stopped), async {
-        let moved = hand_over(&http, url, &before, &candidate).await;
+        let moved = hand_over(&cluster, &before, &candidate).await;
         tokio::time::sleep(AROUND).await;
         stop.send_replace(Writing::Ends);
         moved
@@ -102,8 +104,7 @@ struct Member {
     role: String,
     state: String,
     lag: u64,
-    host: IpAddr,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Members {
@@ -113,6 +114,10 @@ impl Members {
         let leader =
             all.iter().find(|m| m.role == "leader").context("nobody leads: there is nothing to move")?;
         Ok(Self { leader: leader.name.clone(), all })
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.all.iter().map(|member| member.address)
     }
 
     /// The one that was asked for, or the streaming replica that is least behind.
@@ -128,15 +133,21 @@ impl Members {
     }
 }
 
+/// This node's own server, from here: it cannot count on reaching itself by the address that others use. Another cluster's API
+/// has nothing to do with it.
+fn own(args: &Args, config: &Config) -> Option<SocketAddr> {
+    args.api.url.is_none().then(|| SocketAddr::new(config.local_address(), config.bound.postgres))
+}
+
 fn member(row: &Value) -> Option<Member> {
+    let port = row["port"].as_u64().and_then(|port| u16::try_from(port).ok())?;
     let word = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
     Some(Member {
         name: word("name"),
         role: word("role"),
         state: word("state"),
         lag: row["lag"].as_u64().unwrap_or(u64::MAX),
-        host: word("host").parse().ok()?,
-        port: row["port"].as_u64().and_then(|port| u16::try_from(port).ok())?,
+        address: SocketAddr::new(word("host").parse().ok()?, port),
     })
 }
 
@@ -147,21 +158,15 @@ struct Moved {
 }
 
 /// Writes for a while, asks, and waits until the other one leads.
-async fn hand_over(
-    http: &reqwest::Client,
-    url: &str,
-    before: &Members,
-    candidate: &str,
-) -> anyhow::Result<Moved> {
+async fn hand_over(cluster: &Cluster, before: &Members, candidate: &str) -> anyhow::Result<Moved> {
     tokio::time::sleep(AROUND).await;
     let asked_at = clock::now();
-    let target = format!("{}/failover", url.trim_end_matches('/'));
     let body = json!({ "leader": before.leader, "candidate": candidate });
     // The answer comes when it is over, or not at all when this node was the old primary: the table tells.
-    let asked = timeout(LONGEST, http.post(target).json(&body).send());
+    let asked = timeout(LONGEST, cluster.call(None, (Method::POST, "/failover"), Some(&body)));
     let led = async {
         loop {
-            let page = fetch(http, url, "cluster").await.ok().and_then(|page| Members::read(&page).ok());
+            let page = cluster.get("/cluster").await.ok().and_then(|page| Members::read(&page).ok());
             if page.is_some_and(|page| page.leader == candidate) {
                 return;
             }
@@ -170,21 +175,21 @@ async fn hand_over(
     };
     tokio::pin!(led);
     tokio::select! {
-        answer = asked => refusal(answer.context("no answer to the request")?).await?,
+        answer = asked => refusal(answer.context("no answer to the request")?)?,
         () = &mut led => return Ok(Moved { leader: candidate.to_owned(), took: clock::now().since(asked_at) }),
     }
     timeout(LONGEST, led).await.with_context(|| format!("{candidate} does not lead after {LONGEST:?}"))?;
     Ok(Moved { leader: candidate.to_owned(), took: clock::now().since(asked_at) })
 }
 
-async fn refusal(answer: Result<reqwest::Response, reqwest::Error>) -> anyhow::Result<()> {
-    // A connection that broke is no refusal.
-    let Ok(answer) = answer else { return Ok(()) };
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(());
+fn refusal(answer: anyhow::Result<Answer>) -> anyhow::Result<()> {
+    match answer {
+        Ok(answer) if !answer.is_success() => {
+            bail!("the cluster refuses ({}): {}", answer.code, answer.text)
+        }
+        // A connection that broke is no refusal.
+        Ok(_) | Err(_) => Ok(()),
     }
-    bail!("the cluster refuses ({status}): {}", answer.text().await.unwrap_or_default())
 }
 
 /// How to reach any member that takes writes.
@@ -194,10 +199,10 @@ struct Database {
 }
 
 impl Database {
-    fn new(config: &Config, members: &Members) -> anyhow::Result<Self> {
+    fn new(config: &Config, places: impl Iterator<Item = SocketAddr>) -> anyhow::Result<Self> {
         let mut settings = tokio_postgres::Config::new();
-        for member in &members.all {
-            settings.host(member.host.to_string()).port(member.port);
+        for place in places {
+            settings.host(place.ip().to_string()).port(place.port());
         }
         settings
             .user(&config.database.superuser)

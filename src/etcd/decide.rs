@@ -91,6 +91,7 @@ fn register(view: &View, store: &StoreView, own: &Member) -> Decision {
         _ if alone && own.is_voter() && view.record.cluster_uuid.is_none() => {
             Decision::new(Action::QuarantineData, Reason::Abandoned)
         }
+        _ if view.record.cluster_uuid.is_some() => Decision::hold_or_wait(Reason::OtherName),
         _ => Decision::wait(Reason::Unregistered),
     }
 }

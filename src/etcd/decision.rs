@@ -149,6 +149,8 @@ pub enum Reason {
     Abandoned,
     /// The store has been founded and is not registered yet.
     Unregistered,
+    /// This volume belongs to a cluster, and its store holds none of the name that it is asked for.
+    OtherName,
     /// Too few promisers belong to the store.
     NotReady {
         /// Members among the promisers.
@@ -258,6 +260,7 @@ impl Reason {
             | Self::OlderStore { .. }
             | Self::DataLostAlone
             | Self::OldBallot { .. }
+            | Self::OtherName
             | Self::NotListed => true,
             Self::Probing
             | Self::Ending
@@ -338,6 +341,9 @@ impl fmt::Display for Reason {
             }
             Self::Abandoned => f.write_str("nobody could join the store this node founded"),
             Self::Unregistered => f.write_str("the store is being founded"),
+            Self::OtherName => f.write_str(
+                "this volume belongs to a cluster, and the store holds none of this APP_NAME: give it the name that it had",
+            ),
             Self::NotReady { have, need } => write!(f, "{have} of {need} promisers belong to the store"),
             Self::GateOpen => f.write_str("enough promisers belong to the store"),
             Self::Reading => f.write_str("a store is in sight and has not been read yet"),

@@ -391,6 +391,17 @@ fn a_founder_that_forgot_its_ballot_starts_over() {
 }
 
 #[test]
+fn a_volume_under_another_name_is_told_so_and_nothing_is_founded() {
+    let mut view = steady();
+    let store = view.store.as_mut().unwrap();
+    (store.cluster, store.ready) = (None, None);
+    assert_eq!((decide(&view).action, decide(&view).reason), (Action::Hold, Reason::OtherName));
+    // Nor by the last one who is left.
+    view.store.as_mut().unwrap().members = vec![member(1, Vote::Voter)];
+    assert_eq!((decide(&view).action, decide(&view).reason), (Action::Hold, Reason::OtherName));
+}
+
+#[test]
 fn a_founder_with_a_fresh_ballot_registers() {
     let mut view = steady();
     view.record.cluster_uuid = None;

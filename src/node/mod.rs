@@ -206,6 +206,7 @@ async fn start(
         postgres.give_reserve().await?;
     }
     let adopted = adoption::adopt(&postgres, &ground.place.record).await?;
+    let beginning = adoption::beginning(&postgres, adopted, &ground.config.database.parameters).await?;
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id, adopted);
     let channels = Channels {
         status: watch::channel(None).0,
@@ -240,7 +241,8 @@ async fn start(
     let programs = ground.config.ha.callbacks.clone();
     let called = callbacks::run(programs, ground.place.run_as.clone(), channels.status.subscribe());
     let outlets = agent::Outlets { status: channels.status, data: channels.data };
-    agent::spawn(agent_config(&ground, record.node_id), deps, outlets, &mut ha_tasks, stop_ha.clone());
+    let config = agent_config(&ground, record.node_id, beginning);
+    agent::spawn(config, deps, outlets, &mut ha_tasks, stop_ha.clone());
     background.spawn(called);
     let budget = ground.config.stop_budget;
     background.spawn(ground.certificates.renew(unit.clone()));
@@ -441,8 +443,8 @@ fn store_config(ground: &Ground) -> EtcdConfig {
     }
 }
 
-fn agent_config(ground: &Ground, node_id: NodeId) -> agent::Config {
-    let rules = rules(&ground.config, ground.timing);
+fn agent_config(ground: &Ground, node_id: NodeId, beginning: Stored) -> agent::Config {
+    let rules = Rules { server: Some(beginning), ..rules(&ground.config, ground.timing) };
     agent::Config {
         scope: ground.config.app.clone(),
         me: ground.name.clone(),
@@ -495,7 +497,7 @@ fn rules(config: &Config, timing: Timing) -> Rules {
         watchdog: ha.watchdog,
         reserve: ha.reserve,
         mode: Mode::Node,
-        server: Some(Stored::initial(&config.database.parameters)),
+        server: None,
         remote: ha.remote.clone(),
     }
 }

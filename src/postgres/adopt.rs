@@ -8,6 +8,7 @@
 //!
 //! What is absent: any upgrade. Data of another major version is refused.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -19,7 +20,7 @@ use tracing::info;
 use super::clone::{make_dir, put_in_place};
 use super::conf;
 use super::launch::{ignoring, remove_signal_files, stale_pid, sync_dir};
-use super::{Config, Error, Shared, control};
+use super::{Config, Error, Shared, Stored, control};
 use crate::peer::Adopted;
 use crate::process::{self, Command, Mode, RunAs};
 use crate::types::SystemId;
@@ -66,6 +67,14 @@ pub(super) async fn take(shared: &Shared, fresh: Memory) -> Result<Option<Adopte
     }
     let control = control::read(shared, &place(config)).await?;
     Ok(Some(Adopted { system_id: control.system_id, timeline: control.timeline, lsn: control.checkpoint }))
+}
+
+/// What a new cluster begins with that begins with the data that lies aside.
+pub(super) async fn beginning(
+    shared: &Shared,
+    parameters: &BTreeMap<String, String>,
+) -> Result<Stored, Error> {
+    control::beginning(shared, &place(&shared.config), parameters).await
 }
 
 /// Whether a volume remembers a cluster of ours.

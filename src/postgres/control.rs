@@ -10,9 +10,9 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::marker::{self, Whose};
-use super::settings::{Floors, Part};
+use super::settings::{Floors, Part, Stored};
 use super::status::{Control, ControlState, DataDir};
-use super::{Error, Shared, lock, settings};
+use super::{Error, Shared, inherit, lock, settings};
 use crate::process::{self, Command};
 use crate::types::{Lsn, Timeline};
 
@@ -179,6 +179,16 @@ pub(super) async fn floors(shared: &Shared, part: Part) -> Result<Floors, Error>
         *least = found.max(*least);
     }
     Ok(floors)
+}
+
+/// What a new cluster begins with that begins with this data.
+pub(super) async fn beginning(
+    shared: &Shared,
+    data_dir: &Utf8Path,
+    parameters: &BTreeMap<String, String>,
+) -> Result<Stored, Error> {
+    let text = output(shared, data_dir).await?;
+    Ok(inherit::beginning(parameters, |label| field(&text, label).ok()))
 }
 
 fn count<T>(all: impl Iterator<Item = T>) -> u32 {

@@ -18,6 +18,7 @@ mod control;
 mod error;
 mod hba;
 mod import;
+mod inherit;
 mod launch;
 pub mod machine;
 mod marker;
@@ -248,6 +249,14 @@ impl Postgres {
     /// It is of another major version, or cannot be moved.
     pub async fn adopt(&self, memory: Memory) -> Result<Option<Adopted>, Error> {
         adopt::take(&self.shared, memory).await
+    }
+
+    /// What a new cluster begins with that begins with the data from before pgherd.
+    ///
+    /// # Errors
+    /// Its control file cannot be read.
+    pub async fn beginning(&self, parameters: &BTreeMap<String, String>) -> Result<Stored, Error> {
+        adopt::beginning(&self.shared, parameters).await
     }
 
     /// initdb into a temporary directory beside PGDATA, then rename: PGDATA is complete or absent. The replication

@@ -126,9 +126,9 @@ pub enum Owner {
 }
 
 /// A parameter that must be equal on every member.
-struct Shared {
-    name: &'static str,
-    default: &'static str,
+pub(super) struct Shared {
+    pub(super) name: &'static str,
+    pub(super) default: &'static str,
     values: Values,
 }
 
@@ -148,7 +148,7 @@ enum Values {
 const MOST: u32 = 262_143;
 
 /// The shared parameters with Patroni's defaults and limits.
-const SHARED: &[Shared] = &[
+pub(super) const SHARED: &[Shared] = &[
     Shared { name: "max_connections", default: "100", values: Values::Count(25) },
     Shared { name: "max_locks_per_transaction", default: "64", values: Values::Count(32) },
     Shared { name: "max_prepared_transactions", default: "0", values: Values::Count(0) },

@@ -63,6 +63,7 @@ async fn passwords_may_hold_anything() {
 async fn ssl_enabled_makes_tls_mandatory() {
     let passphrase = r#"corr$ect 'hor"se\ %@:é battery 7319"#;
     let setup = Setup::three().env("SSL_ENABLED", "true").env("SSL_PASSPHRASE", passphrase);
+    let setup = setup.env("RESTAPI_USERNAME", "ops").env("RESTAPI_PASSWORD", "ops' own");
     let mut cluster = Cluster::formed(setup).await;
     let leader = cluster.can_fail_over(FORMED).await;
     let cipher = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
@@ -71,6 +72,13 @@ async fn ssl_enabled_makes_tls_mandatory() {
     let mut plain = cluster.target(leader);
     plain.ca = None;
     assert!(crate::support::client::connect(&plain).await.is_err(), "a client without TLS is let in");
+
+    // A verb shows that it is a member's, where strangers need a password.
+    let drill = cluster.exec(leader, &["drill", "failover"]);
+    assert!(drill.status.success(), "{drill:?}");
+    let drilled = cluster.can_fail_over(FORMED).await;
+    assert_ne!(drilled, leader);
+    let leader = drilled;
 
     // The same failure as without TLS: what a new leader needs (certificates, CA) is there before it is needed.
     cluster.node(leader).kill_tree();

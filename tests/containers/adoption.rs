@@ -1,16 +1,24 @@
 //! A volume from before pgherd: made by PostgreSQL alone, as the predecessor and the official image leave it.
 
-use super::client;
+use super::client::{self, Target};
 use super::engine::{IMAGE, docker, try_docker};
 use super::image::Lonely;
-use super::{engine, eventually};
+use super::outage::NODES;
+use super::stack::{FORMED, Stack};
+use super::{engine, engine_for_all, eventually};
 
 const VOLUME: &str = "pgherd-test-adopted";
 const OPTIONS: [&str; 2] = ["-v", "pgherd-test-adopted:/var/lib/postgresql/data"];
 
 /// Runs a shell on the volume, as root.
 fn on_volume(script: &str) -> String {
-    docker(&["run", "--rm", "-v", OPTIONS[1], "--entrypoint", "sh", IMAGE, "-ec", script])
+    shell(&["-v", OPTIONS[1]], script)
+}
+
+/// Runs a shell on volumes, as root.
+fn shell(volumes: &[&str], script: &str) -> String {
+    let start = ["run", "--rm", "--entrypoint", "sh"];
+    docker(&[start.as_slice(), volumes, &[IMAGE, "-ec", script]].concat())
 }
 
 /// A database at the root of a volume, with a role and a table of its own, and another superuser's password.
@@ -78,4 +86,59 @@ async fn data_of_another_version_is_refused_by_name() {
     assert_eq!(on_volume("cat /var/lib/postgresql/data/PG_VERSION"), "9.6", "nothing was moved");
     drop(node);
     docker(&["volume", "rm", "-f", VOLUME]);
+}
+
+/// The volumes of a cluster of the predecessor's, as its container leaves them when it is killed: at their roots, under an account
+/// that is not in our image, with Patroni's files; roles have MD5 passwords. The first one is a standby that is ahead of the
+/// second, and the third is new.
+fn three_of_the_predecessors(stack: &Stack) {
+    let at = |node: u8, place: &str| format!("{}:/{place}", stack.volume(node));
+    let (one, two) = (at(1, "one"), at(2, "two"));
+    shell(
+        &["-v", &one, "-v", &two],
+        "chown 101:103 /one; chmod 700 /one; cd /
+         as_old() { setpriv --reuid=101 --regid=103 --clear-groups env HOME=/tmp PGUSER=postgres PGHOST=/tmp PGPASSWORD=old \"$@\"; }
+         echo old >/tmp/pw
+         as_old initdb -D /one --username=postgres --pwfile=/tmp/pw -E UTF8 --auth-host=md5 --auth-local=peer --data-checksums >/dev/null
+         mv /one/postgresql.conf /one/postgresql.base.conf
+         printf \"include 'postgresql.base.conf'\\nmax_connections = '200'\\npassword_encryption = 'md5'\\n\" >/one/postgresql.conf
+         printf 'local all all trust\\n' >/one/pg_hba.conf
+         printf '{\"ttl\": 30, \"postgresql\": {\"parameters\": {\"max_connections\": 200}}}' >/one/patroni.dynamic.json
+         start() { as_old pg_ctl -D /one -o '-k /tmp -c listen_addresses=' -w start >/dev/null; }
+         start
+         as_old psql -qc \"CREATE ROLE admin LOGIN CREATEDB PASSWORD 'adminpw'\" -c 'CREATE ROLE replicator LOGIN REPLICATION' -c 'CREATE DATABASE shop OWNER admin'
+         as_old psql -q shop -c 'CREATE TABLE kept AS SELECT 1 AS n' -c 'GRANT SELECT ON kept TO admin'
+         as_old pg_ctl -D /one -m fast -w stop >/dev/null
+         cp -a /one/. /two/; cp -a /one/postgresql.base.conf /two/
+         start
+         as_old psql -q shop -c 'INSERT INTO kept VALUES (41)' -c CHECKPOINT -c 'INSERT INTO kept VALUES (42)'
+         as_old pg_ctl -D /one -m immediate -w stop >/dev/null
+         touch /one/standby.signal; chown 101:103 /one/standby.signal",
+    );
+}
+
+#[tokio::test]
+async fn a_cluster_of_the_predecessors_is_taken_over_with_its_environment() {
+    let Some(_turn) = engine_for_all().await else { return };
+    let stack = Stack::up_on(10, "tests/containers/predecessor.env", three_of_the_predecessors);
+    let leader = stack.whole(&NODES, FORMED).await;
+    assert_eq!(leader, 1, "its data goes furthest");
+    for node in NODES {
+        let shop = |user: &str, password: &str| Target {
+            user: user.to_owned(),
+            password: password.to_owned(),
+            database: "shop".to_owned(),
+            ..stack.target(node, 5432)
+        };
+        let kept = "SELECT string_agg(n::text, ' ' ORDER BY n) FROM kept";
+        assert_eq!(client::ask(&shop("admin", "adminpw"), kept).await.unwrap(), "1 41 42", "node{node}");
+        let most = client::ask(&shop("postgres", "super"), "SHOW max_connections").await.unwrap();
+        assert_eq!(most, "200", "node{node}");
+    }
+    let old = shell(
+        &["-v", &format!("{}:/two", stack.volume(2))],
+        "cat /two/pgherd/adopted/PG_VERSION; stat -c %u /two/pgherd/adopted",
+    );
+    let account = docker(&["exec", &stack.container(2), "id", "-u", "postgres"]);
+    assert_eq!(old.lines().last(), Some(account.as_str()), "what was not taken is kept");
 }

@@ -23,6 +23,7 @@ mod membership;
 mod outage;
 mod service;
 mod stack;
+mod tasks;
 #[path = "../support/wait.rs"]
 mod wait;
 #[expect(dead_code, reason = "what only the clusters without containers ask")]

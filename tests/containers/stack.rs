@@ -16,6 +16,8 @@ use super::eventually;
 pub(crate) const FORMED: Duration = Duration::from_secs(240);
 /// What the nodes are told.
 const NODES_ENV: &str = "tests/containers/nodes.env";
+/// Without more files.
+const ALONE: &[&str] = &["-f", "docker-compose.yml"];
 /// One answer of an API.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -32,11 +34,26 @@ pub(crate) struct Stack {
 impl Stack {
     /// Brings the project up; every project has a network of its own.
     pub(crate) fn up(number: u8) -> Self {
-        Self::up_with(number, &["-f", "docker-compose.yml"])
+        Self::up_with(number, ALONE)
     }
 
     /// The same with more files.
     pub(crate) fn up_with(number: u8, files: &'static [&'static str]) -> Self {
+        let stack = Self::new(number, files, NODES_ENV);
+        stack.compose(&["up", "-d", "--no-build"]);
+        stack
+    }
+
+    /// The same with other words for the nodes, and with something on their volumes before they start.
+    pub(crate) fn up_on(number: u8, nodes_env: &str, fill: impl FnOnce(&Self)) -> Self {
+        let stack = Self::new(number, ALONE, nodes_env);
+        stack.compose(&["up", "--no-start", "--no-build"]);
+        fill(&stack);
+        stack.compose(&["up", "-d", "--no-build"]);
+        stack
+    }
+
+    fn new(number: u8, files: &'static [&'static str], nodes_env: &str) -> Self {
         pgherd::tls::install_provider();
         let project = format!("pgherd-test-{number}");
         let subnet = format!("172.30.{}", 180 + number);
@@ -47,14 +64,13 @@ impl Stack {
             ("PUBLISH_ADDRESS", &format!("127.0.30.{number}")),
             ("MOCK_IMAGE", MOCK),
             ("BIN", "prebuilt"),
-            ("ENV_FILE", &format!("./{NODES_ENV}")),
+            ("ENV_FILE", &format!("./{nodes_env}")),
         ];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER);
         let http = builder.tls_danger_accept_invalid_certs(true).build().unwrap();
         let stack = Self { project, subnet, files, env, http };
         stack.down();
-        stack.compose(&["up", "-d", "--no-build"]);
         stack
     }
 
@@ -90,6 +106,11 @@ impl Stack {
     /// The project's network.
     pub(crate) fn network(&self) -> String {
         format!("{}_cluster", self.project)
+    }
+
+    /// The volume of a node.
+    pub(crate) fn volume(&self, node: u8) -> String {
+        format!("{}_data{node}", self.project)
     }
 
     /// The container of a node.
