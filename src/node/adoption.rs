@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::peer::Adopted;
 use crate::postgres::{Memory, Postgres, Stored};
-use crate::record::{Bootstrap, Keeper};
+use crate::record::{Bootstrap, Keeper, Record};
 
 /// Moves it aside, and remembers what there is.
 pub(super) async fn adopt(postgres: &Postgres, record: &Keeper) -> anyhow::Result<Option<Adopted>> {
@@ -21,14 +21,17 @@ pub(super) async fn adopt(postgres: &Postgres, record: &Keeper) -> anyhow::Resul
     Ok(adopted)
 }
 
-/// What a new cluster begins with: with data from before pgherd no fewer connections than its server had.
+/// What a new cluster begins with: with data from before pgherd no fewer connections than its server had, from the first start on.
 pub(super) async fn beginning(
     postgres: &Postgres,
-    adopted: Option<Adopted>,
+    record: &Record,
     parameters: &BTreeMap<String, String>,
 ) -> anyhow::Result<Stored> {
-    match adopted {
-        Some(_aside) => Ok(postgres.beginning(parameters).await?),
-        None => Ok(Stored::initial(parameters)),
+    // Whoever has joined another's cluster keeps what it had aside.
+    if record.adopted.is_none() || record.system_id.is_some() {
+        return Ok(Stored::initial(parameters));
     }
+    let beginning = postgres.beginning(parameters).await?;
+    postgres.intend(beginning.clone());
+    Ok(beginning)
 }

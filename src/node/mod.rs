@@ -206,7 +206,8 @@ async fn start(
         postgres.give_reserve().await?;
     }
     let adopted = adoption::adopt(&postgres, &ground.place.record).await?;
-    let beginning = adoption::beginning(&postgres, adopted, &ground.config.database.parameters).await?;
+    let (found, parameters) = (ground.place.record.read(), &ground.config.database.parameters);
+    let beginning = adoption::beginning(&postgres, &found, parameters).await?;
     let facts = publish::data_facts(&postgres.status(FIRST_LOOK).await, record.system_id, adopted);
     let channels = Channels {
         status: watch::channel(None).0,

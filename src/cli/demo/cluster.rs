@@ -523,7 +523,10 @@ fn locations(plan: &Plan, memory: &Memory) -> Value {
 /// How the user can type this program: relative to where they stand, when it lies below.
 fn as_typed(program: &Utf8Path) -> String {
     let here = std::env::current_dir().ok().and_then(|dir| Utf8PathBuf::try_from(dir).ok());
-    here.and_then(|dir| program.strip_prefix(dir).ok()).unwrap_or(program).to_string()
+    here.filter(|dir| dir.parent().is_some())
+        .and_then(|dir| program.strip_prefix(dir).ok())
+        .unwrap_or(program)
+        .to_string()
 }
 
 fn describe(status: ExitStatus) -> String {

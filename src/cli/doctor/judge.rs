@@ -239,7 +239,8 @@ fn failover(facts: &Facts) -> Finding {
     let risk = forecast.get("bytes_at_risk").and_then(Value::as_u64).unwrap_or(0);
     match (text(forecast, "/leader"), risk) {
         ("", _) => {
-            let whys = forecast.get("nobody_because").map(Value::to_string).unwrap_or_default();
+            let whys = forecast.get("nobody_because").filter(|whys| **whys != serde_json::json!({}));
+            let whys = whys.map_or_else(|| "there is no other member".to_owned(), Value::to_string);
             let remedy = "A single copy of the data: add a node, or mend the ones named.";
             bad(Grade::Odd, "failover", format!("nobody could take over: {whys}"), remedy)
         }
