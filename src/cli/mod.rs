@@ -1,7 +1,7 @@
 //! The command line: the commands that a person types, as thin as they can be.
 //!
 //! Each command parses its arguments, calls one room and prints. What changes a cluster is in [`ctl`], and speaks to the
-//! API like anybody else.
+//! API like anybody else. What is absent: any rule about a cluster; the nodes refuse what is not safe.
 
 pub mod credentials;
 pub mod ctl;

@@ -2,7 +2,7 @@
 //!
 //! Keys, values and transactions are Patroni's, so that `patronictl` and stock
 //! Patroni nodes can share the scope. Nothing above this module knows which store it is: errors say what the caller
-//! can do, and no backend's type leaves.
+//! can do, and no backend's type leaves. What is absent: any decision, and retries (but for the next endpoint).
 
 pub mod etcd;
 pub mod memory;

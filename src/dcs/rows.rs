@@ -1,4 +1,4 @@
-//! From the keys and values below a scope to a [`Snapshot`]. Pure, and the same for every store.
+//! From the keys and values below a scope to a [`Snapshot`]. No IO but a line of the log, and the same for every store.
 //!
 //! A value that cannot be parsed counts as absent (`initialize`: as [`Initialize::Invalid`]): one damaged key must
 //! not stop the HA loop of a whole cluster. It is logged at debug, since it is read again in every loop.

@@ -1,4 +1,21 @@
 //! High availability: observe ([`view`]), decide ([`decide`]), act (`agent`).
+//!
+//! Invariants: whatever has a rule is pure; the lease is renewed by a task of its own; what is
+//! decided carries its reason. Where to look:
+//!
+//! - **what is known**: [`view`], [`memory`] from tick to tick, [`rules`] with [`replication`] and [`tags`] (the dynamic configuration,
+//!   read), [`job`]
+//! - **what is decided**: [`decide`] asks the others in the order of their weight: [`lead`], [`race`], [`lineage`] (whose history),
+//!   [`sync`] and [`candidates`] (who confirms), [`slots`], [`upstreams`], [`door`], [`fitness`], [`reserve`], [`silence`] and
+//!   [`failsafe`] (no store), [`remote`] (a standby cluster), [`adoption`] (older data), [`watchdog`], [`leaving`], [`configure`], and last
+//!   [`pause`]; [`pace`] says when to look again, [`reason`] is the answer
+//! - **what an operator asks**: [`desk`] takes it in, [`manual`] (leadership), [`orders`] (this node) and [`settings`] decide about it,
+//!   [`reread`] is agent mode's file
+//! - **what is done**: `agent` is the loop, [`act`] its hands, [`jobs`] and [`upshot`] what takes long and what came of it, [`handover`]
+//!   the stop for a request, [`lease`] and [`arming`] the renewal and the watchdog, [`promises`], [`callbacks`]
+//! - **what is told**: [`publish`] (to other nodes), [`trail`] and [`journal`] (why), [`forecast`] (what if)
+//!
+//! What is absent: how PostgreSQL is started, copied or asked (`postgres`), and which store it is (`dcs`).
 
 mod act;
 mod adoption;

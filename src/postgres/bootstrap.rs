@@ -13,7 +13,7 @@ use postgres_protocol::password::scram_sha_256;
 use secrecy::{ExposeSecret, SecretString};
 use tracing::{info, warn};
 
-use super::clone::{beside_data_dir, make_dir, put_in_place, remove_leftovers, require_down};
+use super::clone::{beside_data_dir, entries, make_dir, put_in_place, remove_leftovers, require_down};
 use super::sql::Session;
 use super::status::DataDir;
 use super::{Config, Error, Local, Machine, Premises, Shared, adopt, conf, control, import, origin};
@@ -304,15 +304,8 @@ async fn make_database(config: &Config, session: &Session) -> Result<(), Error> 
 
 /// The init scripts in the order of their names.
 fn scripts(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>, Error> {
-    let entries = match dir.read_dir_utf8() {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::file("read", dir)(error)),
-    };
-    let paths: Result<Vec<_>, _> = entries.map(|entry| entry.map(|e| e.path().to_owned())).collect();
-    let mut paths = paths.map_err(Error::file("read", dir))?;
+    let mut paths = entries(dir)?;
     paths.retain(|path| path.is_file());
-    paths.sort_unstable();
     Ok(paths)
 }
 
