@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Identity, Network};
+use crate::config::{Config, Identity, Network, Warning};
 use crate::dcs::Role;
 use crate::dcs::etcd::{EtcdConfig, EtcdStore, ReadyKey};
 use crate::discovery::{self, Peers};
@@ -174,6 +174,9 @@ impl Ground {
         let known = known_addresses(peers.clone(), &place.record, address).await;
         let (network, timing) = config.timing.resolve(&known);
         info!(%address, %name, node_id = %place.record.read().node_id, network = network.as_str(), ?timing, "who we are");
+        if let Some(Warning(exposed)) = config.exposure(address) {
+            warn!("{exposed}");
+        }
         Ok(Self { config, place, peers, certificates, address, name, network, timing })
     }
 }
