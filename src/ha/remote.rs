@@ -386,6 +386,13 @@ fn start(view: &View, snapshot: &Snapshot, remote: &Remote, control: &Control) -
         (Some(upstream), Some(Course::Joins)) if view.memory.upstream_wal == UpstreamWal::Removed => {
             copy(view, upstream)
         }
+        // It was stopped to be copied, and what the other cluster said is old by now: started again, it would wait for the WAL that
+        // is gone a second time.
+        (Some(upstream), None)
+            if view.memory.upstream_wal == UpstreamWal::Removed && view.n_failures(Job::Compare) == 0 =>
+        {
+            compare(view, upstream)
+        }
         (upstream, judged) => {
             if !view.may_try(Job::Start) {
                 return retry_later(view, Job::Start);

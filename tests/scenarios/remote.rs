@@ -5,7 +5,7 @@ use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Decision, Reason, Task};
 use pgherd::ha::remote::Remote;
 use pgherd::ha::rules::{Mode, Rules, Unled};
-use pgherd::ha::view::{Ancestry, Job, Lease, SurveyAnswer};
+use pgherd::ha::view::{Ancestry, Job, Lease, SurveyAnswer, UpstreamWal};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{Containment, StartAs, StopMode, Upstream};
 use pgherd::types::{Host, Lsn, SystemId, Timeline, TimelineHistory};
@@ -121,6 +121,19 @@ fn a_standby_leader_that_has_left_the_history_is_stopped_and_rewound() {
     assert_eq!(only(down.decide()), Action::Begin(Task::Rewind(elsewhere())));
     let tried = down.failed(Job::Rewind, 2, 60);
     assert_eq!(only(tried.decide()), Action::Begin(Task::Clone(elsewhere())));
+}
+
+/// The stop may outlive what was said before it.
+#[test]
+fn a_standby_leader_that_was_stopped_to_be_copied_asks_again_and_does_not_start() {
+    let mut down = said(declared().leads().data(ControlState::ShutDownInRecovery), CLUSTER, 1, 0);
+    down.0.memory.upstream_wal = UpstreamWal::Removed;
+    assert_eq!(only(down.decide()), Action::Begin(Task::Clone(elsewhere())));
+    down.0.memory.ancestry.as_mut().unwrap().at = ago(31);
+    assert_eq!(only(down.decide()), Action::Begin(Task::Compare(elsewhere())));
+    let unanswered = down.failed(Job::Compare, 1, 1);
+    let unattached = Action::Start(StartAs::Standby(None), String::new());
+    assert_eq!(only(unanswered.decide()), unattached, "it can be read meanwhile");
 }
 
 /// It was promoted, this node has streamed its new timeline, and now it does not answer.

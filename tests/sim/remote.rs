@@ -53,14 +53,24 @@ impl World {
     /// A person ends the standby cluster, or makes one of a cluster whose writes the other one has, or is about to have.
     pub(crate) fn set_standby(&mut self, on: bool) {
         let Some(n) = self.remote() else { return };
-        let led = self.members().any(|n| self.is_primary(n));
+        // Who holds the lock of a cluster that follows nobody is a primary, or about to be promoted.
+        let promoted = !self.is_standby() && self.store.leader().is_some();
+        let led = promoted || self.members().any(|n| self.is_primary(n));
         let follows = !self.nodes[n].pg.primary;
-        if on && !follows && (led || self.lacks(n).is_some()) {
+        if on && !follows && (led || self.lacks(n).is_some() || self.has_gone_on(n)) {
             return self.leave_out("the other cluster does not have what was written here".into());
         }
         let section = json!({ "host": address(n).to_string(), "port": PORT });
         self.store.configure("standby_cluster", &if on { section } else { Value::Null });
         self.hint();
+    }
+
+    /// Whether somebody here was promoted to a timeline that the other cluster does not have. Which of the two is to stay is a
+    /// person's to say, who removes the other one first.
+    fn has_gone_on(&self, remote: usize) -> bool {
+        let Some(theirs) = self.files(remote).map(|f| (f.branch, f.end)) else { return false };
+        let mut ours = self.members().filter_map(|n| self.files(n).map(|f| f.branch));
+        ours.any(|branch| !self.contains(theirs, (branch, self.branches[branch].begun())))
     }
 
     /// Another server of the other cluster takes over, a little behind the first; or the one that follows this cluster does, once
