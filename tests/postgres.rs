@@ -25,6 +25,8 @@ use tokio::task::JoinSet;
 
 #[path = "postgres/import.rs"]
 mod import;
+#[path = "postgres/slots.rs"]
+mod slots;
 
 /// Every character that has a meaning in SQL, pgpass, conninfo, a shell or a template.
 const SUPERUSER_PASSWORD: &str = r#"s$u'p"e\r %w@o:r{{d}}dé supercalifragil"#;

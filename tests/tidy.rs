@@ -67,6 +67,7 @@ const PURE: &[&str] = &[
     "ha/slots.rs",
     "ha/sync.rs",
     "ha/trail.rs",
+    "ha/turn.rs",
     "ha/tags.rs",
     "ha/upstreams.rs",
     "ha/watchdog.rs",

@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 use crate::clock::{self, Moment};
 use crate::dcs::{self, Claim, Dcs, Key, Precondition};
 use crate::log;
-use crate::postgres::StartAs;
+use crate::postgres::{Reserve, StartAs, Upstream};
 use crate::record::{Bootstrap, Record};
 use crate::types::{Chain, Lsn, NodeName, SlotName, Timeline};
 
@@ -26,8 +26,10 @@ use super::publish;
 use super::reason::{Action, Decision, Task, Wake};
 use super::reserve::Stock;
 use super::rules::Mode;
+use super::slots::Move;
+use super::turn::Copies;
 use super::view::{Doing, Instance, Job, Lease, Name, ShutdownMark, SyncWrite, View};
-use super::watchdog::Watch;
+use super::watchdog::{Need, Watch};
 
 /// After an action that failed the loop looks again after this long, not sooner.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -270,14 +272,12 @@ impl<D: Dcs> Agent<D> {
             Action::AcceptReinitialize => self.accept_reinitialize(),
             Action::Settle(order, how) => self.settle(order, how),
             Action::GiveAway => self.memory.give_away = Some(view.now),
-            Action::LayInReserve(reserve) => {
-                self.memory.reserve = Stock::Impossible;
-                self.deps.postgres.lay_in_reserve(reserve).await?;
-                self.memory.reserve = Stock::Held;
-            }
+            Action::PrepareCopies(from, names) => self.prepare_copies(from, names),
+            Action::LayInReserve(reserve) => self.lay_in_reserve(reserve),
             Action::GiveReserve => {
                 // A file that cannot be removed must not keep the server from being started.
                 self.memory.reserve = Stock::Given;
+                self.laying_in = JoinSet::new();
                 self.deps.postgres.give_reserve().await?;
             }
             Action::ArmWatchdog => self.arm_watchdog().await?,
@@ -292,19 +292,32 @@ impl<D: Dcs> Agent<D> {
 
     async fn arm_watchdog(&mut self) -> Result<(), Error> {
         match self.lease.arm().await {
-            Ok(()) => self.memory.watchdog = Watch::Armed,
-            Err(error) => self.watchdog_failed(Chain(&error).to_string()),
+            Ok(device) => self.memory.watchdog = Watch::Armed(device),
+            Err(error) => {
+                self.memory.watchdog.refused(Chain(&error).to_string(), clock::now());
+                self.complain_of_watchdog();
+            }
         }
         Ok(())
     }
 
-    /// Once a change of words, as everything that goes wrong.
-    pub(super) fn watchdog_failed(&mut self, why: String) {
-        let known = std::mem::replace(&mut self.watchdog_trouble, why.clone());
-        if known != why {
-            warn!(why, "there is no watchdog: nothing stops PostgreSQL when this machine hangs");
+    pub(super) fn look_at_watchdog(&mut self, now: Moment) {
+        let ttl = self.rules.timing.ttl;
+        if self.rules.watchdog.need == Need::Off || !self.memory.watchdog.wants_a_look(now, ttl) {
+            return;
         }
-        self.memory.watchdog = Watch::Failed { at: clock::now(), why };
+        let seen = self.deps.watchdog.look().map_err(|error| Chain(&error).to_string());
+        self.memory.watchdog.looked(seen, now);
+        self.complain_of_watchdog();
+    }
+
+    /// Once a change of words, as everything that goes wrong.
+    fn complain_of_watchdog(&mut self) {
+        let Watch::Failed { why, .. } = &self.memory.watchdog else { return };
+        if self.watchdog_trouble != *why {
+            warn!(why, "there is no watchdog: nothing stops PostgreSQL when this machine hangs");
+            self.watchdog_trouble.clone_from(why);
+        }
     }
 
     /// The promises first: one that was given a moment ago binds, and nothing is promised while the outcome is open.
@@ -327,13 +340,26 @@ impl<D: Dcs> Agent<D> {
     /// Nothing waits for it: the log between two places may take long to decode.
     fn move_copies(&mut self, copies: BTreeMap<SlotName, (String, Lsn)>) {
         for (slot, (database, to)) in copies {
-            self.memory.moving.insert(slot.clone());
-            let postgres = self.deps.postgres.clone();
+            self.memory.moving.insert(slot.clone(), Move::UnderWay);
+            let (postgres, unwanted) = (self.deps.postgres.clone(), self.unwanted.clone());
             self.moving.spawn(async move {
-                let moved = postgres.move_copy(&slot, &database, to).await;
+                let moved = postgres.move_copy(&slot, (&database, to), &unwanted).await;
                 (slot, moved)
             });
         }
+    }
+
+    fn prepare_copies(&mut self, from: Upstream, names: BTreeSet<SlotName>) {
+        self.memory.copies = Copies::UnderWay;
+        let postgres = self.deps.postgres.clone();
+        self.preparing.spawn(async move { postgres.prepare_copies(&from, &names).await });
+    }
+
+    /// On a thread of its own, and for as long as anybody wants it.
+    fn lay_in_reserve(&mut self, reserve: Reserve) {
+        self.memory.reserve = Stock::OnItsWay;
+        let postgres = self.deps.postgres.clone();
+        self.laying_in.spawn(async move { postgres.lay_in_reserve(reserve).await });
     }
 
     fn ask_members(&mut self, view: &View) {
@@ -415,6 +441,13 @@ impl<D: Dcs> Agent<D> {
         }
         self.jobs.abort_all();
         self.jobs = JoinSet::new();
+        if job.holds_postgres() {
+            // Whoever reads from a copy next must not wait for it, nor must the end of the server.
+            std::mem::take(&mut self.unwanted).cancel();
+        }
+        if job == Job::CopySlots {
+            self.memory.copies = Copies::Unknown;
+        }
         self.before(view, job).await?;
         self.doing = Some(Doing { job, since: clock::now() });
         let context = jobs::Context {

@@ -2,6 +2,7 @@
 //!
 //! There is no rule in this file. An arm of [`Agent::perform`] that needs an `if` belongs in `decide`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +45,7 @@ use super::reread::Reread;
 use super::rules::{Pause, Rules};
 use super::trail::{Step, Trail};
 use super::view::{Doing, Instance, Job, Later, Lease, Memory, Store, UpstreamWal, View, Volume};
-use super::watchdog::{self, Need, Watch};
+use super::watchdog;
 use super::{Phase, Status};
 
 /// The local instance must answer a status query within this time, or counts as silent for this tick.
@@ -149,6 +150,9 @@ pub fn spawn<D: Dcs>(
         checkpoint: JoinSet::new(),
         errands: JoinSet::new(),
         moving: JoinSet::new(),
+        unwanted: CancellationToken::new(),
+        preparing: JoinSet::new(),
+        laying_in: JoinSet::new(),
         waiting: Waiting::new(),
         last_started: None,
         open: Open::default(),
@@ -201,8 +205,13 @@ pub(super) struct Agent<D> {
     pub(super) rounds: JoinSet<jobs::Round>,
     /// Writes that nothing waits for here: what an operator has asked for, what need not be remembered any more.
     pub(super) errands: JoinSet<()>,
-    /// Copies of logical slots on their way.
+    /// Copies of logical slots on their way, and what ends them all.
     pub(super) moving: JoinSet<(SlotName, Result<(), postgres::Error>)>,
+    pub(super) unwanted: CancellationToken,
+    /// What is asked and made before logical slots are copied.
+    pub(super) preparing: JoinSet<Result<BTreeSet<SlotName>, postgres::Error>>,
+    /// The reserve of room on its way to the disk.
+    pub(super) laying_in: JoinSet<Result<(), postgres::Error>>,
     /// Who waits for which order.
     pub(super) waiting: Waiting,
     /// When the postmaster that last answered was started.
@@ -278,6 +287,8 @@ impl<D: Dcs> Agent<D> {
                 letter = self.deps.inbox.next() => self.receive(letter),
                 Some(_ended) = self.errands.join_next() => {}
                 Some(moved) = self.moving.join_next() => self.copy_moved(moved),
+                Some(ready) = self.preparing.join_next() => self.copies_ready(ready),
+                Some(laid_in) = self.laying_in.join_next() => self.reserve_laid_in(laid_in),
                 Ok(()) = renewals.changed(), if heeds(Call::Renewal) => {}
                 pid = self.deps.postgres.opened(self.open.seen), if heeds(Call::Opening) => self.announce(pid, &view),
                 () = timer.at(next) => {}
@@ -378,22 +389,6 @@ impl<D: Dcs> Agent<D> {
 
     fn store_silent(&mut self, why: String, arrived: Moment) -> Store {
         Store::Silent { since: *self.silent_since.get_or_insert(arrived), why }
-    }
-
-    /// One that is not in use is looked at again, and one that has failed once in a TTL: it may have come.
-    fn look_at_watchdog(&mut self, now: Moment) {
-        let resting = match &self.memory.watchdog {
-            Watch::Armed => true,
-            Watch::Failed { at, .. } => now.since(*at) < self.rules.timing.ttl,
-            Watch::Idle => false,
-        };
-        if resting || self.rules.watchdog.need == Need::Off {
-            return;
-        }
-        match self.deps.watchdog.look() {
-            Ok(()) => self.memory.watchdog = Watch::Idle,
-            Err(error) => self.watchdog_failed(Chain(&error).to_string()),
-        }
     }
 
     fn use_config(&mut self, stored: &serde_json::Value) {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock::{self, Moment};
 use crate::process::{self, Watchdog, WatchdogDevice};
@@ -15,7 +15,7 @@ use crate::types::{Chain, Timing};
 
 use super::Error;
 use super::view::Lease;
-use super::watchdog::{Guard, within};
+use super::watchdog::{Device, Guard, Waits, after_a_stop, covers, within};
 
 /// The device, and what is wanted of it.
 #[derive(Debug)]
@@ -30,17 +30,9 @@ pub(super) struct Arming {
 #[derive(Debug)]
 struct Armed {
     watchdog: Watchdog,
-    waits: Waits,
+    device: Device,
     /// For how long a lease counts.
     limit: Duration,
-}
-
-/// Whether the device can be told how long to wait.
-#[derive(Debug, Clone, Copy)]
-enum Waits {
-    AsTold,
-    /// It was accepted as it is.
-    Fixed,
 }
 
 impl Arming {
@@ -49,31 +41,49 @@ impl Arming {
     }
 
     /// Sets it going under a lease that is held.
-    pub(super) fn arm(&mut self, lease: Lease, timing: &Timing) -> Result<(), Error> {
+    pub(super) fn arm(&mut self, lease: Lease, timing: &Timing) -> Result<Device, Error> {
         let Lease::Held { sent, ttl } = lease else { return Err(Error::OutOfTime) };
         let wanted = self.guard.timeout(timing)?;
         let first = within(sent + ttl, wanted, clock::now()).ok_or(Error::OutOfTime)?;
         let watchdog = self.device.arm(first).map_err(Error::Watchdog)?;
-        match self.guard.accept(wanted, watchdog.timeout(), timing) {
+        let waits =
+            if watchdog.timeout() == first { Waits::AsTold } else { Waits::Fixed(watchdog.timeout()) };
+        let device = Device { waits, farewell: watchdog.farewell() };
+        match self.accept(device.waits, sent + ttl, timing) {
             Ok(limit) => {
-                info!(device = %self.device.path, waits = ?watchdog.timeout(), "the watchdog counts");
-                let waits = if watchdog.timeout() == first { Waits::AsTold } else { Waits::Fixed };
-                self.armed = Some(Armed { watchdog, waits, limit });
-                Ok(())
+                let stop = after_a_stop(device.farewell);
+                info!(device = %self.device.path, waits = ?watchdog.timeout(), "the watchdog counts, and {stop}");
+                self.armed = Some(Armed { watchdog, device, limit });
+                Ok(device)
             }
-            Err(useless) => {
+            Err(error) => {
                 watchdog.disarm().map_err(Error::Watchdog)?;
-                Err(useless.into())
+                Err(error)
             }
         }
+    }
+
+    /// For how long a lease may count under it.
+    fn accept(&self, waits: Waits, end: Moment, timing: &Timing) -> Result<Duration, Error> {
+        let wanted = self.guard.timeout(timing)?;
+        let Waits::Fixed(fixed) = waits else { return Ok(wanted) };
+        let limit = self.guard.accept(wanted, fixed, timing)?;
+        if covers(fixed, limit, clock::now().until(end)) { Ok(limit) } else { Err(Error::OutOfTime) }
     }
 
     /// Stops it: nothing here can take writes any more.
     pub(super) fn disarm(&mut self) -> Result<(), Error> {
         let Some(armed) = self.armed.take() else { return Ok(()) };
-        armed.watchdog.disarm().map_err(Error::Watchdog)?;
-        info!(device = %self.device.path, "the watchdog is stopped");
-        Ok(())
+        let waits = armed.watchdog.timeout();
+        let stopped = armed.watchdog.disarm().map_err(Error::Watchdog);
+        match &stopped {
+            Ok(()) => info!(device = %self.device.path, "the watchdog is stopped"),
+            Err(_) => error!(
+                device = %self.device.path, ?waits,
+                "the watchdog does not stop: this machine is reset, unless this node leads again in time"
+            ),
+        }
+        stopped
     }
 
     /// For how long of its time a lease counts.
@@ -85,14 +95,14 @@ impl Arming {
     pub(super) fn renewed(&mut self, end: Moment, timing: &Timing) {
         let Some(armed) = &mut self.armed else { return };
         armed.retime(&self.guard, timing);
-        let waits = within(end, armed.limit, clock::now());
-        let told = match (armed.waits, waits) {
-            (Waits::Fixed, _) => armed.watchdog.ping(),
+        let now = clock::now();
+        let told = match (armed.device.waits, within(end, armed.limit, now)) {
+            (Waits::Fixed(fixed), _) if covers(fixed, armed.limit, now.until(end)) => armed.watchdog.ping(),
             (Waits::AsTold, Some(waits)) if waits == armed.watchdog.timeout() => armed.watchdog.ping(),
             (Waits::AsTold, Some(waits)) => {
                 armed.watchdog.wait_for(waits).and_then(|()| armed.watchdog.ping())
             }
-            (Waits::AsTold, None) => {
+            (Waits::Fixed(_), _) | (Waits::AsTold, None) => {
                 return debug!("a renewal that came so late is worth nothing to the watchdog");
             }
         };
@@ -126,7 +136,7 @@ impl Drop for Arming {
 impl Armed {
     /// Durations under which it is of no use have it stopped in a moment: until then it waits on as before.
     fn retime(&mut self, guard: &Guard, timing: &Timing) {
-        if let (Waits::AsTold, Ok(wanted)) = (self.waits, guard.timeout(timing)) {
+        if let (Waits::AsTold, Ok(wanted)) = (self.device.waits, guard.timeout(timing)) {
             self.limit = wanted;
         }
     }

@@ -11,7 +11,7 @@ use crate::postgres::settings::Divergence;
 use crate::postgres::status::{Answer, Control, DataDir};
 use crate::postgres::{StartAs, StopMode, Upstream};
 use crate::record::Bootstrap;
-use crate::types::{Lsn, NodeName};
+use crate::types::Lsn;
 
 use super::Phase;
 use super::adoption::{self, Founding};
@@ -30,7 +30,7 @@ use super::remote;
 use super::reserve;
 use super::rules::{Mode, Unled};
 use super::silence;
-use super::slots;
+use super::turn;
 use super::upstreams::{self, clone_source, feeder};
 use super::view::{Ancestry, Instance, Job, Lease, Name, Store, UpstreamWal, View, upstream};
 use super::watchdog;
@@ -507,7 +507,7 @@ fn keep_following(
     }
     let stalled = view.memory.not_streaming.is_some_and(|since| view.now.since(since) >= STALLED);
     if !stalled {
-        return keep_slots(view, snapshot, (answer, position), source);
+        return turn::keep_slots(view, snapshot, (answer, position), source);
     }
     if view.memory.upstream_wal == UpstreamWal::Removed && starved(view) {
         return stop(StopMode::Fast { patience: STOP_PATIENCE }, Reason::WalRemoved(source.name));
@@ -524,33 +524,9 @@ fn keep_following(
         }
         // Others may stream from it all the same: one that is tagged `nostream` never streams.
         Some(Lineage::Part | Lineage::Unknown) => {
-            change_slots(view, snapshot, (answer, position), source.name)
+            turn::change_slots(view, snapshot, (answer, position), source.name)
         }
     }
-}
-
-/// A standby has the slots that it would need as the leader.
-fn keep_slots(view: &View, snapshot: &Snapshot, (answer, at): (&Answer, Lsn), leader: Upstream) -> Decision {
-    let names = slots::to_copy(view, snapshot, answer);
-    if !names.is_empty() && view.may_try(Job::CopySlots) {
-        let reason = Reason::CopyingSlots(leader.name.clone());
-        return begin(Task::CopySlots { from: leader, names }, reason);
-    }
-    change_slots(view, snapshot, (answer, at), leader.name)
-}
-
-/// As far as that needs no copy.
-fn change_slots(
-    view: &View,
-    snapshot: &Snapshot,
-    (answer, at): (&Answer, Lsn),
-    leader: NodeName,
-) -> Decision {
-    let plan = slots::of_follower(view, snapshot, answer, at);
-    let far = plan.as_ref().is_some_and(|plan| slots::has_far_to_go(snapshot, plan));
-    let wake = if far { Wake::Soon(HALF_A_SECOND) } else { manual::alertness(view, snapshot) };
-    let actions = plan.map(Action::ChangeSlots).into_iter().collect();
-    Decision { actions, reason: Reason::Following(leader), wake }
 }
 
 /// Not a reconnection that takes its time: the WAL that this standby needs does not come back.
@@ -574,7 +550,7 @@ fn stop(mode: StopMode, reason: Reason) -> Decision {
     begin(Task::Stop(mode), reason)
 }
 
-fn begin(task: Task, reason: Reason) -> Decision {
+pub(super) fn begin(task: Task, reason: Reason) -> Decision {
     act(vec![Action::Begin(task)], reason)
 }
 

@@ -1,6 +1,11 @@
 //! The long actions by their kinds: what is shown as being done, what is retried, what an order has to wait for. Pure.
 
-use super::reason::Task;
+use std::collections::BTreeSet;
+
+use crate::postgres::{StopMode, Upstream};
+use crate::types::{NodeName, Revision, SlotName};
+
+use super::callbacks::Program;
 
 /// A long action, run beside the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +73,50 @@ impl Job {
             Self::Start => "starting PostgreSQL",
         }
     }
+}
+
+/// A long action with its parameters.
+#[derive(Debug, Clone, PartialEq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Task {
+    /// initdb.
+    Initdb,
+    /// Roles, database, init scripts.
+    FinishBootstrap,
+    /// A base backup from this node.
+    Clone(Upstream),
+    /// A copy by a command of the administrator's that needs no member to copy from.
+    CopyAlone,
+    /// pg_rewind from this node.
+    Rewind(Upstream),
+    /// Run this program of the operator's: it says whether this node may be promoted.
+    Approval(Program),
+    /// Promote.
+    Promote,
+    /// Stop PostgreSQL. May replace any task that is under way.
+    Stop(StopMode),
+    /// A checkpoint first, bounded, then a fast stop: for a planned hand-over.
+    StopAfterCheckpoint(StopMode),
+    /// The same for a request: until one of these has everything that was written, shutdown checkpoint included.
+    HandOver {
+        /// Who may take over.
+        to: BTreeSet<NodeName>,
+        /// The revision of the request.
+        request: Revision,
+    },
+    /// Ask the members for their positions.
+    Poll,
+    /// Ask every listed node whether it has data.
+    Survey,
+    /// Ask this leader for its history.
+    Compare(Upstream),
+    /// Copy these logical slots of this leader's: PostgreSQL is stopped for it.
+    CopySlots {
+        /// Whose.
+        from: Upstream,
+        /// Which.
+        names: BTreeSet<SlotName>,
+    },
 }
 
 impl Task {

@@ -19,6 +19,7 @@ use crate::types::{NodeName, Timing};
 use super::arming::Arming;
 use super::rules::Pause;
 use super::view::{DEADMAN_MARGIN, Lease, demote_margin};
+use super::watchdog::Device;
 
 /// A renewal whose outcome is unknown is tried again after this long, until somebody decides otherwise.
 const RETRY: Duration = Duration::from_millis(200);
@@ -33,7 +34,7 @@ enum Order {
     Extend(Moment, Duration),
     Forget,
     /// Set the watchdog going.
-    Arm(oneshot::Sender<Result<(), super::Error>>),
+    Arm(oneshot::Sender<Result<Device, super::Error>>),
     /// Stop it.
     Disarm(oneshot::Sender<Result<(), super::Error>>),
 }
@@ -66,7 +67,7 @@ impl Keeper {
     }
 
     /// Sets the watchdog going: from now on the lease counts for no longer than it waits.
-    pub(super) async fn arm(&mut self) -> Result<(), super::Error> {
+    pub(super) async fn arm(&mut self) -> Result<Device, super::Error> {
         self.ask(Order::Arm).await
     }
 
@@ -75,10 +76,10 @@ impl Keeper {
         self.ask(Order::Disarm).await
     }
 
-    async fn ask(
+    async fn ask<T>(
         &self,
-        order: impl FnOnce(oneshot::Sender<Result<(), super::Error>>) -> Order,
-    ) -> Result<(), super::Error> {
+        order: impl FnOnce(oneshot::Sender<Result<T, super::Error>>) -> Order,
+    ) -> Result<T, super::Error> {
         let (answer, answered) = oneshot::channel();
         if self.orders.send(order(answer)).await.is_err() {
             warn!("the lease task has ended");
@@ -225,8 +226,8 @@ impl<D: Dcs> Deps<D> {
     }
 
     /// Sets the watchdog going, and has the lease count for no longer than it waits.
-    fn guard(&mut self, publish: &watch::Sender<Lease>) -> Result<(), super::Error> {
-        self.arming.arm(*publish.borrow(), &self.timing.borrow())?;
+    fn guard(&mut self, publish: &watch::Sender<Lease>) -> Result<Device, super::Error> {
+        let device = self.arming.arm(*publish.borrow(), &self.timing.borrow())?;
         publish.send_if_modified(|lease| {
             if let Lease::Held { ttl, .. } = lease {
                 *ttl = self.arming.limit(*ttl);
@@ -235,7 +236,7 @@ impl<D: Dcs> Deps<D> {
             false
         });
         self.arm(*publish.borrow());
-        Ok(())
+        Ok(device)
     }
 
     /// The promises of all members move the lease, and the deadman, as a renewal would. Says what counts from now on.

@@ -1,4 +1,4 @@
-//! A standby that stops: nobody shall count on it any more, neither commits that would wait for it in vain nor readers whom the
+//! A standby that stops, or is started again by itself: nobody shall count on it any more, neither commits that would wait for it in vain nor readers whom the
 //! proxies of other nodes lead to it.
 //!
 //! It says that it is stopping, and goes on for as long as it takes the others to hear that. The leader drops it from the synchronous set
@@ -18,7 +18,7 @@ const BEYOND_LOOP: Duration = Duration::from_secs(1);
 /// A watch of the store, and an order to a proxy: both take a few milliseconds, on a busy machine some tens.
 const FAREWELL: Duration = Duration::from_millis(200);
 
-/// Whether this standby, which is stopping, waits until nobody counts on it.
+/// Whether this standby, which is leaving, waits until nobody counts on it.
 pub fn awaits_dismissal(view: &View) -> bool {
     let Some(snapshot) = view.snapshot() else { return false };
     let said = view.memory.leaving.map_or(Duration::ZERO, |since| view.now.since(since));

@@ -1,6 +1,6 @@
 //! What the process remembers from tick to tick, brought up to date with what was just seen. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Moment;
@@ -22,7 +22,9 @@ use super::pause;
 use super::promises::Promise;
 use super::publish::streams;
 use super::reserve::Stock;
+use super::slots::Move;
 use super::sync::Names;
+use super::turn::{self, Copies};
 use super::upstreams;
 use super::view::{Ancestry, Approval, Instance, Job, Lease, Poll, Survey, View};
 use super::watchdog::Watch;
@@ -64,11 +66,13 @@ pub struct Memory {
     pub failures: BTreeMap<Job, Failures>,
     /// Whom the local standby was last told to follow.
     pub following: Option<Upstream>,
-    /// The copies of logical slots that are being moved.
-    pub moving: BTreeSet<SlotName>,
+    /// How the copies of logical slots are being moved.
+    pub moving: BTreeMap<SlotName, Move>,
+    /// Which logical slots of the leader's can be copied.
+    pub copies: Copies,
     /// Since when each slot has been without a user.
     pub unused_slots: BTreeMap<SlotName, Moment>,
-    /// Since when this standby has been asking to be dropped from the synchronous set, because it stops.
+    /// Since when this standby has been asking to be dropped from the synchronous set, because it stops or restarts.
     pub leaving: Option<Moment>,
     /// When each member's slot was last wanted: the member was in the store, or an earlier leader retained it.
     pub seen_slots: BTreeMap<SlotName, Moment>,
@@ -260,7 +264,8 @@ impl Memory {
 
     /// Takes in what the local instance is; called with the view that is about to be decided on.
     pub fn saw_instance(&mut self, view: &View) {
-        self.leaving = (view.phase == Phase::Stopping).then(|| self.leaving.unwrap_or(view.now));
+        let leaves = view.phase == Phase::Stopping || turn::is_announced(view);
+        self.leaving = leaves.then(|| self.leaving.unwrap_or(view.now));
         self.paused = if pause::is_on(view) { Some(view.now) } else { self.paused };
         self.saw_slots(view);
         self.vitals.saw(view);
@@ -326,6 +331,8 @@ impl Memory {
         let unused = answer.slots.iter().filter(|slot| !slot.active);
         let since = |name| self.unused_slots.get(name).copied().unwrap_or(view.now);
         self.unused_slots = unused.map(|slot| (slot.name.clone(), since(&slot.name))).collect();
+        let exists = |name: &SlotName| answer.slots.iter().any(|slot| slot.name == *name);
+        self.moving.retain(|name, state| *state == Move::UnderWay || exists(name));
     }
 
     /// Whoever has flushed the barrier has everything that was acknowledged before the set in force. It is read a moment

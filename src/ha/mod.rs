@@ -58,6 +58,7 @@ pub mod slots;
 pub mod sync;
 pub mod tags;
 pub mod trail;
+pub mod turn;
 mod upshot;
 pub mod upstreams;
 pub mod view;

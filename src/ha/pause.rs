@@ -126,6 +126,7 @@ fn allowed(view: &View, action: &Action) -> bool {
         | Action::OpenDoor
         | Action::Follow(_)
         | Action::SetSyncNames(_)
+        | Action::PrepareCopies(..)
         | Action::ChangeSlots(_)
         | Action::Configure(_)
         | Action::Reload

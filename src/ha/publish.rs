@@ -21,6 +21,7 @@ use super::remote;
 use super::rules::Pause;
 use super::slots;
 use super::tags::Tags;
+use super::turn;
 use super::view::{
     Candidate, Checkpoint, Eligibility, Instance, Job, Lease, Motion, PollAnswer, ShutdownMark, View,
 };
@@ -52,7 +53,7 @@ pub fn state(view: &View) -> MemberState {
         )
         | None => {}
     }
-    if view.memory.orders.restart.is_some() {
+    if view.memory.orders.restart.is_some() || turn::is_announced(view) {
         return MemberState::Restarting;
     }
     match view.instance() {
@@ -149,8 +150,11 @@ pub fn open_member(view: &View, addresses: &Addresses) -> Member {
     Member { state, ..member }
 }
 
-/// A standby that is stopping asks not to be waited for.
+/// A standby that stops, or is started again by itself, asks not to be waited for.
 fn tags(view: &View) -> serde_json::Map<String, Value> {
+    if turn::is_announced(view) {
+        return view.rules.tags.of_a_leaving_standby();
+    }
     match (view.phase, view.instance()) {
         (Phase::Stopping, Instance::Standby(..)) => view.rules.tags.of_a_leaving_standby(),
         (

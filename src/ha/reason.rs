@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::dcs::{Claim, Failsafe, Precondition, Shutdown, Sync};
-use crate::postgres::{Part, Reserve, SlotPlan, StartAs, StopMode, Upstream};
+use crate::postgres::{Part, Reserve, SlotPlan, StartAs, Upstream};
 use crate::types::{Lsn, NodeName, Revision, SlotName, SystemId, Timeline};
 
-use super::callbacks::Program;
 use super::fitness::Ailment;
+pub use super::job::Task;
 use super::manual::Refusal;
 use super::orders::{Order, Settled};
 use super::view::Job;
@@ -79,6 +79,8 @@ pub enum Action {
     Configure(Part),
     /// Drop, make and move replication slots.
     ChangeSlots(SlotPlan),
+    /// See to it that these logical slots of this leader's can be copied. Nothing waits for it.
+    PrepareCopies(Upstream, BTreeSet<SlotName>),
     /// Write the `failsafe` key.
     PutFailsafe(Failsafe, Precondition),
     /// Delete it.
@@ -140,6 +142,7 @@ impl Action {
             | Self::SetSyncNames(_)
             | Self::Configure(_)
             | Self::ChangeSlots(_)
+            | Self::PrepareCopies(..)
             | Self::AskMembers
             | Self::Begin(_)
             | Self::Reload
@@ -156,50 +159,6 @@ impl Action {
             | Self::Finish => false,
         }
     }
-}
-
-/// A long action with its parameters.
-#[derive(Debug, Clone, PartialEq, strum::IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub enum Task {
-    /// initdb.
-    Initdb,
-    /// Roles, database, init scripts.
-    FinishBootstrap,
-    /// A base backup from this node.
-    Clone(Upstream),
-    /// A copy by a command of the administrator's that needs no member to copy from.
-    CopyAlone,
-    /// pg_rewind from this node.
-    Rewind(Upstream),
-    /// Run this program of the operator's: it says whether this node may be promoted.
-    Approval(Program),
-    /// Promote.
-    Promote,
-    /// Stop PostgreSQL. May replace any task that is under way.
-    Stop(StopMode),
-    /// A checkpoint first, bounded, then a fast stop: for a planned hand-over.
-    StopAfterCheckpoint(StopMode),
-    /// The same for a request: until one of these has everything that was written, shutdown checkpoint included.
-    HandOver {
-        /// Who may take over.
-        to: BTreeSet<NodeName>,
-        /// The revision of the request.
-        request: Revision,
-    },
-    /// Ask the members for their positions.
-    Poll,
-    /// Ask every listed node whether it has data.
-    Survey,
-    /// Ask this leader for its history.
-    Compare(Upstream),
-    /// Copy these logical slots of this leader's: PostgreSQL is stopped for it.
-    CopySlots {
-        /// Whose.
-        from: Upstream,
-        /// Which.
-        names: BTreeSet<SlotName>,
-    },
 }
 
 /// Why something is done, or why nothing is.
@@ -371,6 +330,8 @@ pub enum Reason {
     AwaitingCheckpoint(NodeName),
     /// Logical slots of the leader's are copied, for which PostgreSQL is started again.
     CopyingSlots(NodeName),
+    /// They are copied when this member is done: one after the other is started again.
+    AwaitingTurn(NodeName),
     /// The leader's history is compared with the local one.
     Comparing(NodeName),
     /// The local history has left the leader's: it is rewound.
@@ -551,6 +512,9 @@ impl fmt::Display for Reason {
             Self::AwaitingCheckpoint(name) => write!(f, "waiting for the first checkpoint of {name}"),
             Self::CopyingSlots(name) => {
                 write!(f, "copying the logical slots of {name}: PostgreSQL is started again for it")
+            }
+            Self::AwaitingTurn(name) => {
+                write!(f, "PostgreSQL is to be started again for copies of logical slots, after {name} has done so")
             }
             Self::Comparing(name) => write!(f, "comparing the history with that of {name}"),
             Self::Diverged(name) => write!(f, "the local history has left that of {name}: rewinding"),

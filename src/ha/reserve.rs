@@ -21,6 +21,8 @@ pub enum Stock {
     /// It may be there, from an earlier life of this process.
     #[default]
     Unknown,
+    /// It is being laid in.
+    OnItsWay,
     /// It is there.
     Held,
     /// It is not.

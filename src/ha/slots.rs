@@ -10,6 +10,7 @@
 //! PostgreSQL 17 are left to themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::dcs::{Member, Snapshot};
@@ -24,8 +25,11 @@ use super::tags::{self, Failover, Streaming};
 use super::upstreams::has_server;
 use super::view::View;
 
-/// A copy of a logical slot is moved by so much at once: the log is decoded for that, and nobody can use the slot meanwhile.
+/// A copy of a logical slot is moved by so much at once, at the least: the log is decoded for that, and nobody can use the slot
+/// meanwhile. Each stride is kept.
 const STRIDE: u64 = 64 << 20;
+/// A copy that could not be moved is left alone for so long.
+const MOVE_AGAIN: Duration = Duration::from_secs(10);
 
 /// A slot that should exist here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +37,15 @@ struct Wanted {
     kind: SlotKind,
     /// Where a copy should be; `None` for a slot whose user moves it.
     copied: Option<Lsn>,
+}
+
+/// What has come of the last attempt to move a copy of a logical slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    /// It is on its way: nobody can use it, and it is left alone.
+    UnderWay,
+    /// It failed at this moment.
+    Failed(Moment),
 }
 
 /// What this node is to its slots.
@@ -88,18 +101,12 @@ pub fn under_promise(view: &View, answer: &Answer, position: Lsn) -> Option<Slot
                 plan.advance.extend(behind.then(|| (slot.name.clone(), to)));
             }
             SlotKind::Logical { database, .. } => {
-                let next = stride(slot, (*at).min(replayed(answer)));
+                let next = stride(view, slot, (*at).min(replayed(answer)));
                 plan.follow.extend(next.map(|to| (slot.name.clone(), (database.clone(), to))));
             }
         }
     }
     (!plan.is_empty()).then_some(plan)
-}
-
-/// Whether this plan leaves a copy of a logical slot behind its reader.
-pub fn has_far_to_go(snapshot: &Snapshot, plan: &SlotPlan) -> bool {
-    let behind = |(name, (_, to)): (&SlotName, &(String, Lsn))| published(snapshot, name) > Some(*to);
-    plan.follow.iter().any(behind)
 }
 
 /// The logical slots that a standby lacks and the leader has.
@@ -123,7 +130,7 @@ fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Si
             Some(_) if side == Side::Follower && slot.synchronised => {}
             Some(wanted) if !paused && is_spoilt(slot, wanted, side) => plan.drop.extend([slot.name.clone()]),
             Some(Wanted { kind: SlotKind::Logical { database, .. }, copied }) => {
-                let next = copied.and_then(|at| stride(slot, at.min(replayed(answer))));
+                let next = copied.and_then(|at| stride(view, slot, at.min(replayed(answer))));
                 plan.follow.extend(next.map(|to| (slot.name.clone(), (database.clone(), to))));
             }
             Some(wanted) => {
@@ -145,7 +152,8 @@ fn plan(view: &View, snapshot: &Snapshot, answer: &Answer, (side, position): (Si
 
 /// Those that nobody uses, and that are not being moved.
 fn unused<'a>(view: &'a View, answer: &'a Answer) -> impl Iterator<Item = &'a Slot> {
-    answer.slots.iter().filter(|slot| !slot.active && !view.memory.moving.contains(&slot.name))
+    let moves = |slot: &Slot| view.memory.moving.get(&slot.name) == Some(&Move::UnderWay);
+    answer.slots.iter().filter(move |slot| !slot.active && !moves(slot))
 }
 
 /// How far a standby has replayed: what lies beyond cannot be decoded.
@@ -156,10 +164,16 @@ fn replayed(answer: &Answer) -> Lsn {
     }
 }
 
-/// The next place on the way of a copy.
-fn stride(slot: &Slot, target: Lsn) -> Option<Lsn> {
-    let at = slot.confirmed?;
-    (at < target).then(|| target.min(Lsn(at.0.saturating_add(STRIDE))))
+/// The next place on the way of a copy. Each stride decodes anew what lies between the oldest WAL of the slot and where it is, which a
+/// long transaction makes much: it goes on by as much again, so that the whole way costs no more than a few times its length.
+fn stride(view: &View, slot: &Slot, target: Lsn) -> Option<Lsn> {
+    let rests = match view.memory.moving.get(&slot.name) {
+        Some(Move::Failed(at)) => view.now.since(*at) < MOVE_AGAIN,
+        Some(Move::UnderWay) | None => false,
+    };
+    let at = slot.confirmed.filter(|at| *at < target && !rests)?;
+    let decoded = slot.restart_lsn.map_or(0, |from| at.0.saturating_sub(from.0));
+    Some(target.min(Lsn(at.0.saturating_add(decoded.max(STRIDE)))))
 }
 
 /// A slot that has lost its WAL helps nobody, and a copy that holds back vacuum harms everybody: both are made anew. A
@@ -304,9 +318,10 @@ pub fn positions(
         SlotKind::Physical => slot.restart_lsn,
         SlotKind::Logical { .. } => slot.confirmed,
     };
-    // Who copies itself is not to be copied.
+    // Who copies itself is not to be copied. Nor is what has another plugin than it should: no standby would keep the copy.
     let left_alone = |slot: &Slot| slot.synchronised && slot.kind != SlotKind::Physical;
-    let slots = answer.slots.iter().filter(|slot| ours.contains_key(&slot.name) && !left_alone(slot));
+    let is_ours = |slot: &Slot| ours.get(&slot.name).is_some_and(|wanted| wanted.kind == slot.kind);
+    let slots = answer.slots.iter().filter(|slot| is_ours(slot) && !left_alone(slot));
     let slots = slots.filter_map(|slot| Some((slot.name.clone(), position(slot)?)));
     slots.chain([(view.me.slot_name(), lsn)]).collect()
 }

@@ -14,6 +14,7 @@ use crate::types::NodeName;
 use super::Phase;
 use super::reason::{Action, Decision};
 use super::view::{Instance, Lease, POLL_AGE, PollAnswer, Store, View};
+use super::watchdog;
 
 /// So many steps are kept, in memory and in the file.
 pub const KEPT: usize = 1000;
@@ -126,6 +127,7 @@ fn inputs(view: &View) -> BTreeMap<String, String> {
         ("votes", votes(view)),
         ("doing", view.doing.map(|d| format!("{:?} for {:.1?}", d.job, view.now.since(d.since)))),
         ("failures", failures(view)),
+        ("watchdog", watchdog::in_words(view)),
         ("phase", (view.phase == Phase::Stopping).then(|| "stopping".to_owned())),
     ];
     facts.into_iter().filter_map(|(name, fact)| Some((name.to_owned(), fact?))).collect()

@@ -1,5 +1,6 @@
 //! What has come of a long action: the agent remembers it, here and on the volume.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::task::JoinError;
@@ -14,6 +15,9 @@ use crate::types::{Chain, SlotName};
 use super::Error;
 use super::agent::Agent;
 use super::jobs::{Done, Outcome};
+use super::reserve::Stock;
+use super::slots::Move;
+use super::turn::Copies;
 use super::view::{Approval, Checkpoint, Poll, Survey, UpstreamWal};
 
 /// The checkpoint after a promotion writes every dirty page.
@@ -51,17 +55,46 @@ impl<D: Dcs> Agent<D> {
 
     pub(super) fn copy_moved(&mut self, moved: Result<(SlotName, Result<(), postgres::Error>), JoinError>) {
         match moved {
-            Ok((slot, moved)) => {
+            Ok((slot, Ok(()))) => {
                 self.memory.moving.remove(&slot);
-                if let Err(error) = moved {
-                    warn!(%slot, error = %Chain(&error), "the copy of a logical slot was not moved");
-                }
+            }
+            Ok((slot, Err(error))) => {
+                warn!(%slot, error = %Chain(&error), "the copy of a logical slot was not moved");
+                self.memory.moving.insert(slot, Move::Failed(clock::now()));
             }
             Err(error) => {
                 self.memory.moving.clear();
                 warn!(%error, "a copy of a logical slot was not moved");
             }
         }
+    }
+
+    pub(super) fn copies_ready(
+        &mut self,
+        ready: Result<Result<BTreeSet<SlotName>, postgres::Error>, JoinError>,
+    ) {
+        let at = clock::now();
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            warn!(error = %Chain(error), "logical slots of the leader's cannot be copied");
+            Copies::Failed(at)
+        };
+        self.memory.copies = match ready {
+            Ok(Ok(names)) => Copies::Ready { names, at },
+            Ok(Err(error)) => failed(&error),
+            Err(error) => failed(&error),
+        };
+    }
+
+    pub(super) fn reserve_laid_in(&mut self, laid_in: Result<Result<(), postgres::Error>, JoinError>) {
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            warn!(error = %Chain(error), "no room is held back");
+            Stock::Impossible
+        };
+        self.memory.reserve = match laid_in {
+            Ok(Ok(())) => Stock::Held,
+            Ok(Err(error)) => failed(&error),
+            Err(error) => failed(&error),
+        };
     }
 
     async fn remember(&mut self, outcome: Outcome, now: Moment) -> Result<(), record::Error> {

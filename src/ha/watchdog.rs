@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::postgres::{StartAs, StopMode};
+use crate::process::{Farewell, Use};
 use crate::types::Timing;
 
 use super::decide::{STOP_PATIENCE, act, idle};
@@ -56,15 +57,82 @@ pub enum Watch {
     #[default]
     Idle,
     /// It counts.
-    Armed,
+    Armed(Device),
     /// It cannot be used, as was found at this moment.
     Failed {
         /// When.
         at: Moment,
         /// Why.
         why: String,
+        /// So many times in a row it was not to be set going. Zero: it was looked at, which touches nothing.
+        tries: u32,
     },
 }
+
+/// What a device that counts is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// Whether it waits as long as it is told.
+    pub waits: Waits,
+    /// What stops it.
+    pub farewell: Farewell,
+}
+
+/// Whether a device can be told how long to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// It can.
+    AsTold,
+    /// It waits so long, whatever it is told.
+    Fixed(Duration),
+}
+
+impl Watch {
+    /// Whether the device is to be looked at: one that is not in use may have gone, one that was not there may have come.
+    pub fn wants_a_look(&self, now: Moment, ttl: Duration) -> bool {
+        match self {
+            Self::Idle => true,
+            Self::Armed(_) => false,
+            Self::Failed { at, tries, .. } => now.since(*at) >= rest(*tries, ttl),
+        }
+    }
+
+    /// Takes in a look. Only setting it going can show that one that could not be set going can: it may be somebody else's, or of
+    /// another kind, and looks as good as ever.
+    pub fn looked(&mut self, seen: Result<Use, String>, now: Moment) {
+        *self = match (std::mem::take(self), seen) {
+            (Self::Failed { why, tries: tries @ 1.., .. }, Ok(Use::Taken)) => {
+                Self::Failed { at: now, why, tries }
+            }
+            (tried @ Self::Failed { tries: 1.., .. }, Ok(Use::Free)) => tried,
+            (Self::Failed { tries, .. }, Err(why)) => Self::Failed { at: now, why, tries },
+            (Self::Idle | Self::Armed(_) | Self::Failed { .. }, Ok(Use::Taken | Use::Free)) => Self::Idle,
+            (Self::Idle | Self::Armed(_), Err(why)) => Self::Failed { at: now, why, tries: 0 },
+        };
+    }
+
+    /// It could not be set going.
+    pub fn refused(&mut self, why: String, now: Moment) {
+        let before = if let Self::Failed { tries, .. } = self { *tries } else { 0 };
+        *self = Self::Failed { at: now, why, tries: before.saturating_add(1) };
+    }
+
+    /// Why it is not to be tried, if it is not.
+    fn failure(&self, now: Moment, ttl: Duration) -> Option<&str> {
+        match self {
+            Self::Failed { at, why, tries } if *tries == 0 || now.since(*at) < rest(*tries, ttl) => Some(why),
+            Self::Idle | Self::Armed(_) | Self::Failed { .. } => None,
+        }
+    }
+}
+
+/// Between two tries: a TTL, and twice as long each time, since each costs the cluster a leader that gives the key back at once.
+fn rest(tries: u32, ttl: Duration) -> Duration {
+    ttl.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(LONGEST_REST)
+}
+
+/// By then somebody may have looked after it.
+const LONGEST_REST: Duration = Duration::from_secs(3600);
 
 /// What others are told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -122,7 +190,7 @@ impl Guard {
     pub fn accept(&self, wanted: Duration, waits: Duration, timing: &Timing) -> Result<Duration, Useless> {
         match self.need {
             // Better than nothing: it resets a machine that hangs, only too late.
-            Need::Automatic if waits > wanted => Ok(timing.ttl),
+            Need::Automatic if waits > wanted => Ok(timing.ttl.min(waits)),
             Need::Off | Need::Automatic | Need::Required if waits <= wanted => useful(waits, timing),
             Need::Off | Need::Automatic | Need::Required => Err(Useless::TooLong { waits, limit: wanted }),
         }
@@ -146,18 +214,48 @@ pub fn within(end: Moment, usual: Duration, now: Moment) -> Option<Duration> {
     (!left.is_zero()).then_some(left)
 }
 
+/// Whether a device that waits `fixed`, whatever it is told, may be told that all is well: it must not fire after the end of the
+/// lease, which is `left` away. One that waits longer than any lease (`limit`) was taken all the same: as long as there is a lease.
+pub fn covers(fixed: Duration, limit: Duration, left: Duration) -> bool {
+    fixed <= left || (fixed > limit && !left.is_zero())
+}
+
 /// Why this node may not lead: it cannot be guarded as it must be.
 pub(super) fn barred(view: &View) -> Option<Reason> {
-    let guard = &view.rules.watchdog;
+    let (guard, timing) = (&view.rules.watchdog, &view.rules.timing);
     if guard.need != Need::Required || !guards(view) {
         return None;
     }
-    let useless = guard.timeout(&view.rules.timing).err().map(|useless| useless.to_string());
-    let failed = match &view.memory.watchdog {
+    let accepted = guard.timeout(timing).and_then(|wanted| match &view.memory.watchdog {
+        // The durations have changed since it was set going.
+        Watch::Armed(Device { waits: Waits::Fixed(waits), .. }) => guard.accept(wanted, *waits, timing),
+        Watch::Armed(Device { waits: Waits::AsTold, .. }) | Watch::Idle | Watch::Failed { .. } => Ok(wanted),
+    });
+    let useless = accepted.err().map(|useless| useless.to_string());
+    let failed = || view.memory.watchdog.failure(view.now, timing.ttl).map(str::to_owned);
+    useless.or_else(failed).map(Reason::WatchdogFailed)
+}
+
+/// What of it counts for `why`: what a stop will do, and what it does not guard against.
+pub(super) fn in_words(view: &View) -> Option<String> {
+    match &view.memory.watchdog {
+        Watch::Idle => None,
+        Watch::Armed(Device { farewell, .. }) => Some(format!("it counts, and {}", after_a_stop(*farewell))),
         Watch::Failed { why, .. } => Some(why.clone()),
-        Watch::Idle | Watch::Armed => None,
-    };
-    useless.or(failed).map(Reason::WatchdogFailed)
+    }
+}
+
+/// What becomes of a machine whose node stops, in words.
+pub fn after_a_stop(farewell: Farewell) -> &'static str {
+    match farewell {
+        Farewell::Heeded => "is stopped with PostgreSQL",
+        Farewell::Refused => {
+            "nothing stops it (nowayout): once this node leads no more the machine is reset, unless it leads again in time"
+        }
+        Farewell::Needless => {
+            "is stopped with PostgreSQL, and by the end of this process too: it guards against what hangs only"
+        }
+    }
 }
 
 /// What the others are told.
@@ -191,14 +289,16 @@ pub(super) fn also_guard(view: &View, mut decision: Decision) -> Decision {
         return idle(reason, Wake::Loop);
     }
     match &view.memory.watchdog {
-        Watch::Armed if is_of_no_use(view, &decision) => {
+        Watch::Armed(_) if is_of_no_use(view, &decision) => {
             decision.actions.insert(0, Action::DisarmWatchdog);
             decision
         }
-        Watch::Idle if is_wanted(view, &decision) => {
+        watch @ (Watch::Idle | Watch::Failed { .. })
+            if watch.failure(view.now, view.rules.timing.ttl).is_none() && is_wanted(view, &decision) =>
+        {
             Decision { actions: vec![Action::ArmWatchdog], reason: Reason::ArmingWatchdog, wake: NOW }
         }
-        Watch::Idle | Watch::Armed | Watch::Failed { .. } => decision,
+        Watch::Idle | Watch::Armed(_) | Watch::Failed { .. } => decision,
     }
 }
 
@@ -265,6 +365,35 @@ mod tests {
         assert!(matches!(required.accept(wanted, long, &timing), Err(Useless::TooLong { .. })));
         assert_eq!(required.accept(wanted, short, &timing), Ok(short), "the lease counts for no longer");
         assert!(automatic.accept(wanted, Duration::from_secs(3), &timing).is_err());
+    }
+
+    #[test]
+    fn one_that_cannot_be_told_how_long_to_wait_is_told_nothing_under_a_lease_that_ends_before() {
+        let seconds = Duration::from_secs;
+        assert!(covers(seconds(10), seconds(10), seconds(10)));
+        assert!(!covers(seconds(10), seconds(10), Duration::from_millis(9_900)), "the renewal came late");
+        assert!(covers(seconds(60), seconds(20), seconds(3)), "it was taken as it is");
+        assert!(!covers(seconds(60), seconds(20), Duration::ZERO));
+    }
+
+    #[test]
+    fn what_could_not_be_set_going_is_tried_again_after_longer_and_longer() {
+        let (ttl, at) = (Duration::from_secs(20), |seconds| Moment(0) + Duration::from_secs(seconds));
+        let mut watch = Watch::Idle;
+        watch.looked(Err("it is not there".into()), at(0));
+        assert!(!watch.wants_a_look(at(19), ttl) && watch.wants_a_look(at(20), ttl));
+        assert!(watch.failure(at(20), ttl).is_some(), "until it is seen");
+        watch.looked(Ok(Use::Free), at(20));
+        assert_eq!(watch, Watch::Idle);
+        for (tries, rests) in [(1, 20), (2, 40), (3, 80), (20, 3600)] {
+            watch = Watch::Failed { at: at(0), why: String::new(), tries: tries - 1 };
+            watch.refused("somebody else has it".into(), at(0));
+            watch.looked(Ok(Use::Free), at(rests));
+            assert!(watch.failure(at(rests - 1), ttl).is_some(), "a look says nothing: {tries}");
+            assert!(watch.failure(at(rests), ttl).is_none() && watch.wants_a_look(at(rests), ttl));
+            watch.looked(Ok(Use::Taken), at(rests));
+            assert!(watch.failure(at(rests), ttl).is_some(), "somebody still has it");
+        }
     }
 
     #[test]

@@ -50,6 +50,8 @@ use self::stop::StopSignals;
 const ACCOUNT: &str = "postgres";
 /// Kept of the stop budget for what comes after PostgreSQL: etcd hands raft leadership over in a fraction of this.
 const AFTER_POSTGRES: Duration = Duration::from_secs(2);
+/// A server that is killed is gone in milliseconds. What is left of one that is not is for `init`.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// `init` takes a node that is silent for 60 s for a dead one.
 const BEAT: Duration = Duration::from_secs(10);
 /// How long a node that knows its voters waits for the location list.
@@ -105,9 +107,18 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
             error!(?ended, "the HA agent has ended by itself: stopping, init starts the node again");
         }
     }
+    let postgres = node.postgres.clone();
+    let ending = shut_down(node);
+    tokio::pin!(ending);
     tokio::select! {
-        code = shut_down(node) => Ok(code),
-        () = stop.second() => bail!("asked to stop at once"),
+        code = &mut ending => Ok(code),
+        () = stop.second() => {
+            // The HA agent ends after its server: then it stops an armed watchdog, which resets the host otherwise.
+            if timeout(AT_ONCE, postgres.stop(Some(vec![]))).await.is_err() {
+                warn!("PostgreSQL does not end");
+            }
+            bail!("asked to stop at once")
+        }
     }
 }
 

@@ -43,6 +43,7 @@ use camino::Utf8PathBuf;
 use nix::sys::signal::Signal;
 use secrecy::SecretString;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::peer::Adopted;
@@ -386,12 +387,18 @@ impl Postgres {
         &self.shared.config.run_as
     }
 
-    /// Moves a copy of a logical slot, which decodes what lies in between. One that has lost its WAL is dropped.
+    /// Moves a copy of a logical slot in its database up to here, which decodes what lies in between, however long that takes.
+    /// One that has lost its WAL is dropped. Once it is `unwanted` it stays where it is, free for whoever uses it.
     ///
     /// # Errors
-    /// It takes longer than half a minute; the server is down; somebody uses it.
-    pub async fn move_copy(&self, slot: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
-        slots::follow(&self.shared, slot, database, to).await
+    /// The server is down or ends; somebody uses the slot.
+    pub async fn move_copy(
+        &self,
+        slot: &SlotName,
+        place: (&str, Lsn),
+        unwanted: &CancellationToken,
+    ) -> Result<(), Error> {
+        slots::follow(&self.shared, slot, place, unwanted).await
     }
 
     /// Drops, makes and moves slots, but for copies of logical ones. Whatever somebody has begun to use stays as it is.

@@ -62,7 +62,7 @@ impl Link {
 }
 
 impl Session {
-    /// Opens a session whose statements may each take `limit`.
+    /// Opens a session whose statements may each take `limit`; zero is none.
     pub(super) async fn open(config: &Config, limit: Duration) -> Result<Self, Error> {
         Self::open_in(config, "postgres", limit).await
     }
@@ -98,6 +98,15 @@ impl Session {
     /// Runs statements that take no parameters (and may not run inside a transaction).
     pub(super) async fn execute(&self, what: &'static str, sql: &str) -> Result<(), Error> {
         self.client.batch_execute(sql).await.map_err(|source| Error::Sql { what, source })
+    }
+
+    /// Asks the server to end the statement that runs in this session, if one does.
+    pub(super) async fn cancel(&self) {
+        let asked = self.client.cancel_token();
+        let asked = tokio::time::timeout(CONNECT_LIMIT, asked.cancel_query(NoTls)).await;
+        if !matches!(asked, Ok(Ok(()))) {
+            debug!(?asked, "a statement could not be cancelled");
+        }
     }
 
     /// One value of one row.

@@ -49,7 +49,7 @@ pub use run::{Output, run, with_terminal};
 pub use surroundings::Surroundings;
 pub use tally::Tally;
 pub use timer::Timer;
-pub use watchdog::{Watchdog, WatchdogDevice, WatchdogDriver};
+pub use watchdog::{Farewell, Use, Watchdog, WatchdogDevice, WatchdogDriver};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

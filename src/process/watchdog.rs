@@ -5,19 +5,27 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use nix::unistd::AccessFlags;
 use rustix::io::Errno;
-use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
+use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode};
 
 use super::Error;
 
-/// `WDIOC_SETTIMEOUT` and `WDIOC_GETTIMEOUT` of `linux/watchdog.h`.
+/// `WDIOC_GETSUPPORT`, `_SETOPTIONS`, `_SETTIMEOUT` and `_GETTIMEOUT` of `linux/watchdog.h`.
+const GET_SUPPORT: Opcode = opcode::read::<Support>(b'W', 0);
+const SET_OPTIONS: Opcode = opcode::read::<i32>(b'W', 4);
 const SET_TIMEOUT: Opcode = opcode::read_write::<i32>(b'W', 6);
 const GET_TIMEOUT: Opcode = opcode::read::<i32>(b'W', 7);
+/// `WDIOF_MAGICCLOSE`: a close alone does not stop it.
+const MAGIC_CLOSE: u32 = 0x100;
+/// `WDIOS_DISABLECARD`.
+const TURN_OFF: i32 = 1;
+/// `/dev/watchdog` itself, which is the first of them under an older number.
+const OLD_NUMBER: (u64, u64) = (10, 130);
 /// Any byte but the last letter means that all is well.
 const ALIVE: &[u8] = b"1";
 /// What is written last by whoever wants it to stop counting.
@@ -41,6 +49,29 @@ pub enum WatchdogDriver {
     Written,
 }
 
+/// `struct watchdog_info`: what it can, a version, and a name of 32 bytes.
+type Support = [u32; 10];
+
+/// What stops a watchdog that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// The last letter, and nothing else.
+    Heeded,
+    /// Nothing (`nowayout`): the machine is reset once nobody says that all is well.
+    Refused,
+    /// The end of whoever holds it: it does not guard against that.
+    Needless,
+}
+
+/// Whether somebody uses a watchdog, or has left it counting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// It counts.
+    Taken,
+    /// It does not, for all that is known.
+    Free,
+}
+
 /// A watchdog that counts.
 #[derive(Debug)]
 pub struct Watchdog {
@@ -53,13 +84,26 @@ impl WatchdogDevice {
     /// Where the kernel has it, unless it has several.
     pub const USUAL: &str = "/dev/watchdog";
 
-    /// Whether it is there and may be used, without touching it: some can never be stopped once they were opened.
+    /// Whether it is there, may be used, and counts: without touching it, since some can never be stopped once they were opened.
     ///
     /// # Errors
-    /// It is not, or may not.
-    pub fn look(&self) -> Result<(), Error> {
+    /// It is not there, or may not be used.
+    pub fn look(&self) -> Result<Use, Error> {
         nix::unistd::access(self.path.as_std_path(), AccessFlags::R_OK | AccessFlags::W_OK)
-            .map_err(|errno| self.failed("use", errno.into()))
+            .map_err(|errno| self.failed("use", errno.into()))?;
+        let counts = self.attribute("state").as_deref() == Some("active");
+        Ok(if counts { Use::Taken } else { Use::Free })
+    }
+
+    /// What the kernel says of it in `/sys`.
+    fn attribute(&self, name: &str) -> Option<String> {
+        let number = std::fs::metadata(&self.path).ok()?.rdev();
+        let dir = match (nix::sys::stat::major(number), nix::sys::stat::minor(number)) {
+            OLD_NUMBER => "/sys/class/watchdog/watchdog0".to_owned(),
+            (major, minor) => format!("/sys/dev/char/{major}:{minor}"),
+        };
+        let text = std::fs::read_to_string(format!("{dir}/{name}")).ok()?;
+        Some(text.trim().to_owned())
     }
 
     /// Sets it going. It counts from now, and waits as long as [`Watchdog::timeout`] says: not every one can be told how long.
@@ -117,13 +161,53 @@ impl Watchdog {
         self.file.write_all(ALIVE).map_err(|source| self.device.failed("ping", source))
     }
 
+    /// What will stop it.
+    pub fn farewell(&self) -> Farewell {
+        match self.device.driver {
+            WatchdogDriver::Written => Farewell::Heeded,
+            WatchdogDriver::Kernel => {
+                farewell(options(&self.file).ok(), self.device.attribute("nowayout").as_deref())
+            }
+        }
+    }
+
     /// Stops it.
     ///
     /// # Errors
-    /// It was not told: it resets the machine when its time has come.
+    /// It does not stop, or was not told: it resets the machine when its time, all of it from now on, has come.
     pub fn disarm(mut self) -> Result<(), Error> {
+        let refused = match self.device.driver {
+            WatchdogDriver::Kernel => turn_off(&self.file) == Err(Errno::BUSY),
+            WatchdogDriver::Written => false,
+        };
+        if refused {
+            self.ping()?;
+            return Err(self.device.failed("stop", Errno::BUSY.into()));
+        }
         self.file.write_all(FAREWELL).map_err(|source| self.device.failed("stop", source))
     }
+}
+
+/// What does not say what it can is taken for one of the usual kind.
+fn farewell(options: Option<u32>, nowayout: Option<&str>) -> Farewell {
+    match (options, nowayout) {
+        (_, Some("1")) => Farewell::Refused,
+        (Some(options), _) if options & MAGIC_CLOSE == 0 => Farewell::Needless,
+        (Some(_) | None, _) => Farewell::Heeded,
+    }
+}
+
+#[expect(unsafe_code, reason = "the kernel's interface to watchdogs is ioctl")]
+fn options(device: &File) -> Result<u32, Errno> {
+    // SAFETY: the request writes one `watchdog_info`, as `linux/watchdog.h` declares it.
+    let [options, ..] = unsafe { ioctl(device, Getter::<GET_SUPPORT, Support>::new()) }?;
+    Ok(options)
+}
+
+#[expect(unsafe_code, reason = "the kernel's interface to watchdogs is ioctl")]
+fn turn_off(device: &File) -> Result<(), Errno> {
+    // SAFETY: the request reads one int, as `linux/watchdog.h` declares it.
+    unsafe { ioctl(device, Setter::<SET_OPTIONS, i32>::new(TURN_OFF)) }
 }
 
 /// What the device waits now: what it was asked for, if it can be asked.
@@ -176,6 +260,15 @@ mod tests {
     }
 
     #[test]
+    fn what_stops_it_is_known_beforehand() {
+        assert_eq!(farewell(Some(MAGIC_CLOSE | 0x80), Some("0")), Farewell::Heeded);
+        assert_eq!(farewell(Some(MAGIC_CLOSE), Some("1")), Farewell::Refused);
+        assert_eq!(farewell(None, Some("1")), Farewell::Refused);
+        assert_eq!(farewell(Some(0x80), None), Farewell::Needless);
+        assert_eq!(farewell(None, None), Farewell::Heeded);
+    }
+
+    #[test]
     fn what_is_no_watchdog_says_so() {
         let nowhere = WatchdogDevice { driver: WatchdogDriver::Kernel, path: "/nowhere/watchdog".into() };
         assert!(nowhere.look().is_err());
@@ -183,5 +276,6 @@ mod tests {
         let null = WatchdogDevice { path: "/dev/null".into(), ..nowhere };
         let error = null.arm(Duration::from_secs(5)).unwrap_err();
         assert_eq!(error.to_string(), "could not set the watchdog /dev/null");
+        assert_eq!(null.look().unwrap(), Use::Free);
     }
 }

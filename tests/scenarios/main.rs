@@ -24,6 +24,7 @@ mod replication;
 mod reserve;
 mod stopping;
 mod trail;
+mod turn;
 mod watchdog;
 
 use pgherd::ha::reason::Reason;

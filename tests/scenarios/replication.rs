@@ -5,8 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use pgherd::dcs::{Claim, Member, MemberState, Role};
-use pgherd::ha::reason::{Action, Reason, Task, Wake};
-use pgherd::ha::rules::Pause;
+use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::view::{Job, PollAnswer};
 use pgherd::postgres::status::Kind;
 use pgherd::postgres::{Horizon, Slot, SlotKind, SlotPlan, SlotWal, StartAs, StopMode};
@@ -307,26 +306,6 @@ mod slots {
     }
 
     #[test]
-    fn a_standby_copies_the_logical_slots_that_it_lacks_from_the_leader() {
-        let decision = with_cdc(&[], HERE).decide();
-        assert_eq!(decision.reason, Reason::CopyingSlots(name("n1")));
-        let names = [logical("cdc").name].into();
-        assert_eq!(only(decision), Action::Begin(Task::CopySlots { from: upstream("n1"), names }));
-        let copies = |scene: Scene| matches!(scene.decide().actions.first(), Some(Action::Begin(_)));
-        assert!(!copies(with_cdc(&[], HERE).published_slots(&[])), "the leader has none yet");
-        assert!(!copies(with_cdc(&[], HERE).failed(Job::CopySlots, 2, 0)), "not again and again");
-        assert!(
-            !copies(with_cdc(&[], HERE).tagged(json!({"nofailover": true}))),
-            "nobody reads it here, ever"
-        );
-        assert!(
-            !copies(with_cdc(&[], HERE).with(|v| v.rules.pause = Pause::On)),
-            "a server would be stopped"
-        );
-        assert!(!copies(with_cdc(&[logical("cdc")], HERE)), "it is here");
-    }
-
-    #[test]
     fn a_copy_of_a_logical_slot_follows_its_reader_as_far_as_it_was_replayed_and_in_strides() {
         let at = |back: u64| Slot { confirmed: Some(Lsn(HERE - back)), ..logical("cdc") };
         let moved = |scene: Scene| plan(&scene).follow.into_values().next();
@@ -341,9 +320,6 @@ mod slots {
         let stride = Lsn(1 + (64 << 20));
         assert!(far.actions.iter().any(|action| matches!(action,
             Action::ChangeSlots(plan) if plan.follow.values().all(|(_, to)| *to == stride))));
-        assert_eq!(far.wake, Wake::Soon(Duration::from_millis(500)), "the rest of the way follows soon");
-        let on_its_way = with_cdc(&[at(9)], HERE - 5).with(|v| v.memory.moving = [at(9).name].into());
-        assert_eq!(moved(on_its_way), None, "one after the other");
     }
 
     #[test]

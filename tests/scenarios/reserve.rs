@@ -30,6 +30,11 @@ fn it_is_given_back_before_a_start_that_would_fail_for_want_of_room() {
     assert_eq!(only(full), Action::GiveReserve);
     assert_eq!(only(crashed(Stock::Unknown, 3).decide()), Action::GiveReserve, "from an earlier life");
     assert_eq!(only(crashed(Stock::Impossible, 3).decide()), Action::GiveReserve, "its making was cut off");
+    assert_eq!(
+        only(crashed(Stock::OnItsWay, 3).decide()),
+        Action::GiveReserve,
+        "nor does a start wait for it"
+    );
     let starts = |scene: Scene| matches!(only(scene.decide()), Action::Start(StartAs::Primary, _));
     assert!(starts(crashed(Stock::Given, 3)), "there is no more to give");
     assert!(starts(crashed(Stock::Held, 5000)));
@@ -53,6 +58,7 @@ fn it_is_laid_in_when_there_is_plenty_and_never_when_the_volume_would_be_low_by_
     assert!(lays_in(&serves(Stock::Unknown, 50_000)));
     assert!(!lays_in(&serves(Stock::Held, 50_000)));
     assert!(!lays_in(&serves(Stock::Impossible, 50_000)));
+    assert!(!lays_in(&serves(Stock::OnItsWay, 50_000)));
     // A volume of 100 GiB is low below 2 GiB.
     assert!(!lays_in(&serves(Stock::Given, 2048 + 127)));
     assert!(lays_in(&serves(Stock::Given, 2048 + 128)));

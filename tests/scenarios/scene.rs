@@ -245,6 +245,12 @@ impl Scene {
         })
     }
 
+    /// The same standby further on.
+    pub(crate) fn standby_at(self, position: u64) -> Self {
+        let slots = self.0.local.sql.as_ref().unwrap().slots.clone();
+        self.standby(position).slots(&slots)
+    }
+
     /// A standby that holds its position for a vote, with the others' answers.
     pub(crate) fn votes(self, position: u64, answers: &[(&str, PollAnswer)]) -> Self {
         let answers = answers.iter().map(|(name, answer)| (NodeName::from(*name), answer.clone())).collect();

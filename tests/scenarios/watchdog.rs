@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use pgherd::ha::reason::{Action, Reason, Task};
 use pgherd::ha::rules::Pause;
-use pgherd::ha::watchdog::{Guard, Margin, Need, Watch};
+use pgherd::ha::watchdog::{Device, Guard, Margin, Need, Waits, Watch};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{StartAs, StopMode};
+use pgherd::process::Farewell;
 use serde_json::json;
 
-use crate::scene::{HERE, NOW, Scene, frozen_for, nothing_because, only, still};
+use crate::scene::{HERE, NOW, Scene, ago, frozen_for, nothing_because, only, still};
+
+const ARMED: Watch = Watch::Armed(Device { waits: Waits::AsTold, farewell: Farewell::Heeded });
 
 fn guarded(scene: Scene, need: Need, watch: Watch) -> Scene {
     let guard = Guard { need, margin: Margin::Of(Duration::from_secs(1)) };
@@ -17,7 +20,7 @@ fn guarded(scene: Scene, need: Need, watch: Watch) -> Scene {
 }
 
 fn failed() -> Watch {
-    Watch::Failed { at: NOW, why: "it is not there".into() }
+    Watch::Failed { at: NOW, why: "it is not there".into(), tries: 0 }
 }
 
 fn why() -> Reason {
@@ -37,10 +40,10 @@ fn it_is_armed_before_anything_can_take_writes() {
     let idle = guarded(elected(), Need::Automatic, Watch::Idle).decide();
     assert_eq!(idle.reason, Reason::ArmingWatchdog);
     assert_eq!(only(idle), Action::ArmWatchdog);
-    assert!(promotes(&guarded(elected(), Need::Automatic, Watch::Armed)));
+    assert!(promotes(&guarded(elected(), Need::Automatic, ARMED)));
     let crashed = || Scene::new().leads().data(ControlState::InProduction);
     assert_eq!(only(guarded(crashed(), Need::Required, Watch::Idle).decide()), Action::ArmWatchdog);
-    let starts = guarded(crashed(), Need::Required, Watch::Armed).decide();
+    let starts = guarded(crashed(), Need::Required, ARMED).decide();
     assert!(matches!(only(starts), Action::Start(StartAs::Primary, _)));
     let found = Scene::new().leads().primary("", &[]);
     assert_eq!(only(guarded(found, Need::Required, Watch::Idle).decide()), Action::ArmWatchdog);
@@ -74,7 +77,7 @@ fn who_must_be_guarded_and_cannot_be_is_no_candidate() {
 
 #[test]
 fn it_is_stopped_when_nothing_can_take_writes_any_more_and_not_before() {
-    let armed = |scene| guarded(scene, Need::Required, Watch::Armed).decide().actions;
+    let armed = |scene| guarded(scene, Need::Required, ARMED).decide().actions;
     let stopped = |scene| armed(scene).first() == Some(&Action::DisarmWatchdog);
     assert!(stopped(Scene::new().leader("n1")), "down, without the lock");
     assert!(stopped(Scene::new().leader("n1").standby(HERE)));
@@ -91,7 +94,7 @@ fn a_paused_primary_goes_on_without() {
         let scene = guarded(Scene::new().leads().primary("", &[]), need, watch);
         scene.with(|v| v.rules.pause = Pause::On).decide().actions
     };
-    assert_eq!(paused(Watch::Armed, Need::Required).first(), Some(&Action::DisarmWatchdog));
+    assert_eq!(paused(ARMED, Need::Required).first(), Some(&Action::DisarmWatchdog));
     assert!(!paused(Watch::Idle, Need::Required).contains(&Action::ArmWatchdog));
     assert!(!paused(failed(), Need::Required).iter().any(|action| matches!(action, Action::Begin(_))));
 }
@@ -107,10 +110,40 @@ fn a_standby_leader_has_nothing_to_guard() {
 #[test]
 fn a_primary_that_shall_follow_another_cluster_is_guarded_until_it_takes_no_writes() {
     let config = json!({"standby_cluster": {"host": "203.0.113.1"}});
-    let armed = |scene: Scene| guarded(scene, Need::Required, Watch::Armed).decide().actions;
+    let armed = |scene: Scene| guarded(scene, Need::Required, ARMED).decide().actions;
     let stopped = |scene| armed(scene).contains(&Action::DisarmWatchdog);
     assert!(!stopped(Scene::new().config(config.clone()).leads().primary("", &[])));
     assert!(stopped(Scene::new().config(config).leads().standby(HERE)));
+}
+
+/// It looks as good as any: each time that it is tried costs a leader that gives the key back at once.
+#[test]
+fn one_that_could_not_be_set_going_is_tried_again_after_longer_and_longer() {
+    let failed = |tries, since| Watch::Failed { at: ago(since), why: "it is not there".into(), tries };
+    let decides = |tries, since| guarded(elected(), Need::Required, failed(tries, since)).decide();
+    assert_eq!(only(decides(1, 9)), Action::Release);
+    assert_eq!(only(decides(1, 10)), Action::ArmWatchdog);
+    assert_eq!(only(decides(3, 39)), Action::Release);
+    assert_eq!(only(decides(3, 40)), Action::ArmWatchdog);
+    assert_eq!(only(decides(0, 3600)), Action::Release, "it was looked at, and is not there");
+    assert!(promotes(&guarded(elected(), Need::Automatic, failed(3, 39))));
+    let race = frozen_for(Scene::new().no_leader().votes(HERE, &[("n2", still(HERE))]), 1);
+    assert_eq!(nothing_because(guarded(race, Need::Required, failed(3, 39)).decide()), why());
+}
+
+/// Nothing is told it under a lease that ends before it would fire, and nobody may lead so for long.
+#[test]
+fn one_that_waits_too_long_for_a_shorter_lease_guards_nobody() {
+    let fixed = |seconds| {
+        let waits = Waits::Fixed(Duration::from_secs(seconds));
+        Watch::Armed(Device { waits, farewell: Farewell::Heeded })
+    };
+    let leads = |need, watch| guarded(Scene::new().leads().primary("", &[]), need, watch).decide();
+    assert!(!matches!(leads(Need::Required, fixed(9)).reason, Reason::WatchdogFailed(_)));
+    let stops = leads(Need::Required, fixed(10));
+    assert!(matches!(stops.reason, Reason::WatchdogFailed(_)));
+    assert!(matches!(only(stops), Action::Begin(Task::Stop(_))));
+    assert!(!matches!(leads(Need::Automatic, fixed(10)).reason, Reason::WatchdogFailed(_)));
 }
 
 #[test]
@@ -126,8 +159,8 @@ fn durations_that_it_cannot_keep_are_as_bad_as_none() {
         let scene = guarded(Scene::new().leads().primary("", &[]), need, watch);
         scene.with(|v| v.rules.timing.loop_wait = Duration::from_secs(6)).decide()
     };
-    assert_eq!(slow(Need::Automatic, Watch::Armed).actions.first(), Some(&Action::DisarmWatchdog));
-    let required = slow(Need::Required, Watch::Armed);
+    assert_eq!(slow(Need::Automatic, ARMED).actions.first(), Some(&Action::DisarmWatchdog));
+    let required = slow(Need::Required, ARMED);
     assert!(matches!(required.reason, Reason::WatchdogFailed(_)));
     assert!(matches!(only(required), Action::Begin(Task::Stop(_))), "it counts until nothing takes writes");
 }

@@ -11,7 +11,7 @@ use pgherd::ha::publish;
 use pgherd::ha::reason::{Action, Task, Wake};
 use pgherd::ha::remote::Remote;
 use pgherd::ha::view::{Job, ShutdownMark, SyncWrite, View};
-use pgherd::postgres::{SlotPlan, StartAs, Upstream};
+use pgherd::postgres::{StartAs, Upstream};
 use pgherd::record::{Bootstrap, Record};
 use pgherd::supervisor::unit;
 use pgherd::types::{Lsn, Timeline};
@@ -199,6 +199,7 @@ impl World {
             Action::Freeze => self.freeze(n),
             Action::SetSyncNames(names) => self.local(n, LocalOp::Names(names), 3_000, 40_000),
             Action::ChangeSlots(plan) => self.change_slots(n, plan),
+            Action::PrepareCopies(from, names) => self.prepare_copies(n, index(&from), names),
             // Settings are the real server's business.
             Action::Configure(_part) => self.act(n),
             Action::Begin(task) => {
@@ -206,6 +207,8 @@ impl World {
                 self.act(n);
             }
             Action::GiveAway => self.give_away(n),
+            Action::ArmWatchdog => self.arm_watchdog(n),
+            Action::DisarmWatchdog => self.disarm_watchdog(n),
             Action::Settle(order, how) => self.settle(n, order, &how),
             Action::RestartStopped => self.note(n, Orders::stopped),
             Action::AcceptReinitialize => self.note(n, |orders, _now| accept(orders)),
@@ -215,17 +218,8 @@ impl World {
             | Action::DropSchedule
             | Action::LayInReserve(_)
             | Action::GiveReserve
-            | Action::ArmWatchdog
-            | Action::DisarmWatchdog
             | Action::Finish => self.act(n),
         }
-    }
-
-    fn change_slots(&mut self, n: usize, plan: SlotPlan) {
-        let slots = &mut self.nodes[n].pg.slots;
-        slots.retain(|slot| !plan.drop.contains(slot));
-        slots.extend(plan.create.into_keys());
-        self.local(n, LocalOp::Slots, 1_000, 10_000);
     }
 
     fn put_shutdown(&mut self, n: usize, optime: Lsn, shutdown: &Shutdown) {

@@ -19,6 +19,7 @@ use pgherd::ha::view::{
     Candidate, Doing, Eligibility, Instance, Job, Later, Lease, Memory, Motion, Name, PollAnswer, Store,
     UpstreamWal, View, Volume, demote_margin,
 };
+use pgherd::ha::watchdog::{Guard, Margin};
 use pgherd::ha::{Phase, Position};
 use pgherd::postgres::status::Status;
 use pgherd::postgres::{Check, Posture, Pulse, Upstream};
@@ -126,6 +127,8 @@ pub(crate) struct Agent {
     pub(crate) asking: Option<Asking>,
     /// The question whose answers last moved the lease.
     pub(crate) extended: Option<Moment>,
+    /// For how long a lease counts under the watchdog that is armed.
+    pub(crate) guarded_for: Option<Duration>,
     /// The lease that is being released: the same in every attempt, and never used again.
     pub(crate) released: Option<pgherd::types::LeaseId>,
 }
@@ -157,7 +160,7 @@ pub(crate) fn rules(schedule: &Schedule) -> Rules {
         },
         sync_mode,
         strictness,
-        watchdog: pgherd::ha::watchdog::Guard::OFF,
+        watchdog: Guard { need: schedule.watchdog, margin: Margin::Of(seconds(1)) },
         reserve: None,
         mode: pgherd::ha::rules::Mode::Node,
         remote: remote::followed(schedule),
@@ -228,6 +231,7 @@ impl Agent {
             promises: Promises::default(),
             asking: None,
             extended: None,
+            guarded_for: None,
             released: None,
         }
     }
@@ -301,6 +305,7 @@ impl World {
     pub(crate) fn finish(&mut self, n: usize) {
         self.log(n, || "has stopped".into());
         let restart = self.agent(n).restart || self.is_calm();
+        self.leave_watchdog(n);
         self.end_agent(n);
         self.nodes[n].off = !restart;
         if self.nodes[n].pg.state != State::Down {
@@ -421,7 +426,7 @@ impl World {
             local,
             doing: agent.doing,
             volume,
-            memory: Memory::default(),
+            memory: agent.memory.clone(),
         };
         match view.instance() {
             Instance::Primary(..) | Instance::Standby(..) => agent.unanswered_start = false,

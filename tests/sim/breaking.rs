@@ -13,6 +13,7 @@ use crate::agent::{Ended, tags};
 use crate::etcd::Here;
 use crate::faults::{Fault, Tag, Voters};
 use crate::postgres::{Disk, State};
+use crate::slots::permanent;
 use crate::store::{Document, Request};
 use crate::world::{EPOCH, Ev, World, name};
 
@@ -65,6 +66,7 @@ impl World {
             Fault::CutAt(n, ref at) => self.nodes[n].trips.push((Fault::StoreCut(n), at.clone())),
             Fault::MuteAt(n, ref at) => self.nodes[n].trips.push((Fault::StoreMute(n), at.clone())),
             Fault::Differed => self.check_differed(),
+            Fault::WasReset => self.check_reset(),
             Fault::DiskFull(n) => self.nodes[n].full = true,
             Fault::DiskFree(n) => self.nodes[n].full = false,
             Fault::DiskSlow(n) => self.nodes[n].slow_disk = true,
@@ -99,6 +101,10 @@ impl World {
         }
         if !self.store.is_configured() {
             return self.leave_out("there is no configuration yet".into());
+        }
+        if key == "slots" {
+            let value = if *value == true { permanent() } else { serde_json::json!({}) };
+            return self.store.configure(key, &value);
         }
         if key == "mode" && *value == "off" {
             self.promising = false;
@@ -263,6 +269,7 @@ impl World {
     pub(crate) fn crash(&mut self, n: usize) {
         (self.nodes[n].paused, self.nodes[n].frozen, self.nodes[n].off) = (false, false, true);
         self.nodes[n].deferred.clear();
+        self.tell_watchdog(n, None);
         self.end_agent(n);
         self.pg_down(n, self.nodes[n].pg.pid, false);
         self.nodes[n].pg.state = State::Down;

@@ -170,6 +170,8 @@ impl World {
         let Lease::Held { sent, ttl } = self.nodes[n].agent.lease else { return };
         if asked > sent {
             self.log(n, || "goes on: all have promised".into());
+            self.retime_watchdog(n, asked + ttl);
+            let ttl = self.guarded(n, ttl);
             self.agent(n).lease = Lease::Held { sent: asked, ttl };
             self.agent(n).extended = Some(asked);
             self.arm(n);

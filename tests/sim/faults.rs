@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
+use pgherd::ha::watchdog::Need;
+
 /// One fault, or its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -39,6 +41,8 @@ pub(crate) enum Fault {
     MuteAt(usize, String),
     /// The schedule says that another timeline of one number was found by its bytes.
     Differed,
+    /// The schedule says that a watchdog has reset a machine.
+    WasReset,
     DiskFull(usize),
     DiskFree(usize),
     /// The disk takes longer than anybody waits for it, and comes to its end.
@@ -78,6 +82,8 @@ pub(crate) struct Schedule {
     pub(crate) faults: Vec<(u64, Fault)>,
     /// Whether `init` stops a primary whose lease ends. Without it two primaries are possible, lost commits are not.
     pub(crate) deadman: bool,
+    /// What the machines have beside the deadman, or in its place.
+    pub(crate) watchdog: Need,
     /// When everything is mended, in milliseconds.
     pub(crate) calm: u64,
     /// Whether the store's voters run on the nodes and share their fate.
@@ -162,6 +168,7 @@ impl fmt::Display for Fault {
             Self::CutAt(n, action) => write!(f, "cut-at n{n} {action}"),
             Self::MuteAt(n, action) => write!(f, "mute-at n{n} {action}"),
             Self::Differed => write!(f, "differed"),
+            Self::WasReset => write!(f, "was-reset"),
             Self::DiskFull(n) => write!(f, "disk-full n{n}"),
             Self::DiskFree(n) => write!(f, "disk-free n{n}"),
             Self::DiskSlow(n) => write!(f, "disk-slow n{n}"),
@@ -205,6 +212,7 @@ impl Fault {
             Self::Tag((n, ..)) | Self::ClockStep(n, _) => [n, n],
             Self::Set(..) | Self::ApiDown | Self::ApiUp => [0, 0],
             Self::RemotePromote | Self::RemoteFollow | Self::Served | Self::Differed => [0, 0],
+            Self::WasReset => [0, 0],
         }
     }
 
@@ -241,6 +249,7 @@ impl Schedule {
             ttl: 10,
             faults: Vec::new(),
             deadman: true,
+            watchdog: Need::Off,
             calm: 60_000,
             voters: Voters::Outside,
             clients: true,
@@ -275,6 +284,11 @@ impl Schedule {
             "seed {seed}\nnodes {nodes}\nmode {}\nttl {ttl}\ndeadman {deadman}\ncalm {calm}\n",
             mode.word()
         );
+        text.push_str(match self.watchdog {
+            Need::Off => "",
+            Need::Automatic => "watchdog automatic\n",
+            Need::Required => "watchdog required\n",
+        });
         text.push_str(match self.voters {
             Voters::Outside => "",
             Voters::Nodes => "voters nodes\n",
@@ -313,6 +327,8 @@ pub(crate) const ACTIONS: &[&str] = &[
     "freeze",
     "setsyncnames",
     "setslots",
+    "preparecopies",
+    "copyslots",
     "promote",
     "stop",
     "rewind",

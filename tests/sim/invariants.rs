@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pgherd::ha::rules::Pause;
 use pgherd::ha::view::Job;
+use pgherd::ha::watchdog::Need;
 use pgherd::types::{Lsn, SyncMode};
 
 use crate::faults::Voters;
@@ -23,7 +24,8 @@ impl World {
     /// Asked wherever a node begins to accept writes, or is let go on.
     pub(crate) fn one_primary(&mut self) {
         let mut serving = self.members().filter(|n| self.accepts(*n));
-        if let (true, Some(a), Some(b)) = (self.schedule.deadman, serving.next(), serving.next()) {
+        let guarded = self.schedule.deadman || self.schedule.watchdog == Need::Required;
+        if let (true, Some(a), Some(b)) = (guarded, serving.next(), serving.next()) {
             self.violate("two-primaries", format!("n{a} and n{b} both accept writes"));
         }
     }
@@ -132,6 +134,13 @@ impl World {
         }
     }
 
+    /// A schedule says that a watchdog has reset a machine.
+    pub(crate) fn check_reset(&mut self) {
+        if self.members().all(|n| self.nodes[n].dog.resets == 0) {
+            self.violate("not-reset", "no watchdog has reset its machine".into());
+        }
+    }
+
     /// A copy is begun: not in the place of data that could go on from here, for a promotion that was written down and never was.
     pub(crate) fn check_need(&mut self, n: usize, from: usize) {
         let (Some(mine), Some(theirs)) = (self.files(n), self.files(from)) else { return };
@@ -181,6 +190,9 @@ impl World {
         };
         if let Some(n) = all.filter(|n| *n != primary).find(|n| !self.is_fed(*n, primary)) {
             return Some(format!("n{n} does not stream from n{primary}"));
+        }
+        if let Some(n) = self.lacks_slots() {
+            return Some(format!("n{n} lacks a permanent slot"));
         }
         let strict = self.store.setting("synchronous_mode_strict") == Some(&true.into());
         // Where commits must wait for a standby and there can be none, they wait.

@@ -9,6 +9,7 @@ use pgherd::ha::lineage;
 use pgherd::ha::manual::{self, HandOver, HandOverEnd};
 use pgherd::ha::reason::Task;
 use pgherd::ha::rules::Pause;
+use pgherd::ha::turn::Copies;
 use pgherd::ha::view::{
     Ancestry, Checkpoint, Doing, Job, Poll, PollAnswer, Survey, SurveyAnswer, UpstreamWal,
 };
@@ -28,6 +29,7 @@ pub(crate) enum Out {
     Bootstrapped,
     Cloned,
     Rewound,
+    SlotsCopied,
     Promoted,
     HandedOver(HandOver),
     Polled(BTreeMap<NodeName, PollAnswer>),
@@ -50,6 +52,9 @@ impl World {
             self.agent(n).memory.source = source;
         }
         let listed: Vec<usize> = self.members().filter(|i| *i != n && !self.hidden.contains(i)).collect();
+        if job == Job::CopySlots {
+            self.agent(n).memory.copies = Copies::Unknown;
+        }
         let unlisted = task.job() == Job::Survey && !self.api_up;
         let known = self.nodes[n].agent.others.iter().copied();
         let others: BTreeSet<usize> = listed.into_iter().chain(known).collect();
@@ -102,6 +107,7 @@ impl World {
                 | Task::Promote
                 | Task::Stop(_)
                 | Task::StopAfterCheckpoint(_)
+                | Task::CopySlots { .. }
                 | Task::HandOver { .. }
         );
         let agent = &self.nodes[n].agent;
@@ -140,7 +146,7 @@ impl World {
             Task::Rewind(up) => self.rewind(n, index(&up), step),
             Task::Compare(up) => self.compare(n, &up, step),
             Task::Approval(_) => self.ends(n, Err("no program is named here".into())),
-            Task::CopySlots { .. } => self.ends(n, Err("there are no permanent slots here".into())),
+            Task::CopySlots { from, names } => self.copy_slots(n, index(&from), names, step),
             Task::Promote if step == 0 => {
                 let pid = self.nodes[n].pg.pid;
                 self.at(0, Ev::Promote(n, pid));
@@ -164,7 +170,7 @@ impl World {
         }
     }
 
-    fn stop_postgres(&mut self, n: usize, mode: StopMode) {
+    pub(crate) fn stop_postgres(&mut self, n: usize, mode: StopMode) {
         self.unit_step(n, unit::Event::StopAsked { ladder: mode.ladder() }, |_, _| {
             unreachable!("nothing starts")
         })
@@ -338,7 +344,7 @@ impl World {
         agent.memory.ended_well(job);
         match out {
             Out::Stopped => agent.memory.orders.stopped(now),
-            Out::Initialised => {}
+            Out::Initialised | Out::SlotsCopied => {}
             Out::Bootstrapped => self.nodes[n].disk.bootstrap = Bootstrap::Settled,
             Out::Cloned => {
                 agent.memory.orders.copied(now);

@@ -14,9 +14,12 @@ use crate::world::{Ev, World, name};
 
 impl World {
     pub(crate) fn hold(&mut self, n: usize, sent: Moment, ttl: u64) {
+        let ttl = Duration::from_micros(ttl);
+        self.retime_watchdog(n, sent + ttl);
+        let ttl = self.guarded(n, ttl);
         let agent = self.agent(n);
         agent.woken |= !matches!(agent.lease, Lease::Held { .. });
-        agent.lease = Lease::Held { sent, ttl: Duration::from_micros(ttl) };
+        agent.lease = Lease::Held { sent, ttl };
         agent.renewal += 1;
         let (inc, renewal, wait) = (agent.inc, agent.renewal, agent.rules.timing.loop_wait);
         self.arm(n);
@@ -51,12 +54,14 @@ impl World {
 
     /// A shorter TTL counts at once, as the lease task has it.
     pub(crate) fn shorten(&mut self, n: usize) {
-        let agent = self.agent(n);
-        let limit = agent.rules.timing.ttl;
-        if let Lease::Held { sent, ttl } = agent.lease
-            && limit < ttl
-        {
-            agent.lease = Lease::Held { sent, ttl: limit };
+        let Lease::Held { sent, ttl } = self.nodes[n].agent.lease else { return };
+        let shorter = self.nodes[n].agent.rules.timing.ttl;
+        if shorter < ttl {
+            self.retime_watchdog(n, sent + shorter);
+        }
+        let limit = self.guarded(n, shorter);
+        if limit < ttl {
+            self.agent(n).lease = Lease::Held { sent, ttl: limit };
             self.arm(n);
         }
     }

@@ -32,10 +32,12 @@ mod queue;
 mod random;
 mod remote;
 mod rng;
+mod slots;
 mod store;
 mod streaming;
 mod unit;
 mod voters;
+mod watchdog;
 mod words;
 mod world;
 

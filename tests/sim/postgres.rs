@@ -1,17 +1,17 @@
 //! The model PostgreSQL: a log as positions on branches (see `history`), streaming, synchronous acknowledgements, crash, recovery, promotion.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::sys::signal::Signal;
 use pgherd::dcs::ReplicationState;
 use pgherd::ha::sync::Names;
 use pgherd::ha::view::View;
 use pgherd::postgres::status::{Answer, Control, ControlState, DataDir, Kind, Standby, Status};
-use pgherd::postgres::{Horizon, Slot, SlotKind, SlotWal};
 use pgherd::record::{Bootstrap, Followed, Record};
 use pgherd::types::{Lsn, SlotName, SystemId, Timeline};
 
 use crate::history::Branch;
+use crate::slots::shown;
 use crate::world::{Ev, World, name};
 
 /// One record: a commit, a checkpoint, the end of a recovery.
@@ -31,6 +31,8 @@ pub(crate) struct Disk {
     pub(crate) generation: u32,
     /// The promise that the record remembers.
     pub(crate) promised_to: Option<usize>,
+    /// Logical slots: they are files.
+    pub(crate) logical: BTreeSet<SlotName>,
 }
 
 /// A data directory.
@@ -217,16 +219,7 @@ impl World {
             (highest, kind)
         };
         let pg = &self.nodes[n].pg;
-        let slot = |name: &SlotName| Slot {
-            name: name.clone(),
-            kind: SlotKind::Physical,
-            active: true,
-            restart_lsn: None,
-            confirmed: None,
-            wal: SlotWal::Kept,
-            horizon: Horizon::Free,
-            synchronised: false,
-        };
+        let logical = self.nodes[n].disk.logical.iter().map(|name| shown(name, true));
         Answer {
             server_version: 150_000,
             started_at_micros: 0,
@@ -234,7 +227,7 @@ impl World {
             timeline,
             kind,
             sync_names: pg.names_text.clone(),
-            slots: pg.slots.iter().map(slot).collect(),
+            slots: pg.slots.iter().map(|name| shown(name, false)).chain(logical).collect(),
             pending_restart: Vec::new(),
             weakened: Vec::new(),
         }
@@ -478,6 +471,7 @@ impl World {
         (theirs.min_end, theirs.replayed) = (theirs.end, theirs.end);
         let disk = &mut self.nodes[n].disk;
         (disk.files, disk.incomplete) = (Some(theirs), None);
+        disk.logical.clear();
         Ok(())
     }
 }

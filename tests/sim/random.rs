@@ -1,5 +1,7 @@
 //! The schedule of a seed.
 
+use pgherd::ha::watchdog::Need;
+
 use crate::faults::{ACTIONS, Fault, Mode, Schedule, Tag, Voters};
 use crate::rng::Rng;
 
@@ -59,6 +61,17 @@ impl Schedule {
             let end = rng.range(at + 2000, calm);
             spans.push((at, end));
             schedule.faults.extend([(at, pause(true)), (end, pause(false))]);
+        }
+        // One in eight has watchdogs; of these half lead with one only, and may have no deadman beside it.
+        schedule.watchdog = match seed % 16 {
+            5 => Need::Automatic,
+            13 => Need::Required,
+            _ => Need::Off,
+        };
+        // One in eight gets a permanent logical slot on the way.
+        if seed % 8 == 2 {
+            schedule.faults.push((FOUNDED + 1000, Fault::Set("slots".into(), true.into())));
+            spans.push((FOUNDED, FOUNDED + 1000));
         }
         schedule.of_two_sites(&mut rng, &mut spans);
         schedule.faults.sort_by_key(|(at, _)| *at);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use pgherd::clock::Moment;
+use pgherd::dcs::MemberState;
 use pgherd::dcs::{
     Claim, Failover, Failsafe, History, Initialize, Leader, Member, Precondition, Readiness, Snapshot,
     Status, Sync, Versioned,
@@ -203,6 +204,10 @@ impl Store {
     /// One key of the dynamic configuration.
     pub(crate) fn setting(&self, key: &str) -> Option<&serde_json::Value> {
         self.config.as_ref()?.value.get(key)
+    }
+
+    pub(crate) fn member_state(&self, name: &NodeName) -> Option<MemberState> {
+        self.members.get(name).map(|(member, _)| member.state)
     }
 
     /// Somebody changes the dynamic configuration.

@@ -1,5 +1,6 @@
 //! Reading a schedule: every word that a person may write for something, and what is said about a word that is none.
 
+use pgherd::ha::watchdog::Need;
 use serde_json::Value;
 
 use crate::faults::{ACTIONS, Fault, MOST_NODES, Mode, Schedule, Voters};
@@ -44,8 +45,8 @@ const SYNONYMS: &[(&str, &[&str])] = &[
 const EVENTS: &str = "crash-node, start-node, crash-postgres, crash-etcd, kill-agent, freeze, thaw, pause, resume, stop, wipe, cut, heal, \
      partition, reunite, isolate, rejoin, store-cut, store-mute, store-heal, store-down, store-up, store-election, slow, disk-full, \
      disk-free, disk-slow, disk-fast, hang, unhang, lose-wal, clock-step, crash-at, cut-at, mute-at, api-down, api-up, api-hide, \
-     api-show, remote-promote, remote-follow, write, read, switchover, restart, reinitialize, set, tag, served, differed or \
-     store-answers is expected after a time";
+     api-show, remote-promote, remote-follow, write, read, switchover, restart, reinitialize, set, tag, served, differed, was-reset \
+     or store-answers is expected after a time";
 
 impl Schedule {
     /// Reads the text that [`Schedule::to_text`] writes, and what people write; the error names every line that is wrong.
@@ -124,6 +125,14 @@ impl Schedule {
             "ttl" => self.ttl = within(value, 4, 120)?,
             "calm" => self.calm = time(value).ok_or("a time is expected: 60000, 60000ms or 60s")?,
             "deadman" => self.deadman = switch(value)?,
+            "watchdog" => {
+                self.watchdog = match value.as_str() {
+                    "off" => Need::Off,
+                    "automatic" => Need::Automatic,
+                    "required" => Need::Required,
+                    _ => return Err("off, automatic or required is expected".into()),
+                }
+            }
             "clients" => self.clients = switch(value)?,
             "standby" | "standby_cluster" => self.standby = switch(value)?,
             "failsafe" | "failsafe_mode" => self.failsafe = switch(value)?,
@@ -145,7 +154,7 @@ impl Schedule {
     }
 }
 
-const A_LINE: &str = "a time (12000, 12000ms, 12s, 2m; at most an hour) or a setting (seed, nodes, mode, ttl, deadman, clients, voters, \
+const A_LINE: &str = "a time (12000, 12000ms, 12s, 2m; at most an hour) or a setting (seed, nodes, mode, ttl, deadman, watchdog, clients, voters, \
      standby, failsafe, synchronous_node_count, tag, calm) is expected first";
 
 fn known(key: &str) -> bool {
@@ -271,6 +280,7 @@ fn event(words: &[String]) -> Result<Fault, String> {
         "cut-at" => Fault::CutAt(node(1)?, action(words.get(2))?),
         "mute-at" => Fault::MuteAt(node(1)?, action(words.get(2))?),
         "differed" => Fault::Differed,
+        "was-reset" => Fault::WasReset,
         "disk-full" => Fault::DiskFull(node(1)?),
         "disk-free" => Fault::DiskFree(node(1)?),
         "disk-slow" => Fault::DiskSlow(node(1)?),
@@ -408,6 +418,7 @@ fn setting(key: Option<&String>, value: Option<&String>) -> Result<Fault, String
         "pause" | "maintenance" => Fault::Set("pause".into(), switch(value)?.into()),
         "failsafe_mode" | "failsafe" => Fault::Set("failsafe_mode".into(), switch(value)?.into()),
         "standby" | "standby_cluster" => Fault::Set("standby".into(), switch(value)?.into()),
+        key @ "slots" => Fault::Set(key.into(), switch(value)?.into()),
         key @ "ttl" => Fault::Set(key.into(), within(value, 10, 120)?.into()),
         key @ "synchronous_node_count" => Fault::Set(key.into(), within(value, 1, MOST_NODES as u64)?.into()),
         key @ "maximum_lag_on_failover" => Fault::Set(key.into(), within(value, 0, u64::MAX)?.into()),
@@ -415,7 +426,7 @@ fn setting(key: Option<&String>, value: Option<&String>) -> Result<Fault, String
         key @ "retry_timeout" => Fault::Set(key.into(), within(value, 3, 60)?.into()),
         _ => {
             return Err(
-                "mode, ttl, pause, failsafe_mode, standby, synchronous_node_count, maximum_lag_on_failover, loop_wait or \
+                "mode, ttl, pause, failsafe_mode, standby, slots, synchronous_node_count, maximum_lag_on_failover, loop_wait or \
                  retry_timeout is expected"
                     .into(),
             );

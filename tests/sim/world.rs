@@ -8,7 +8,7 @@ use pgherd::clock::Moment;
 use pgherd::ha::view::PollAnswer;
 use pgherd::postgres::Check;
 use pgherd::supervisor::unit;
-use pgherd::types::{Lsn, NodeName, SystemId};
+use pgherd::types::{Lsn, NodeName, SlotName, SystemId};
 
 use crate::agent::{Agent, Ended, LocalOp, Slot};
 use crate::etcd::Here;
@@ -19,6 +19,7 @@ use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::store::{Request, Store};
 use crate::voters::Founded;
+use crate::watchdog::Dog;
 
 /// After the faults have ended everything must be well within this time (microseconds).
 const BOUND: u64 = 60_000_000;
@@ -50,11 +51,13 @@ pub(crate) enum Ev {
     Said(usize, u64, u64, usize, PollAnswer, Option<SystemId>),
     Process(usize),
     Sign(usize, u64, Check),
+    Copies(usize, u64, usize, BTreeSet<SlotName>),
     Ping(usize, u64, (Moment, Option<Lsn>), usize),
     Promise(usize, u64, Moment, usize),
     Withdrawn(usize, Moment, usize),
     RoundEnds(usize, u64, Moment),
     Deadman(usize, u64),
+    Watchdog(usize, u64),
     Unit(usize, u64, unit::Event),
     Etcd(usize, u64),
     EtcdUnit(usize, u64, unit::Event),
@@ -88,11 +91,12 @@ impl Ev {
             | Self::Renewal(n, ..) => Some(*n),
             Self::LocalStatus(n, ..) | Self::Local(n, ..) | Self::Work(n, ..) | Self::Said(n, ..) => Some(*n),
             Self::Process(n) | Self::Sign(n, ..) | Self::Unit(n, ..) | Self::Etcd(n, _) => Some(*n),
-            Self::EtcdUnit(n, ..) => Some(*n),
+            Self::EtcdUnit(n, ..) | Self::Copies(n, ..) => Some(*n),
             Self::Ask(_, _, _, to) | Self::Ping(_, _, _, to) | Self::Withdrawn(_, _, to) => Some(*to),
             Self::Promise(n, ..) | Self::RoundEnds(n, ..) => Some(*n),
             Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) => None,
             Self::Deadman(..) | Self::PgReady(..) | Self::EtcdExit(..) | Self::EtcdGone(..) => None,
+            Self::Watchdog(..) => None,
             Self::PgDown(..) | Self::Gone(..) | Self::Promote(..) => None,
             Self::Promoted(..) | Self::Checkpoint(..) => None,
             Self::LocalReplayed(..) | Self::Connect(..) | Self::Pump(..) | Self::Deliver(..) => None,
@@ -109,10 +113,13 @@ impl Ev {
             Self::Connect(n, _) | Self::Pump(n, _) | Self::Deliver(n, ..) => Some(*n),
             Self::Replayed(n, ..) | Self::Reply(n, ..) | Self::Deadman(n, _) => Some(*n),
             Self::Fault(_) | Self::Calm | Self::Resume | Self::Arrive(..) | Self::Write(_) => None,
+            // It does not stand still with the machine.
+            Self::Watchdog(..) => None,
             Self::Done(..) | Self::Hint(_) | Self::Boot(..) | Self::Wake(..) => self.agent(),
             Self::Renewal(..) | Self::LocalStatus(..) | Self::Local(..) | Self::Work(..) => self.agent(),
             Self::Ping(..) | Self::Promise(..) | Self::RoundEnds(..) | Self::Withdrawn(..) => self.agent(),
             Self::Ask(..) | Self::Said(..) | Self::Process(_) | Self::Sign(..) => self.agent(),
+            Self::Copies(..) => self.agent(),
             Self::Unit(..) | Self::Etcd(..) | Self::EtcdUnit(..) => self.agent(),
         }
     }
@@ -134,6 +141,7 @@ pub(crate) struct Node {
     /// When PostgreSQL must have stopped.
     pub(crate) deadman: Option<Moment>,
     pub(crate) deadman_gen: u64,
+    pub(crate) dog: Dog,
     pub(crate) store_out: bool,
     pub(crate) store_in: bool,
     pub(crate) slow: u64,
@@ -365,7 +373,9 @@ impl World {
                 self.woken(n);
             }
             Ev::Sign(n, inc, check) => self.sign(n, inc, check),
+            Ev::Copies(n, inc, from, names) => self.copies_ready(n, inc, from, &names),
             Ev::Deadman(n, generation) => self.deadman(n, generation),
+            Ev::Watchdog(n, generation) => self.watchdog(n, generation),
             Ev::PgReady(n, pid) => self.pg_ready(n, pid),
             Ev::PgDown(n, pid, true) if self.nodes[n].pg.hung => self.at(100_000, Ev::PgDown(n, pid, true)),
             Ev::PgDown(n, pid, clean) => self.pg_down(n, pid, clean),
@@ -537,6 +547,7 @@ impl Node {
             wall_ahead: 0,
             deadman: None,
             deadman_gen: 0,
+            dog: Dog::default(),
             store_out: true,
             store_in: true,
             slow: 0,

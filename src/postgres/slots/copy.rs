@@ -30,10 +30,26 @@ struct State {
 }
 
 impl Postgres {
+    /// Sees to it that these logical slots of the leader's can be copied, while the server goes on. Says which of them.
+    ///
+    /// # Errors
+    /// None can: the leader has none of them, or this standby lacks their WAL.
+    pub async fn prepare_copies(
+        &self,
+        from: &Upstream,
+        names: &BTreeSet<SlotName>,
+    ) -> Result<BTreeSet<SlotName>, Error> {
+        // What cannot be copied costs no restart point.
+        self.copyable(from, names).await?;
+        // One that is made now removes what the one of the stop would remove between two looks.
+        self.checkpoint(RESTART_POINT).await?;
+        Ok(self.copyable(from, names).await?.into_iter().map(|state| state.slot).collect())
+    }
+
     /// Copies these logical slots from the leader, and stops the server for it. Returns when they are on disk.
     ///
     /// # Errors
-    /// The leader does not have them, this standby lacks their WAL (nothing was stopped then), or they cannot be written.
+    /// None of them can be copied (nothing was stopped then), or they cannot be written.
     pub async fn copy_slots(
         &self,
         from: &Upstream,
@@ -41,22 +57,26 @@ impl Postgres {
         mode: StopMode,
     ) -> Result<(), Error> {
         let shared = &self.shared;
-        // A restart point now removes what the one of the stop would remove between the two looks.
-        self.checkpoint(RESTART_POINT).await?;
-        let states = read(shared, from, names).await?;
+        let states = self.copyable(from, names).await?;
         let (_, _, segment_size) = control::last_checkpoint(shared).await?;
-        require_wal(shared, &states, segment_size)?;
         let ladder = launch::before_stop(shared, mode).await.ladder();
         shared.unit.stop(Some(ladder)).await;
         shared.link.close();
-        require_wal(shared, &states, segment_size)?;
+        let states = with_wal(shared, states, segment_size)?;
         let config = shared.config.clone();
         conf::off_thread(move || states.iter().try_for_each(|state| put(&config, state))).await
+    }
+
+    /// The states of those that the leader has and whose WAL is here.
+    async fn copyable(&self, from: &Upstream, names: &BTreeSet<SlotName>) -> Result<Vec<State>, Error> {
+        let states = read(&self.shared, from, names).await?;
+        let (_, _, segment_size) = control::last_checkpoint(&self.shared).await?;
+        with_wal(&self.shared, states, segment_size)
     }
 }
 
 /// A standby's restart point writes every dirty page.
-const RESTART_POINT: std::time::Duration = std::time::Duration::from_secs(60);
+const RESTART_POINT: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// By psql, like everything that is asked of another server, and by the role that may read its files.
 async fn read(shared: &Shared, from: &Upstream, names: &BTreeSet<SlotName>) -> Result<Vec<State>, Error> {
@@ -64,16 +84,18 @@ async fn read(shared: &Shared, from: &Upstream, names: &BTreeSet<SlotName>) -> R
     let list: Vec<_> = names.iter().map(|name| format!("'{}'", name.0)).collect();
     let ask = format!(
         "SELECT slot_name, encode(pg_read_binary_file('pg_replslot/' || slot_name || '/state'), 'hex')
-           FROM pg_replication_slots WHERE slot_type = 'logical' AND NOT temporary AND slot_name IN ({})",
+           FROM pg_replication_slots
+          WHERE slot_type = 'logical' AND NOT temporary AND NOT pg_is_in_recovery() AND slot_name IN ({})",
         list.join(", ")
     );
     let text = pedigree::psql(shared, &conf::rewind_conninfo(&shared.config, from), &ask).await?;
     let states = text.lines().map(|row| parse(row).ok_or(row));
     let states: Vec<_> = states.collect::<Result<_, _>>().map_err(unreadable)?;
-    let missing = names.iter().find(|name| states.iter().all(|state| state.slot != **name));
-    match missing {
-        None => Ok(states),
-        Some(name) => Err(Error::SlotNotCopied { slot: name.clone(), why: "the leader does not have it" }),
+    match names.first() {
+        Some(name) if states.is_empty() => {
+            Err(Error::SlotNotCopied { slot: name.clone(), why: "the leader does not have it" })
+        }
+        Some(_) | None => Ok(states),
     }
 }
 
@@ -97,17 +119,18 @@ fn parse(row: &str) -> Option<State> {
 }
 
 /// A slot without its WAL would help nobody, and would be copied again and again.
-fn require_wal(shared: &Shared, states: &[State], segment_size: u64) -> Result<(), Error> {
+fn with_wal(shared: &Shared, states: Vec<State>, segment_size: u64) -> Result<Vec<State>, Error> {
     let dir = shared.config.data_dir.join("pg_wal");
     let files = dir.read_dir_utf8().map_err(Error::file("read", &dir))?;
     let here: BTreeSet<String> =
         files.filter_map(|file| Some(file.ok()?.file_name().get(8..)?.to_owned())).collect();
-    let lacks = |state: &&State| !here.contains(&pedigree::segment_name(state.restart_lsn, segment_size));
-    match states.iter().find(lacks) {
-        None => Ok(()),
-        Some(state) => {
-            Err(Error::SlotNotCopied { slot: state.slot.clone(), why: "its WAL is not here any more" })
+    let has = |state: &State| here.contains(&pedigree::segment_name(state.restart_lsn, segment_size));
+    let (whole, without): (Vec<_>, Vec<_>) = states.into_iter().partition(has);
+    match without.into_iter().next() {
+        Some(state) if whole.is_empty() => {
+            Err(Error::SlotNotCopied { slot: state.slot, why: "its WAL is not here any more" })
         }
+        Some(_) | None => Ok(whole),
     }
 }
 

@@ -6,18 +6,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_util::sync::CancellationToken;
 
 use super::sql::{STATEMENT_LIMIT, Session, with_session};
 use super::{Error, Shared};
 use crate::types::{Lsn, SlotName};
 
-/// What lies between the oldest WAL of a copy and where it is to be is decoded in this time, or never. A reader that comes after a
-/// promotion waits no longer for it.
-const MOVE_LIMIT: Duration = Duration::from_secs(30);
-/// The same, with a connection and a server that does not answer.
-const MOVE_PATIENCE: Duration = Duration::from_secs(40);
+/// What lies between the oldest WAL of a copy and where it is to be takes as long as it takes: one that is cut off begins anew at the
+/// same place. It ends when it is not wanted any more.
+const UNLIMITED: Duration = Duration::ZERO;
+/// Between two requests to end a statement: one that comes before it has begun is not heeded.
+const CANCEL_AGAIN: Duration = Duration::from_millis(100);
 
 /// Names under which the dynamic configuration may have permanent slots; the first one found counts.
 pub const PERMANENT_SLOTS: [&str; 3] = ["slots", "permanent_slots", "permanent_replication_slots"];
@@ -163,20 +164,34 @@ async fn advance(session: &Session, positions: &BTreeMap<SlotName, Lsn>) -> Resu
     session.query("advance slots", sql, &[&names, &targets]).await.map(|_rows| ())
 }
 
-/// See [`super::Postgres::move_copy`].
-pub(super) async fn follow(shared: &Shared, name: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
-    let too_slow = Error::TimedOut { what: "move a copy of a logical slot", after: MOVE_PATIENCE };
-    timeout(MOVE_PATIENCE, advance_logical(shared, name, database, to)).await.unwrap_or(Err(too_slow))
-}
-
-/// In the database that it reads. A copy whose WAL is gone is dropped: it is of no use, and the leader's is copied again.
-async fn advance_logical(shared: &Shared, name: &SlotName, database: &str, to: Lsn) -> Result<(), Error> {
-    let session = Session::open_in(&shared.config, database, MOVE_LIMIT).await?;
+/// See [`super::Postgres::move_copy`]. In the database that it reads. A copy whose WAL is gone is dropped: it is of no use, and the
+/// leader's is copied again.
+pub(super) async fn follow(
+    shared: &Shared,
+    name: &SlotName,
+    (database, to): (&str, Lsn),
+    unwanted: &CancellationToken,
+) -> Result<(), Error> {
+    let session = Session::open_in(&shared.config, database, UNLIMITED).await?;
     let sql = "SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots
                 WHERE slot_name = $1::text AND slot_type = 'logical' AND NOT active
                   AND confirmed_flush_lsn < $2::text::pg_lsn";
-    let moved = session.query("move a copy of a logical slot", sql, &[&name.0, &to.to_string()]).await;
+    let to = to.to_string();
+    let values: [&(dyn ToSql + Sync); 2] = [&name.0, &to];
+    let moving = session.query("move a copy of a logical slot", sql, &values);
+    let ending = async {
+        unwanted.cancelled().await;
+        loop {
+            session.cancel().await;
+            tokio::time::sleep(CANCEL_AGAIN).await;
+        }
+    };
+    let moved = tokio::select! {
+        moved = moving => moved,
+        never = ending => never,
+    };
     match moved {
+        Err(_cut_off) if unwanted.is_cancelled() => Ok(()),
         Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::UNDEFINED_FILE) => {
             drop_unused(&session, &BTreeSet::from([name.clone()])).await
         }
