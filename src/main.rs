@@ -9,7 +9,7 @@ use clap::{CommandFactory as _, Parser as _};
 use pgherd::cli::ctl::client::{Cluster, Errand};
 use pgherd::cli::{self, Api, Cli, Command, ConfigCommand};
 use pgherd::config::{self, Config};
-use pgherd::{init, node, process};
+use pgherd::{init, log, node, process};
 
 /// A configuration that will not become right by trying again (`EX_USAGE`): `init` does not restart a node that
 /// ended with it.
@@ -21,10 +21,13 @@ fn main() -> ExitCode {
         init::block_signals();
     }
     match Cli::parse().command {
-        Some(command) => run(command).unwrap_or_else(report),
+        Some(command) => {
+            let format = format_of(&command);
+            run(command).unwrap_or_else(|failure| report(failure, format))
+        }
         // The image's entrypoint without arguments: the first process of a container is a node.
         None if std::process::id() == 1 => init::run_node(init_options()),
-        None => help().map_err(Failure::Other).unwrap_or_else(report),
+        None => help().map_err(Failure::Other).unwrap_or_else(|failure| report(failure, log::Format::Text)),
     }
 }
 
@@ -42,14 +45,23 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+/// How a failure of this command is told: a node's is a line of its log.
+fn format_of(command: &Command) -> log::Format {
+    if matches!(command, Command::Node) { Config::log_format() } else { log::Format::Text }
+}
+
 /// Prints the chain of causes, once, and says it as an exit code.
-fn report(failure: Failure) -> ExitCode {
+fn report(failure: Failure, format: log::Format) -> ExitCode {
     let (chain, code) = match failure {
         Failure::Configuration(error) => (anyhow::Error::new(error), ExitCode::from(EXIT_CONFIGURATION)),
         Failure::Other(error) => (error, ExitCode::FAILURE),
     };
     // Nothing can be done about a standard error that is closed, and the code says the rest.
-    writeln!(std::io::stderr(), "pgherd: {chain:#}").map_or(code, |()| code)
+    let text = match format {
+        log::Format::Text | log::Format::Patroni => format!("pgherd: {chain:#}\n").into_bytes(),
+        log::Format::Json => log::loose_line("pgherd", format, &format!("{chain:#}")),
+    };
+    std::io::stderr().write_all(&text).map_or(code, |()| code)
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -65,9 +77,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             None => init::run_node(init_options()),
         }),
         Command::Node => {
-            let config = configuration()?;
+            let (config, warnings) = Config::from_env().map_err(Failure::Configuration)?;
             install_tls();
-            Ok(node::run(config)?)
+            Ok(node::run(config, warnings)?)
         }
         Command::Agent(args) => agent(&args),
         Command::Supervise(args) => Ok(cli::supervise::supervise(&args)?),
@@ -194,7 +206,7 @@ fn init_options() -> init::InitOptions {
         Ok((config, _warnings)) => {
             init::InitOptions { restart: config.restart_node, log_format: config.log.format, ..defaults }
         }
-        Err(_reported_by_node) => defaults,
+        Err(_reported_by_node) => init::InitOptions { log_format: Config::log_format(), ..defaults },
     }
 }
 

@@ -203,6 +203,11 @@ impl Config {
         Self::read(std::env::vars_os())
     }
 
+    /// How lines look where the rest of the environment cannot be used.
+    pub fn log_format() -> log::Format {
+        read::log_format(&mut reader::Reader::new(std::env::vars_os()))
+    }
+
     /// Reads an environment.
     ///
     /// # Errors

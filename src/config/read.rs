@@ -383,9 +383,13 @@ fn tags(r: &mut Reader) -> Tags {
 
 fn log(r: &mut Reader) -> Log {
     Log {
-        format: r.parsed("LOG_FORMAT", parse::log_format).unwrap_or(log::Format::Text),
+        format: log_format(r),
         level: r.parsed("LOG_LEVEL", parse::log_level).unwrap_or(tracing::Level::INFO),
     }
+}
+
+pub(super) fn log_format(r: &mut Reader) -> log::Format {
+    r.parsed("LOG_FORMAT", parse::log_format).unwrap_or(log::Format::Text)
 }
 
 fn stop_budget(r: &mut Reader) -> Duration {

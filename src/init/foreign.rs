@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, getppid, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpgrp, getppid, tcgetpgrp, tcsetpgrp};
 
 use super::family::{self, Reach};
 use super::system::{Ears, Heard, Voice, adopt_orphans};
@@ -38,12 +38,13 @@ pub(super) fn run(options: &ForeignOptions, voice: &Voice) -> io::Result<u8> {
             kill(Pid::this(), signal)?;
         }
     }
-    let terminal = match nix::unistd::isatty(io::stdin()) {
-        Ok(true) => Terminal::Foreground,
-        Ok(false) | Err(_) => Terminal::Detached,
-    };
     // A shell above us wants its terminal back.
     let foreground = tcgetpgrp(io::stdin()).ok();
+    let terminal = match (nix::unistd::isatty(io::stdin()), foreground) {
+        (Ok(true), Some(group)) if group != getpgrp() => Terminal::Background,
+        (Ok(true), _) => Terminal::Foreground,
+        (Ok(false) | Err(_), _) => Terminal::Detached,
+    };
     let plan = Plan::own(Signal::SIGTERM, terminal).keep_others();
     let plan = match open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
         // We must not pin a file system that somebody wants to unmount. Before the command runs: it may look.
@@ -77,7 +78,7 @@ fn give_back(terminal: Terminal, foreground: Option<Pid>) {
     match (terminal, foreground) {
         // It may have hung up meanwhile.
         (Terminal::Foreground, Some(group)) => tcsetpgrp(io::stdin(), group).unwrap_or_default(),
-        (Terminal::Foreground, None) | (Terminal::Detached, _) => {}
+        (Terminal::Foreground, None) | (Terminal::Background | Terminal::Detached, _) => {}
     }
 }
 

@@ -18,7 +18,7 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::family;
 use super::foreign::end_leftovers;
-use super::system::{Ears, Voice, adopt_orphans, reserve_link_numbers};
+use super::system::{Ears, Voice, adopt_orphans, has_hung_up, reserve_link_numbers};
 use super::{CONFIGURATION_ERROR, InitOptions, RestartNode};
 use crate::clock::{self, Backoff, Moment};
 use crate::process::{
@@ -33,7 +33,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(5);
 /// How often a process that does not die of SIGKILL is spoken of.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 /// When we are to end anyway, a process in uninterruptible sleep is waited for no longer than this.
-const LAST_PATIENCE: Duration = Duration::from_secs(10);
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two starts of `node`.
 const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(30) };
 /// A `node` that has lived this long was healthy: the delay starts afresh.
@@ -41,8 +41,8 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// A word that came so soon after the deadline was armed may be the arming itself: moments read back from a shared alarm
 /// are not exact.
 const SAME_WORD: Duration = Duration::from_millis(50);
-/// Services that are told when `node` dies: it has three.
-const WATCHED_MAX: usize = 16;
+/// Services that are told when `node` dies: it has three, a list of units may have more. Each costs a descriptor.
+const WATCHED_MAX: usize = 512;
 
 pub(super) fn run(options: InitOptions, voice: &Voice) -> io::Result<u8> {
     let ears = Ears::open()?;
@@ -190,6 +190,8 @@ impl<'a> Keeper<'a> {
 
     /// A signal to us: `node` decides what it means, as long as there is one.
     fn hear(&mut self, signal: Signal) {
+        // Whoever has closed our terminal is gone, and nobody could say so any more.
+        let signal = if signal == Signal::SIGHUP && has_hung_up() { Signal::SIGTERM } else { signal };
         if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) {
             self.wish = Wish::End;
             self.pass_on(signal);
@@ -260,13 +262,14 @@ impl<'a> Keeper<'a> {
             return;
         }
         self.watched.retain(|watched| !watched.process.has_ended());
-        match PidHandle::open(pid) {
-            Ok(process) if family::parent_of(pid) == Some(node) && self.watched.len() < WATCHED_MAX => {
-                self.watched.push(Watched { process, signal });
-            }
-            Ok(_stranger) => self.voice.say(&format!("process {pid} is not node's child: not watched")),
-            // It has ended already.
-            Err(_ended) => {}
+        // One that has ended already has no parent any more.
+        let Some((process, parent)) = PidHandle::open(pid).ok().zip(family::parent_of(pid)) else { return };
+        if parent != node {
+            self.voice.say(&format!("process {pid} is not node's child: not watched"));
+        } else if self.watched.len() >= WATCHED_MAX {
+            self.voice.say(&format!("process {pid} is one too many: not watched"));
+        } else {
+            self.watched.push(Watched { process, signal });
         }
     }
 
@@ -357,7 +360,7 @@ impl<'a> Keeper<'a> {
             return self.next_life(now);
         }
         family::kill_all();
-        if self.wish == Wish::End && now.since(since) >= LAST_PATIENCE {
+        if self.is_the_end() && now.since(since) >= LAST_PATIENCE {
             return Some(self.code);
         }
         let mut complain = complain;
@@ -369,9 +372,14 @@ impl<'a> Keeper<'a> {
         None
     }
 
-    fn next_life(&mut self, now: Moment) -> Option<u8> {
+    /// Whether no `node` is to come after this one.
+    fn is_the_end(&self) -> bool {
         let asked = self.wish == Wish::End || self.code == CONFIGURATION_ERROR;
-        if asked || self.options.restart == RestartNode::Exit {
+        asked || self.options.restart == RestartNode::Exit
+    }
+
+    fn next_life(&mut self, now: Moment) -> Option<u8> {
+        if self.is_the_end() {
             return Some(self.code);
         }
         // Equal jitter by the clock's last digits: this process has no other use for chance.
@@ -393,7 +401,7 @@ fn spawn_node(options: &InitOptions, environment: &[(OsString, OsString)]) -> io
     let (theirs, ours) = InitLink::pair(options.silence_limit)?;
     let mut command = std::process::Command::new(&options.program);
     command.args(&options.args).env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
-    let plan = Plan::own(Signal::SIGKILL, Terminal::Detached);
+    let plan = Plan::own(Signal::SIGKILL, Terminal::Detached).hold_requests();
     let plan = theirs.handed_down().into_iter().fold(plan, |plan, (fd, number)| plan.keep(fd, number));
     plan.install(&mut command);
     Ok((command.spawn()?.id(), ours))

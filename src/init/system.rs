@@ -130,6 +130,11 @@ pub(super) fn adopt_orphans() -> io::Result<()> {
     Ok(prctl::set_child_subreaper(true)?)
 }
 
+/// Whether standard input is a terminal that nobody holds the other end of any more.
+pub(super) fn has_hung_up() -> bool {
+    nix::unistd::isatty(io::stdin()) == Err(nix::errno::Errno::EIO)
+}
+
 /// Whether the whole PID namespace is ours.
 pub(super) fn is_first() -> bool {
     std::process::id() == 1
@@ -173,7 +178,7 @@ impl Voice {
 
     /// Writes one line, if it can be written at once.
     pub(super) fn say(&self, text: &str) {
-        let line = log::init_line(self.format, text);
+        let line = log::loose_line("init", self.format, text);
         // Best effort in every arm: there is nobody to tell about a failure to tell.
         match &self.out {
             Out::Own(out) => drop((&mut &*out).write(&line)),

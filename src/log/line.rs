@@ -222,7 +222,11 @@ impl Splitter {
         while self.pending.len() + bytes.len() > LONGEST_LINE {
             let (head, tail) = bytes.split_at(LONGEST_LINE - self.pending.len());
             self.pending.extend_from_slice(head);
+            // A character that does not fit goes on in the next part.
+            let cut = self.pending.len() - unfinished(&self.pending);
+            let rest = self.pending.split_off(cut);
             self.end(Wholeness::Partial, each);
+            self.pending = rest;
             bytes = tail;
         }
         self.pending.extend_from_slice(bytes);
@@ -232,6 +236,20 @@ impl Splitter {
         each(without_return(&self.pending), wholeness);
         self.pending.clear();
     }
+}
+
+/// How many bytes at the end are the beginning of a character whose others are still to come.
+fn unfinished(bytes: &[u8]) -> usize {
+    let tail = bytes.get(bytes.len().saturating_sub(3)..).unwrap_or_default();
+    let Some(start) = tail.iter().rposition(|byte| byte & 0b1100_0000 != 0b1000_0000) else { return 0 };
+    let size = match tail.get(start) {
+        Some(0xc2..=0xdf) => 2,
+        Some(0xe0..=0xef) => 3,
+        Some(0xf0..=0xf4) => 4,
+        Some(_) | None => 1,
+    };
+    let there = tail.len() - start;
+    if there < size { there } else { 0 }
 }
 
 fn without_return(line: &[u8]) -> &[u8] {
@@ -267,6 +285,22 @@ mod tests {
         assert!(lines.iter().all(|(line, _)| line.len() <= LONGEST_LINE));
         assert_eq!(lines.iter().map(|(line, _)| line.len()).sum::<usize>(), huge.len());
         assert_eq!(lines.iter().filter(|(_, whole)| *whole == Wholeness::Whole).count(), 1);
+    }
+
+    #[test]
+    fn a_character_is_never_cut_in_two() {
+        let text: String = "aé€😀".chars().cycle().take(LONGEST_LINE).collect();
+        for shift in 0..10 {
+            let text = "x".repeat(shift) + &text;
+            let lines = split(&[text.as_bytes(), b"\n"]);
+            assert!(lines.len() > 2 && lines.iter().all(|(line, _)| std::str::from_utf8(line).is_ok()));
+            assert_eq!(lines.iter().flat_map(|(line, _)| line.clone()).collect::<Vec<_>>(), text.as_bytes());
+        }
+        // What is no character is no beginning of one either.
+        for bytes in [&b"\x80\x80\x80"[..], b"", b"a", b"\xff", "é".as_bytes(), b"\xf0\x9f\x98\x80"] {
+            assert_eq!(unfinished(bytes), 0, "{bytes:?}");
+        }
+        assert_eq!((unfinished(b"a\xc3"), unfinished(b"\xf0\x9f\x98")), (1, 3));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod sink;
 
 use crate::types::Chain;
 use std::fmt::{self, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -149,6 +149,7 @@ pub fn install(config: &Config) -> Result<Guard, Error> {
     };
     let files = config.files.as_ref().map(open).transpose()?;
     let ring = Arc::new(Ring::new(RING_BYTES, config.format));
+    tell_of_panics(config.format);
     LOG.set((Arc::clone(&ring), config.format)).map_err(|_ours| Error::Installed)?;
     let events = Events { ring: Arc::clone(&ring), format: config.format, layout: config.layout.clone() };
     let subscriber = tracing_subscriber::registry().with(events.with_filter(filter));
@@ -227,9 +228,20 @@ impl Lines {
     }
 }
 
-/// One line of `init`, which has no writer thread: rendered as the log would, for the caller to write.
-pub fn init_line(format: Format, text: &str) -> Vec<u8> {
-    render(format, &Origin { service: "init", stream: None, wholeness: Wholeness::Whole }, text.as_bytes())
+/// A line from where there is no writer's thread, as in `init`: rendered as the log would, for the caller to write.
+pub fn loose_line(service: &str, format: Format, text: &str) -> Vec<u8> {
+    render(format, &Origin { service, stream: None, wholeness: Wholeness::Whole }, text.as_bytes())
+}
+
+/// A panic ends this process, and its words are a line like any other. Past the ring, which may be what has panicked.
+fn tell_of_panics(format: Format) {
+    match format {
+        Format::Json => std::panic::set_hook(Box::new(move |panic| {
+            drop(io::stderr().write_all(&loose_line(OURSELVES, format, &panic.to_string())));
+        })),
+        // People know how a panic looks.
+        Format::Text | Format::Patroni => {}
+    }
 }
 
 fn json_line(object: Map<String, Value>) -> Vec<u8> {

@@ -190,15 +190,36 @@ impl Ring {
 /// The writer's life. Only this thread ever waits for the reader.
 pub(super) fn write_out(ring: &Ring, mut out: impl Sink) {
     let mut batch = Vec::with_capacity(BATCH_BYTES);
+    let mut end = LineEnd::Written;
     loop {
         batch.clear();
         ring.take(&mut batch);
-        if let Err(rest) = out.put(&batch) {
+        if end == LineEnd::Missing && out.put(b"\n").is_ok() {
+            end = LineEnd::Written;
+        }
+        let outcome = match end {
+            LineEnd::Written => out.put(&batch),
+            LineEnd::Missing => Err(batch.clone()),
+        };
+        if let Err(rest) = outcome {
             // Nobody reads any more (EPIPE, EIO), or the disk is full: the services go on. The count is reported if somebody reads again.
             ring.lost(&rest);
+            let written = batch.len() - rest.len();
+            match batch.get(..written).and_then(<[u8]>::last) {
+                Some(b'\n') => end = LineEnd::Written,
+                Some(_) => end = LineEnd::Missing,
+                None => {}
+            }
             pause_after_failure();
         }
     }
+}
+
+/// Of what was written last: a disk may have run full in the middle of a line, and the next one must not go on in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LineEnd {
+    Written,
+    Missing,
 }
 
 /// A reader that is gone fails each write at once: without a pause that would be a busy loop.
@@ -234,6 +255,46 @@ mod tests {
         ring.take(&mut rest);
         let report = String::from_utf8(rest).unwrap();
         assert!(report.contains("dropped=101 lines, 10012 bytes"), "{report}");
+    }
+
+    /// A disk with room for so many bytes, which gets more at the next attempt but one.
+    struct Disk {
+        room: usize,
+        written: std::sync::mpsc::Sender<Vec<u8>>,
+    }
+
+    impl Sink for Disk {
+        fn put(&mut self, bytes: &[u8]) -> Result<(), Vec<u8>> {
+            let (fits, rest) = bytes.split_at(bytes.len().min(self.room));
+            self.room -= fits.len();
+            self.written.send(fits.to_vec()).unwrap();
+            if rest.is_empty() {
+                return Ok(());
+            }
+            self.room = if bytes == b"\n" { 1000 } else { 0 };
+            Err(rest.to_vec())
+        }
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_has_cut_is_ended_before_the_next_one() {
+        let ring = Arc::new(Ring::new(10_000, Format::Text));
+        let (written, disk) = std::sync::mpsc::channel();
+        let thread = Arc::clone(&ring);
+        std::thread::spawn(move || write_out(&thread, Disk { room: 4, written }));
+        let mut text = String::new();
+        let mut expect = |line: &'static [u8], expected: &str| {
+            ring.push(Chunk::line(line.to_vec()));
+            while !text.contains(expected) {
+                text.push_str(std::str::from_utf8(&disk.recv().unwrap()).unwrap());
+            }
+        };
+        expect(b"cut here\n", "cut ");
+        expect(b"lost\n", "cut ");
+        expect(b"whole\n", "cut \n");
+        expect(b"whole\n", "\nwhole\n");
+        assert!(!text.contains("cut w"), "{text}");
+        assert!(ring.n_dropped() >= 2);
     }
 
     #[test]

@@ -80,8 +80,7 @@ pub fn run(file: Option<Utf8PathBuf>, config: Agent, warnings: Vec<Warning>) -> 
     for Warning(warning) in warnings {
         warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.context("could not start the runtime")?.block_on(live(config, source));
+    let outcome = process::runtime().context("could not start the runtime")?.block_on(live(config, source));
     if let Err(error) = &outcome {
         error!(error = format!("{error:#}"), "the agent cannot run");
     }
@@ -144,12 +143,12 @@ async fn live(config: Agent, source: Source) -> anyhow::Result<ExitCode> {
     let mut running = tokio::select! {
         running = start(config, source, &mut background) => running?,
         // Nothing has been changed yet.
-        () = stop.first() => return Ok(ExitCode::SUCCESS),
+        _ = stop.first() => return Ok(ExitCode::SUCCESS),
     };
     let (_fixed, units) = watch::channel(vec![running.postgres.clone()]);
     background.spawn(reports.answer(units, InitLink::dead()));
     tokio::select! {
-        () = stop.first() => info!("asked to stop"),
+        _ = stop.first() => info!("asked to stop"),
         Some(ended) = background.join_next() => error!(?ended, "a task of the agent has ended by itself: stopping"),
         Some(ended) = running.ha.join_next() => {
             error!(?ended, "the HA loop has ended by itself");
@@ -162,7 +161,7 @@ async fn live(config: Agent, source: Source) -> anyhow::Result<ExitCode> {
         tokio::select! {
             code = &mut ending => return Ok(code),
             // PostgreSQL outlives this process: to end before it would leave a primary whose lease nobody renews.
-            () = stop.first() => info!("asked to stop again: the server stops first"),
+            _ = stop.first() => info!("asked to stop again: the server stops first"),
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::ha::reread::Reread;
 use crate::ha::rules::{Mode, Rules};
 use crate::ha::{self, agent};
 use crate::peer::DataFacts;
-use crate::postgres::{ClientTls, Postgres, Stored};
+use crate::postgres::{ClientTls, Postgres, StopMode, Stored};
 use crate::process::{self, InitLink, RunAs, Surroundings, Timer, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec};
@@ -44,14 +44,14 @@ use crate::types::{NodeId, NodeName, Timing};
 use crate::{api, clock, log};
 
 use self::certificates::{Certificates, derive};
-use self::stop::StopSignals;
+use self::stop::{Haste, StopSignals};
 
 /// The account that etcd and PostgreSQL run as when we are root.
 const ACCOUNT: &str = "postgres";
 /// Kept of the stop budget for what comes after PostgreSQL: etcd hands raft leadership over in a fraction of this.
 const AFTER_POSTGRES: Duration = Duration::from_secs(2);
-/// A server that is killed is gone in milliseconds. What is left of one that is not is for `init`.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long PostgreSQL is waited for after SIGKILL. What survives that is in uninterruptible IO, and for `init`.
+const KILL_PATIENCE: Duration = Duration::from_secs(1);
 /// `init` takes a node that is silent for 60 s for a dead one.
 const BEAT: Duration = Duration::from_secs(10);
 /// How long a node that knows its voters waits for the location list.
@@ -66,15 +66,17 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Something that only a person can mend: a program is missing, a directory or a port cannot be used.
-pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub fn run(config: Config, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
     process::take_name();
+    process::raise_open_files();
     // The configuration has been read; the log's thread comes after.
     drop(process::take_environment());
     let _log = log::install(&log_config(&config)).context("could not start the log")?;
     Surroundings::look().tell();
-    // One thread: children are bound to the thread that forked them, and a node has little to compute.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.context("could not start the runtime")?.block_on(live(config));
+    for Warning(warning) in warnings {
+        warn!("{warning}");
+    }
+    let outcome = process::runtime().context("could not start the runtime")?.block_on(live(config));
     if let Err(error) = &outcome {
         error!(error = format!("{error:#}"), "the node cannot run");
     }
@@ -87,34 +89,40 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
     background.spawn(beat(init.clone()));
     let reports = Reports::listen().context("could not listen for signals")?;
     let mut stop = StopSignals::listen()?;
+    process::hear_requests();
 
     let (known, units) = watch::channel(Vec::new());
-    let processes = api::Processes { units: units.clone(), init: init.clone() };
+    background.spawn(reports.answer(units.clone(), init.clone()));
+    let processes = api::Processes { units, init };
     let mut node = tokio::select! {
         node = start(config, processes, &mut background) => node?,
         // Nothing has been started that would need an order.
-        () = stop.first() => return Ok(ExitCode::SUCCESS),
+        _ = stop.first() => return Ok(ExitCode::SUCCESS),
     };
     let all = [node.postgres.clone(), node.etcd.clone()].into_iter().chain(node.proxy.clone());
     known.send_replace(all.collect());
-    background.spawn(reports.answer(units, init));
-    tokio::select! {
-        () = stop.first() => info!("asked to stop"),
+    let haste = tokio::select! {
+        haste = stop.first() => {
+            info!(?haste, "asked to stop");
+            haste
+        }
         Some(ended) = background.join_next() => {
             error!(?ended, "a task of the node has ended by itself: stopping, init starts the node again");
+            Haste::InOrder
         }
         Some(ended) = node.ha.join_next() => {
             error!(?ended, "the HA agent has ended by itself: stopping, init starts the node again");
+            Haste::InOrder
         }
-    }
+    };
     let postgres = node.postgres.clone();
-    let ending = shut_down(node);
+    let ending = shut_down(node, haste);
     tokio::pin!(ending);
     tokio::select! {
         code = &mut ending => Ok(code),
         () = stop.second() => {
             // The HA agent ends after its server: then it stops an armed watchdog, which resets the host otherwise.
-            if timeout(AT_ONCE, postgres.stop(Some(vec![]))).await.is_err() {
+            if timeout(KILL_PATIENCE, postgres.stop(Some(vec![]))).await.is_err() {
                 warn!("PostgreSQL does not end");
             }
             bail!("asked to stop at once")
@@ -137,15 +145,22 @@ struct Node {
 
 /// In this order: PostgreSQL stops and the leader key is given back while the store still works; then the store's
 /// local member, which hands raft leadership over; the proxy leads to the next primary and the API answers until the end.
-async fn shut_down(mut node: Node) -> ExitCode {
+async fn shut_down(mut node: Node, haste: Haste) -> ExitCode {
     node.stop_ha.cancel();
+    match haste {
+        Haste::InOrder => {}
+        // The agent, which stops it in order meanwhile, finds it gone.
+        Haste::Immediate => drop(node.postgres.stop(Some(StopMode::Immediate.ladder())).await),
+    }
     let for_postgres = node.budget.saturating_sub(AFTER_POSTGRES);
     let ended = timeout(for_postgres, node.ha.join_next()).await;
     // An agent that had ended before (`None`) or that panicked has not stopped anything in order.
     let in_order = matches!(ended, Ok(Some(Ok(()))));
     if !in_order {
         warn!(?for_postgres, ?ended, "PostgreSQL was not stopped in order: stopping it at once");
-        node.postgres.stop(Some(vec![])).await;
+        if timeout(KILL_PATIENCE, node.postgres.stop(Some(vec![]))).await.is_err() {
+            error!("something of PostgreSQL does not die of SIGKILL: etcd is stopped all the same");
+        }
     }
     node.stop_store.cancel();
     node.etcd.stop(None).await;

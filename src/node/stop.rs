@@ -25,6 +25,14 @@ enum Asked {
     Yes,
 }
 
+/// How soon everything is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Haste {
+    InOrder,
+    /// SIGQUIT: PostgreSQL does not wait for its checkpoint. The key and etcd are still given up in order.
+    Immediate,
+}
+
 impl StopSignals {
     pub(super) fn listen() -> anyhow::Result<Self> {
         let on = |kind| signal(kind).context("could not listen for signals");
@@ -36,13 +44,14 @@ impl StopSignals {
         })
     }
 
-    pub(super) async fn first(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.quit.recv() => {}
-        }
+    pub(super) async fn first(&mut self) -> Haste {
+        let haste = tokio::select! {
+            _ = self.terminate.recv() => Haste::InOrder,
+            _ = self.interrupt.recv() => Haste::InOrder,
+            _ = self.quit.recv() => Haste::Immediate,
+        };
         self.asked = Asked::Yes;
+        haste
     }
 
     /// A second request sets the deadline to now.

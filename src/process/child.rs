@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use nix::poll::PollTimeout;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
@@ -23,6 +24,8 @@ const PARTIAL_LINE_PATIENCE: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 64 * 1024;
 /// A child that was abandoned is reaped by a thread that only waits.
 const REAPER_STACK: usize = 64 * 1024;
+/// How many milliseconds it is waited for where no thread can be started: it dies in one or two.
+const LAST_WAIT: u8 = 100;
 
 /// A child and everything that comes from it. Dropping it kills the child and its process group, unless
 /// it is to outlive us.
@@ -92,7 +95,8 @@ pub fn spawn(command: &Command) -> Result<(Child, Streams), Error> {
         check_oom_score(command, started.id(), score);
     }
     watch(&mut started, alive, command).map_err(|source| {
-        // What cannot be watched must not run. A failure here means that it has already ended.
+        // What cannot be watched must not run, nor what it may have started in its first moments.
+        kill_group(started.id());
         drop(started.kill());
         drop(started.wait());
         failed(source)
@@ -247,16 +251,20 @@ impl Drop for Child {
         if reap(self.pid, self.pidfd.get_ref()).is_some() {
             return;
         }
-        let Ok(pidfd) = self.pidfd.get_ref().try_clone() else { return };
-        let wait = move || drop(wait_blocking(&pidfd));
-        drop(std::thread::Builder::new().name("reaper".to_owned()).stack_size(REAPER_STACK).spawn(wait));
+        let wait = |pidfd: OwnedFd| move || drop(wait_blocking(&pidfd, PollTimeout::NONE));
+        let thread = std::thread::Builder::new().name("reaper".to_owned()).stack_size(REAPER_STACK);
+        let started = self.pidfd.get_ref().try_clone().and_then(|pidfd| thread.spawn(wait(pidfd)));
+        if started.is_err() {
+            // No descriptor or no process is to be had, and a zombie would be one for as long as we live.
+            drop(wait_blocking(self.pidfd.get_ref(), PollTimeout::from(LAST_WAIT)));
+        }
     }
 }
 
-/// A thread's wait for a killed child: the pidfd itself does not block.
-fn wait_blocking(pidfd: &OwnedFd) -> io::Result<()> {
+/// A wait for a killed child: the pidfd itself does not block.
+fn wait_blocking(pidfd: &OwnedFd, limit: PollTimeout) -> io::Result<()> {
     let mut fds = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
-    nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE)?;
+    nix::poll::poll(&mut fds, limit)?;
     let id = WaitId::PidFd(pidfd.as_fd());
     rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
     Ok(())
@@ -322,7 +330,7 @@ impl PidHandle {
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
         let mut fds = [nix::poll::PollFd::new(self.as_fd(), nix::poll::PollFlags::POLLIN)];
-        nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Waits until it has ended.

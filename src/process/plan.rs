@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt as _;
 
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::account::RunAs;
 use super::command::Fate;
@@ -22,6 +23,9 @@ const FDS_BY_HAND: RawFd = 1024;
 const NO_SIGNAL: libc::c_int = 0;
 /// One more than the last signal.
 const SIGNALS: libc::c_int = 65;
+/// What `init` passes on to `node`. Before `node` listens each of them would end it.
+const REQUESTS: [Signal; 5] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1];
 
 /// Whether a child gets the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub enum Terminal {
     Detached,
     /// The foreground of our terminal (`pgherd init -- bash`).
     Foreground,
+    /// The terminal of our session, but not its foreground, which is somebody else's (`pgherd init -- sleep 9 &`).
+    Background,
 }
 
 /// What to do in the child.
@@ -45,6 +51,8 @@ pub struct Plan {
     /// Where it starts, when that is not where we are.
     dir: Option<OwnedFd>,
     limits: Limits,
+    /// What it finds blocked.
+    held: SigSet,
     /// What it writes into its `oom_score_adj`, when that is to differ from ours.
     oom_score: Option<String>,
 }
@@ -90,8 +98,15 @@ impl Plan {
             others: Others::Closed,
             dir: None,
             limits: Limits::Inherited,
+            held: SigSet::empty(),
             oom_score: None,
         }
+    }
+
+    /// Holds requests back until the child calls [`hear_requests`].
+    #[must_use]
+    pub fn hold_requests(self) -> Self {
+        Self { held: requests(), ..self }
     }
 
     /// Sets how readily the kernel ends the child when memory runs out.
@@ -131,7 +146,7 @@ impl Plan {
 
     /// Privileges go before the parent-death signal, because a change of credentials clears it.
     fn follow(&self) -> io::Result<()> {
-        reset_signals();
+        reset_signals(self.held.as_ref());
         self.take_session()?;
         match self.limits {
             Limits::Service => set_limits(),
@@ -169,6 +184,7 @@ impl Plan {
                     libc::signal(libc::SIGTTOU, libc::SIG_DFL);
                     Ok(())
                 }
+                Terminal::Background => check(libc::setpgid(0, 0)),
             }
         }
     }
@@ -179,6 +195,8 @@ impl Plan {
         unsafe {
             if self.limits == Limits::Service {
                 check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+                // Capabilities that an ordinary user was given for us are no service's. A change of account drops them by itself.
+                libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
             }
             check(libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal))?;
             // The parent may have died before the call above: then nobody would ever send the signal.
@@ -202,6 +220,25 @@ pub fn hide_memory() {
     prctl::set_dumpable(false).ok();
 }
 
+fn requests() -> SigSet {
+    REQUESTS.into_iter().collect()
+}
+
+/// Lets in the requests that `init` has held back; call it when somebody listens to them.
+pub fn hear_requests() {
+    // It fails only for an impossible argument.
+    requests().thread_unblock().ok();
+}
+
+/// Raises the soft limit of open files to what a service gets, as far as we may: each service costs us four of them, each
+/// client of the API one, and a shell's soft limit is 1024.
+pub fn raise_open_files() {
+    // Best effort: a process that needs more of them says so when it does.
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, soft.max(OPEN_FILES.min(hard)), hard).ok();
+    }
+}
+
 /// Gives this process the program's name in `ps`, `top` and `pgrep`. One that was started by way of `/proc/self/exe` is `exe`.
 pub fn take_name() {
     // It cannot fail with this.
@@ -215,21 +252,19 @@ fn check(result: libc::c_int) -> io::Result<()> {
 /// Ignored signals and the mask survive exec: started under nohup, PostgreSQL would never reload. By the bare system
 /// call, because libc refuses to touch its own signals, which `posix_spawn` leaves ignored.
 #[expect(unsafe_code, reason = "system calls between fork and exec")]
-fn reset_signals() {
+fn reset_signals(held: &libc::sigset_t) {
     /// The kernel's `struct sigaction`, all zero: the default action.
     const DEFAULT: [u64; 4] = [0; 4];
     /// The size of the kernel's signal set.
     const SET_BYTES: usize = 8;
-    // SAFETY: dispositions become the defaults, then the mask becomes empty; the kernel reads no more than these
-    // constants. SIGKILL and SIGSTOP refuse, and that is fine.
+    // SAFETY: dispositions become the defaults, then the mask what it is to be; the kernel reads no more than these
+    // constants and that set. SIGKILL and SIGSTOP refuse, and that is fine.
     unsafe {
         for signal in 1..SIGNALS {
             let none = std::ptr::null_mut::<u64>();
             libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), none, SET_BYTES);
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::sigprocmask(libc::SIG_SETMASK, held, std::ptr::null_mut());
     }
 }
 

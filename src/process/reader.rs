@@ -26,8 +26,9 @@ const PIPE_BYTES: i32 = 1024 * 1024;
 const BUSY: Duration = Duration::from_millis(2);
 /// which is given this long to print more. A full pipe takes several times as long to fill at the rate of memory.
 const PAUSE: Duration = Duration::from_micros(500);
-/// The reader formats lines, some of which are JSON.
-const STACK: usize = 256 * 1024;
+/// The reader formats lines, some of which are JSON, which may be nested as deep as the parser allows: 128 times some kilobytes
+/// without optimisation. What is not used is no memory.
+const STACK: usize = 2 * 1024 * 1024;
 
 /// What looks at the bytes of one stream.
 pub type Look = Box<dyn FnMut(News<'_>) -> Waiting + Send>;

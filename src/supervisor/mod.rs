@@ -22,6 +22,7 @@ use crate::log::Stream;
 use crate::process::{Command, Exit, InitLink, Kin, PidHandle, VolumeLock};
 pub use report::{Reports, describe};
 use task::{Orphans, Request, Task};
+pub use unit::duration_of;
 
 /// Requests that may wait for the task. It answers each at once, so more than a few means that it has died.
 const REQUESTS: usize = 16;
@@ -56,6 +57,17 @@ pub enum AfterSuccess {
 pub struct Burst {
     pub restarts: u32,
     pub within: Duration,
+}
+
+impl Burst {
+    /// Notes an end among the earlier ones, and tells whether there have been too many in too short a time.
+    pub fn is_reached(self, ends: &mut VecDeque<Moment>, now: Moment) -> bool {
+        ends.push_back(now);
+        while ends.front().is_some_and(|end| now.since(*end) > self.within) {
+            ends.pop_front();
+        }
+        ends.len() > usize::try_from(self.restarts).unwrap_or(usize::MAX)
+    }
 }
 
 /// One rung of a stop ladder: this signal, then wait so long for the process and every descendant to be gone. After the

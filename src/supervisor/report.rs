@@ -31,6 +31,9 @@ impl Reports {
     /// Answers each request with a line for every unit that there is then, until it is dropped.
     pub async fn answer(mut self, units: watch::Receiver<Vec<Unit>>, init: InitLink) {
         while self.asked.recv().await.is_some() {
+            if units.borrow().is_empty() {
+                tracing::info!("there is no unit yet");
+            }
             for unit in units.borrow().iter() {
                 tracing::info!(
                     unit = unit.name,

@@ -286,7 +286,11 @@ impl Task {
                     Action::Signal(signal) => self.signal(signal),
                     Action::Sweep => events.extend(self.sweep()),
                     Action::Complain { waited } => {
-                        tracing::error!(unit = self.spec.name, ?waited, "descendants do not die");
+                        tracing::error!(
+                            unit = self.spec.name,
+                            ?waited,
+                            "something of it does not die of SIGKILL"
+                        );
                     }
                 }
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{AfterSuccess, Burst, Restart, Rung, UnitState};
+use super::{AfterSuccess, Restart, Rung, UnitState};
 use crate::clock::Moment;
 use crate::process::Exit;
 
@@ -58,7 +58,7 @@ pub enum Action {
     Signal(Signal),
     /// Have `init` kill every orphan.
     Sweep,
-    /// Tell that descendants have refused to die for this long.
+    /// Tell that something of it has refused to die for this long.
     Complain { waited: Duration },
 }
 
@@ -78,12 +78,35 @@ enum After {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    Down { last: Option<Exit> },
-    Starting { stop: Option<Vec<Rung>>, cause: Cause },
-    Running { pid: u32, since: Moment },
-    Stopping { pid: u32, climb: Climb },
-    Draining { last: Exit, after: After, sweep: Sweep },
-    Backoff { until: Moment, last: Exit },
+    Down {
+        last: Option<Exit>,
+    },
+    Starting {
+        stop: Option<Vec<Rung>>,
+        cause: Cause,
+    },
+    Running {
+        pid: u32,
+        since: Moment,
+    },
+    Stopping {
+        pid: u32,
+        climb: Climb,
+    },
+    /// SIGKILL has been sent. What does not die of it (uninterruptible IO, a frozen group) is spoken of.
+    Killing {
+        pid: u32,
+        sweep: Sweep,
+    },
+    Draining {
+        last: Exit,
+        after: After,
+        sweep: Sweep,
+    },
+    Backoff {
+        until: Moment,
+        last: Exit,
+    },
 }
 
 /// Who wanted a start: a failure goes back to a caller, or to the backoff.
@@ -93,14 +116,14 @@ enum Cause {
     Restart,
 }
 
-/// Where a stop is on its ladder; without a rung left, SIGKILL has been sent.
+/// Where a stop is on its ladder; without a rung left, SIGKILL comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Climb {
     left: Vec<Rung>,
-    next: Option<Moment>,
+    next: Moment,
 }
 
-/// The killing of orphans.
+/// The killing of orphans, and the wait for the end of what was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sweep {
     since: Moment,
@@ -135,7 +158,7 @@ impl Machine {
             State::Down { .. } | State::Backoff { .. } => None,
             State::Starting { .. } => Some("starting"),
             State::Running { .. } => Some("running"),
-            State::Stopping { .. } => Some("stopping"),
+            State::Stopping { .. } | State::Killing { .. } => Some("stopping"),
             State::Draining { .. } => Some("draining"),
         }
     }
@@ -146,7 +169,9 @@ impl Machine {
             State::Down { last } => Some(UnitState::Down { last: *last }),
             State::Starting { .. } => None,
             State::Running { pid, since } => Some(UnitState::Running { pid: *pid, since: *since }),
-            State::Stopping { pid, .. } => Some(UnitState::Stopping { pid: *pid }),
+            State::Stopping { pid, .. } | State::Killing { pid, .. } => {
+                Some(UnitState::Stopping { pid: *pid })
+            }
             State::Draining { last, .. } => Some(UnitState::Draining { last: *last }),
             State::Backoff { until, last } => Some(UnitState::Backoff { until: *until, last: *last }),
         }
@@ -161,8 +186,8 @@ impl Machine {
     pub fn deadline(&self) -> Option<Moment> {
         match &self.state {
             State::Down { .. } | State::Starting { .. } | State::Running { .. } => None,
-            State::Stopping { climb, .. } => climb.next,
-            State::Draining { sweep, .. } => Some(sweep.next),
+            State::Stopping { climb, .. } => Some(climb.next),
+            State::Killing { sweep, .. } | State::Draining { sweep, .. } => Some(sweep.next),
             State::Backoff { until, .. } => Some(*until),
         }
     }
@@ -192,6 +217,7 @@ impl Machine {
             State::Starting { .. }
             | State::Running { .. }
             | State::Stopping { .. }
+            | State::Killing { .. }
             | State::Draining { .. } => Vec::new(),
         }
     }
@@ -206,6 +232,7 @@ impl Machine {
             State::Starting { .. }
             | State::Running { .. }
             | State::Stopping { .. }
+            | State::Killing { .. }
             | State::Draining { .. } => {}
         }
         Vec::new()
@@ -249,7 +276,7 @@ impl Machine {
                 return After::StayDown;
             }
             Restart::Limited { backoff, burst, .. } => {
-                if self.is_burst(burst, at.now) {
+                if burst.is_reached(&mut self.ends, at.now) {
                     return After::StayDown;
                 }
                 backoff
@@ -263,18 +290,9 @@ impl Machine {
         After::RestartAt(at.now + delay)
     }
 
-    /// Notes an end, and tells whether there have been too many in too short a time.
-    fn is_burst(&mut self, burst: Burst, now: Moment) -> bool {
-        self.ends.push_back(now);
-        while self.ends.front().is_some_and(|end| now.since(*end) > burst.within) {
-            self.ends.pop_front();
-        }
-        self.ends.len() > usize::try_from(burst.restarts).unwrap_or(usize::MAX)
-    }
-
     fn stop_asked(&mut self, ladder: Vec<Rung>, now: Moment) -> Vec<Action> {
         match &mut self.state {
-            State::Down { .. } => Vec::new(),
+            State::Down { .. } | State::Killing { .. } => Vec::new(),
             State::Starting { stop, .. } => {
                 stop.get_or_insert(ladder);
                 Vec::new()
@@ -304,11 +322,11 @@ impl Machine {
     /// The next rung, or SIGKILL when there is none.
     fn climb(&mut self, pid: u32, mut ladder: Vec<Rung>, now: Moment) -> Vec<Action> {
         if ladder.is_empty() {
-            self.state = State::Stopping { pid, climb: Climb { left: ladder, next: None } };
+            self.state = State::Killing { pid, sweep: Sweep::begun(now) };
             return vec![Action::Signal(Signal::SIGKILL), Action::Sweep];
         }
         let rung = ladder.remove(0);
-        self.state = State::Stopping { pid, climb: Climb { left: ladder, next: Some(now + rung.wait) } };
+        self.state = State::Stopping { pid, climb: Climb { left: ladder, next: now + rung.wait } };
         vec![Action::Signal(rung.signal)]
     }
 
@@ -323,7 +341,9 @@ impl Machine {
                 }
                 self.next_start(exit, at)
             }
-            (State::Running { .. }, Restart::Never) | (State::Stopping { .. }, _) => After::StayDown,
+            (State::Running { .. }, Restart::Never) | (State::Stopping { .. } | State::Killing { .. }, _) => {
+                After::StayDown
+            }
             (
                 State::Down { .. } | State::Starting { .. } | State::Draining { .. } | State::Backoff { .. },
                 _,
@@ -332,8 +352,7 @@ impl Machine {
             }
         };
         let now = at.now;
-        let sweep = Sweep { since: now, next: now + SWEEP_EVERY, complain: now + SWEEP_HURRIED_FOR };
-        self.state = State::Draining { last: exit, after, sweep };
+        self.state = State::Draining { last: exit, after, sweep: Sweep::begun(now) };
         if self.gone { self.drained(now) } else { vec![Action::Sweep] }
     }
 
@@ -362,7 +381,7 @@ impl Machine {
                 let (pid, ladder) = (*pid, std::mem::take(&mut climb.left));
                 self.climb(pid, ladder, now)
             }
-            State::Draining { sweep, .. } => sweep.again(now),
+            State::Killing { sweep, .. } | State::Draining { sweep, .. } => sweep.again(now),
             State::Backoff { .. } => self.spawn(Cause::Restart),
         }
     }
@@ -370,15 +389,20 @@ impl Machine {
 
 impl Climb {
     fn patience_left(&self, now: Moment) -> Duration {
-        self.next.map_or(Duration::ZERO, |next| now.until(next)) + duration_of(&self.left)
+        now.until(self.next).saturating_add(duration_of(&self.left))
     }
 }
 
-fn duration_of(ladder: &[Rung]) -> Duration {
-    ladder.iter().map(|rung| rung.wait).sum()
+/// How long a ladder takes at most before SIGKILL.
+pub fn duration_of(ladder: &[Rung]) -> Duration {
+    ladder.iter().fold(Duration::ZERO, |sum, rung| sum.saturating_add(rung.wait))
 }
 
 impl Sweep {
+    fn begun(now: Moment) -> Self {
+        Self { since: now, next: now + SWEEP_EVERY, complain: now + SWEEP_HURRIED_FOR }
+    }
+
     fn again(&mut self, now: Moment) -> Vec<Action> {
         let waited = now.since(self.since);
         self.next = now + if waited < SWEEP_HURRIED_FOR { SWEEP_EVERY } else { SWEEP_SLOWLY };
@@ -396,6 +420,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Backoff;
+    use crate::supervisor::Burst;
 
     const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(30) };
     const HEALTHY: Duration = Duration::from_secs(60);
@@ -474,6 +499,23 @@ mod tests {
         assert_eq!(machine.published(), Some(UnitState::Draining { last: Exit::Signal(9) }));
         machine.step(Event::Gone { generation: Generation(1) }, at(1.1));
         assert_eq!(machine.step(Event::StartAsked, at(1.1)), [Action::Spawn { generation: Generation(2) }]);
+    }
+
+    #[test]
+    fn a_main_process_that_does_not_die_of_sigkill_is_spoken_of_and_not_asked_again() {
+        let mut machine = running(Restart::Never);
+        machine.step(Event::StopAsked { ladder: Vec::new() }, at(0.0));
+        assert_eq!(machine.step(Event::StopAsked { ladder: ladder() }, at(0.1)), [], "SIGKILL is the last");
+        let mut complaints = 0;
+        while let Some(deadline) = machine.deadline().filter(|deadline| *deadline < at(62.0).now) {
+            let actions = machine.step(Event::TimePassed, At { now: deadline, jitter: 0.0 });
+            complaints += actions.iter().filter(|action| matches!(action, Action::Complain { .. })).count();
+        }
+        assert_eq!((complaints, machine.refusal()), (3, Some("stopping")));
+        let exited = Event::Exited { generation: Generation(1), exit: Exit::Signal(9) };
+        assert_eq!(machine.step(exited, at(63.0)), [Action::Sweep]);
+        machine.step(Event::Gone { generation: Generation(1) }, at(63.0));
+        assert_eq!(machine.published(), Some(UnitState::Down { last: Some(Exit::Signal(9)) }));
     }
 
     #[test]
@@ -686,10 +728,47 @@ mod tests {
         }
     }
 
+    const LIMITED: Restart = Restart::Limited {
+        backoff: BACKOFF,
+        healthy_after: HEALTHY,
+        success: AfterSuccess::Restart,
+        burst: Burst { restarts: 5, within: Duration::from_secs(10) },
+    };
+
     proptest! {
+        /// Lives that end by themselves, each after so many milliseconds: the delay before the next one is what the number of
+        /// short lives in a row says, whatever came before.
+        #[test]
+        fn backoff_grows_with_every_short_life_and_health_resets_it(
+            lives in prop::collection::vec(prop_oneof![0_u64..59_000, 60_000_u64..90_000], 1..40),
+            jitter in 0.0..=1.0,
+        ) {
+            let mut machine = running(ALWAYS);
+            let (mut now, mut short) = (Moment::default(), 0);
+            for life in lives {
+                let life = Duration::from_millis(life);
+                now = now + life;
+                short = if life >= HEALTHY { 0 } else { short };
+                let generation = machine.generation();
+                machine.step(Event::Exited { generation, exit: Exit::Code(1) }, At { now, jitter });
+                machine.step(Event::Gone { generation }, At { now, jitter });
+                if short > 0 {
+                    let until = now + BACKOFF.delay(short - 1, jitter);
+                    let waits = UnitState::Backoff { until, last: Exit::Code(1) };
+                    prop_assert_eq!(machine.published(), Some(waits));
+                    now = until;
+                    machine.step(Event::TimePassed, At { now, jitter });
+                }
+                let generation = machine.generation();
+                machine.step(Event::Started { generation, pid: 8 }, At { now, jitter });
+                prop_assert_eq!(machine.published(), Some(UnitState::Running { pid: 8, since: now }));
+                short += 1;
+            }
+        }
+
         #[test]
         fn never_two_generations_and_every_stop_ends(
-            restart in prop_oneof![Just(Restart::Never), Just(ALWAYS)],
+            restart in prop_oneof![Just(Restart::Never), Just(ALWAYS), Just(LIMITED)],
             happenings in prop::collection::vec(happening(), 1..80),
         ) {
             let machine = Machine::new(restart);

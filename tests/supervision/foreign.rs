@@ -26,6 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     ("t23_a_command_pauses_and_goes_on_but_init_does_not_stop", pauses),
     ("who_is_orphaned_by_the_end_is_told_politely", late_orphans),
     ("a_shell_gets_its_terminal_back", terminal_back),
+    ("a_command_in_the_background_leaves_the_terminal_alone", in_the_background),
     ("nonsense_on_the_command_line_is_refused", nonsense),
 ];
 
@@ -211,6 +212,25 @@ fn terminal_back() {
     let mut said = String::new();
     std::io::Read::read_to_string(&mut shell.0.stdout.take().unwrap(), &mut said).unwrap();
     assert!(said.contains("got it"), "{said:?}");
+}
+
+fn in_the_background() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = dir.path().join("up");
+    let Some(mut script) = super::terminal::on_a_terminal("bash --norc --noprofile -i") else { return };
+    script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut shell = Running::start(script);
+    let mut keyboard = shell.0.stdin.take().unwrap();
+    let mut type_in = |line: String| std::io::Write::write_all(&mut keyboard, line.as_bytes()).unwrap();
+    type_in(format!("{PGHERD} init -- sh -c 'echo $$ > {}; exec sleep 1000' &\n", up.display()));
+    let child = pid_in(&up);
+    // Tpgid is the eighth word of its state: the shell's own group, which is waiting for the next line.
+    let stat = read(Path::new(&format!("/proc/{child}/stat")));
+    let words: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split_whitespace().collect();
+    let (group, foreground) = (words[2], words[5]);
+    assert_ne!(group, foreground, "{stat}");
+    type_in("kill %1; wait; exit 7\n".to_owned());
+    assert_eq!(shell.code(), Some(7));
 }
 
 fn nonsense() {

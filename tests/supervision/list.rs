@@ -22,7 +22,10 @@ pub(super) const TESTS: &[Test] = &[
     ("t06_t07_every_stop_signal_arrives_and_no_other", stop_signals),
     ("t08_t09_a_stop_waits_as_long_as_it_must_and_no_longer", stop_in_time),
     ("t12_t13_every_end_is_told_rightly_amid_orphans", ends_amid_orphans),
+    ("t11_what_does_not_die_is_reported_and_left_behind", undying),
     ("t14_beneath_another_init_orphans_are_ours", beneath_tini),
+    ("t22_a_terminal_that_hangs_up_stops_a_list", hang_up),
+    ("t24_t25_requests_before_anybody_listens_are_kept", early_requests),
     ("t25_a_stop_is_prompt_in_every_state", stop_in_every_state),
     ("t26_a_second_term_changes_nothing_and_quit_hurries", hurry),
     ("t27_stops_go_in_the_reverse_order", order),
@@ -31,8 +34,11 @@ pub(super) const TESTS: &[Test] = &[
     ("t30_health_forgives_earlier_crashes", forgiveness),
     ("t31_what_could_not_be_executed_is_tried_again", appears_later),
     ("t32_a_shifted_clock_changes_nothing", shifted_clock),
+    ("t29_what_cannot_be_executed_is_given_up_too", never_executed),
     ("t38_hostile_output_becomes_valid_bounded_json", hostile_output),
+    ("t38_what_goes_wrong_is_told_in_json_too", complaints_in_json),
     ("t40_lines_stay_whole_and_in_order", order_of_lines),
+    ("t41_capabilities_of_ours_are_no_services", ambient_capabilities),
     ("t42_no_secret_in_any_environment_of_a_list", environments),
     ("t42_a_verb_shows_its_environment_to_nobody_of_its_account", hidden_verb),
     ("t43_limits_are_set", limits),
@@ -190,6 +196,8 @@ fn stop_signals() {
     for one in all {
         assert_eq!(read(&list.file(one.as_str())), format!("listening\n{one}\n"));
     }
+    // So many services are all init's to end, if the process that runs them dies.
+    assert!(!list.log().contains("not watched"), "{}", list.log());
 }
 
 fn stop_in_time() {
@@ -254,6 +262,92 @@ fn beneath_tini() {
     });
     tini.signal(Signal::SIGTERM);
     assert_eq!(tini.code(), Some(0), "{}", list.log());
+}
+
+/// A frozen group of the old kind is as deaf to SIGKILL as uninterruptible IO.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    fn new() -> Option<Self> {
+        let dir = format!("/sys/fs/cgroup/freezer/pgherd-test-{}", std::process::id());
+        fs::create_dir(&dir).ok().map(|()| Self(dir.into()))
+    }
+    fn put(&self, what: &str, text: &str) {
+        fs::write(self.0.join(what), text).unwrap();
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.put("freezer.state", "THAWED");
+        wait_until("the end of what was frozen", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+fn undying() {
+    let Some(freezer) = Freezer::new() else {
+        println!("SKIPPED: no freezer here");
+        return;
+    };
+    let rung = json!({"stop": [{"signal": "TERM", "wait": 0.2}]});
+    let list = List::new(json!([
+        with(sh("frozen", "echo $$ > DIR/frozen; exec sleep 1000"), rung.clone()),
+        with(sh("below", "echo $$ > DIR/below; exec sleep 1000"), rung)
+    ]));
+    let mut init = list.start();
+    let (frozen, below) = (pid_in(&list.file("frozen")), pid_in(&list.file("below")));
+    freezer.put("cgroup.procs", &frozen.to_string());
+    freezer.put("freezer.state", "FROZEN");
+    wait_until("ice", || read(&freezer.0.join("freezer.state")) == "FROZEN\n");
+    let start = clock::now();
+    init.signal(Signal::SIGTERM);
+    assert_eq!(init.code(), Some(137), "{}", list.log());
+    let took = clock::now().since(start);
+    // Two seconds for the service, its lines, init's own last look, and its leftovers each, and no end is waited for.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let log = list.log();
+    assert!(log.contains("something of it does not die of SIGKILL"), "{log}");
+    assert!(log.contains("it is left behind unit=frozen"), "{log}");
+    assert!(is_alive(frozen) && !is_alive(below));
+}
+
+fn hang_up() {
+    let list = List::new(json!([sh(
+        "a",
+        "trap 'echo TERM > DIR/heard; exit 0' TERM; echo $$ > DIR/up; while :; do sleep 0.02; done"
+    )]));
+    let command = format!("exec {PGHERD} supervise {}", list.file("list.json").display());
+    let Some(mut script) = super::terminal::on_a_terminal(&command) else { return };
+    script.stdin(Stdio::null()).stdout(Stdio::null());
+    let terminal = Running::start(script);
+    let service = pid_in(&list.file("up"));
+    terminal.signal(Signal::SIGKILL);
+    wait_until("the end of the service", || !is_alive(service));
+    assert_eq!(read(&list.file("heard")), "TERM\n");
+}
+
+fn early_requests() {
+    for millis in [0, 1, 2, 4, 8, 16, 32, 64] {
+        let list = List::new(json!([sh("a", "exec sleep 1000")]));
+        let mut init = list.start();
+        let children = format!("/proc/{0}/task/{0}/children", init.pid());
+        wait_until("the process of the units", || !read(Path::new(&children)).is_empty());
+        std::thread::sleep(Duration::from_millis(millis));
+        for request in [Signal::SIGHUP, Signal::SIGUSR1] {
+            init.signal(request);
+        }
+        // The dump's first word says that nobody has died of it.
+        list.wait_for("unit");
+        init.signal(Signal::SIGTERM);
+        assert_eq!(init.code(), Some(0), "after {millis} ms: {}", list.log());
+        let list = List::new(json!([sh("a", "exec sleep 1000")]));
+        let mut init = list.start();
+        let children = format!("/proc/{0}/task/{0}/children", init.pid());
+        wait_until("the process of the units", || !read(Path::new(&children)).is_empty());
+        std::thread::sleep(Duration::from_millis(millis));
+        init.signal(Signal::SIGTERM);
+        assert_eq!(init.code(), Some(0), "after {millis} ms: {}", list.log());
+    }
 }
 
 fn stop_in_every_state() {
@@ -426,6 +520,26 @@ fn crash_loop() {
     assert!(told.contains("> the reason"), "{log}");
 }
 
+fn never_executed() {
+    let rules = json!({"backoff": {"base": 0.02, "cap": 0.02}, "give_up": {"restarts": 3, "within": 60}});
+    let missing = json!({"name": "a", "exec": ["/nonexistent/x"]});
+    let list = List::new(json!([with(missing.clone(), rules)]));
+    assert_eq!(list.start().code(), Some(127), "{}", list.log());
+    assert_eq!(list.log().matches("not started").count(), 4, "{}", list.log());
+    // Whoever needs it would wait for ever; where nobody does, the others go on.
+    let once = with(missing, json!({"restart": "never"}));
+    let needs = with(sh("b", "echo > DIR/b; exec sleep 1000"), json!({"after": ["a"]}));
+    let list = List::new(json!([once, needs, sh("c", "exec sleep 1000")]));
+    assert_eq!(list.start().code(), Some(1), "{}", list.log());
+    assert!(list.log().contains("others need it") && !list.file("b").exists(), "{}", list.log());
+    let list = List::new(json!([once, sh("c", "echo $$ > DIR/c; exec sleep 1000")]));
+    let mut init = list.start();
+    list.wait_for("has ended for good unit=a code=127");
+    assert!(is_alive(pid_in(&list.file("c"))));
+    init.signal(Signal::SIGTERM);
+    assert_eq!(init.code(), Some(0), "{}", list.log());
+}
+
 fn forgiveness() {
     // Never healthy it would wait for at least ten seconds before its second restart.
     let script = "echo x >> DIR/starts; sleep 0.3; exit 1";
@@ -471,7 +585,8 @@ fn shifted_clock() {
 
 fn hostile_output() {
     let script = "head -c 10000000 /dev/zero | tr '\\0' x; echo; printf 'a\\0b\\377c\\033[31m\\n'; \
-        echo '{\"level\":\"warn\",\"msg\":\"own\"}'; printf 'no end'";
+        echo '{\"level\":\"warn\",\"msg\":\"own\"}'; n() { head -c $1 /dev/zero | tr '\\0' $2; }; \
+        for deep in 100 126 127 128 5000; do echo \"{\\\"deep\\\":$(n $deep '[')$(n $deep ']')}\"; done; printf 'no end'";
     let list = List::new(json!([with(sh("a", script), json!({"restart": "never"}))]));
     let mut command = list.command(&[]);
     command.args(["--log-format", "json"]);
@@ -490,6 +605,27 @@ fn hostile_output() {
     let own = lines.iter().find(|line| line["msg"] == "own").unwrap();
     assert_eq!((&own["level"], &own["service"]), (&"warn".into(), &"a".into()));
     assert_eq!(lines.iter().find(|line| line["message"] == "no end").unwrap()["partial"], true);
+}
+
+/// Every line of both streams, of a list that cannot be used and of an environment that cannot.
+fn complaints_in_json() {
+    let list = List::new(json!([{"name": "a", "exec": ["/bin/true"], "colour": 1}]));
+    let mut command = list.command(&[]);
+    command.args(["--log-format", "json"]);
+    assert_eq!(Running::start(command).code(), Some(64));
+    let mut node = Command::new(PGHERD);
+    node.arg("init").env_clear().env("LOG_FORMAT", "json").env("APP_NAME", "?").stdin(Stdio::null());
+    let log = File::create(list.file("node")).unwrap();
+    node.stdout(log.try_clone().unwrap()).stderr(log);
+    assert_eq!(Running::start(node).code(), Some(64));
+    for (name, told) in [("log", "unknown field `colour`"), ("node", "APP_NAME")] {
+        let log = read(&list.file(name));
+        assert!(log.contains(told), "{log}");
+        for line in log.lines() {
+            let line: Value = serde_json::from_str(line).expect(line);
+            assert!(line["ts"].is_string() && line["service"].is_string(), "{line}");
+        }
+    }
 }
 
 fn order_of_lines() {
@@ -516,6 +652,35 @@ fn order_of_lines() {
         .filter_map(|line| line.split_once("dropped=")?.1.split_once(" lines")?.0.parse::<u64>().ok())
         .sum();
     assert_eq!(seen + dropped, 4 * LINES, "dropped {dropped}");
+}
+
+fn ambient_capabilities() {
+    let wrapper = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
+    let given = ["--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service"];
+    let may = Uid::effective().is_root()
+        && output_of({
+            let mut command = Command::new(wrapper[0]);
+            command.args(&wrapper[1..]).args(given).args(["grep", "CapEff", "/proc/self/status"]);
+            command
+        })
+        .stdout
+        .ends_with(b"400\n");
+    if !may {
+        println!("SKIPPED: nobody can be given a capability here");
+        return;
+    }
+    let list = List::new(json!([sh(
+        "a",
+        "grep Cap /proc/self/status > DIR/caps; echo $$ > DIR/up; exec sleep 1000"
+    )]));
+    let mut init = Running::start(list.command(&[&wrapper[..], &given].concat()));
+    pid_in(&list.file("up"));
+    let caps = read(&list.file("caps"));
+    for set in ["CapEff", "CapPrm", "CapAmb"] {
+        assert!(caps.contains(&format!("{set}:\t0000000000000000")), "{caps}");
+    }
+    init.signal(Signal::SIGTERM);
+    assert_eq!(init.code(), Some(0), "{}", list.log());
 }
 
 fn environments() {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use pgherd::clock;
 use pgherd::init::{InitOptions, RestartNode, run_node};
@@ -32,6 +33,8 @@ pub(crate) fn main(args: &[String]) -> ExitCode {
         ["flood", lines, done] => flood(lines.parse().unwrap(), Path::new(done)),
         ["ears", file, last] => ears(Path::new(file), last),
         ["status"] => status(),
+        ["out-of-threads"] => out_of_threads(),
+        ["panic"] => panic_on_purpose(),
         _ => ExitCode::from(2),
     }
 }
@@ -109,6 +112,7 @@ async fn until_there(path: &Path) {
 /// A `node` that works: beats, and stops everything on SIGTERM.
 async fn serve(link: InitLink, dir: &Path, beat_every: Duration) -> ExitCode {
     let mut term = signal(SignalKind::terminate()).unwrap();
+    process::hear_requests();
     let mut tasks = JoinSet::new();
     let postgres = unit(link.clone(), &mut tasks);
     let _pid = start(&postgres, dir).await;
@@ -124,7 +128,7 @@ async fn serve(link: InitLink, dir: &Path, beat_every: Duration) -> ExitCode {
 
 async fn two_terms(dir: &Path) -> ExitCode {
     let mut term = signal(SignalKind::terminate()).unwrap();
-    // Before this line a SIGTERM would kill us.
+    process::hear_requests();
     put(dir, "terms", "0");
     for n in 1..=2 {
         term.recv().await;
@@ -148,6 +152,7 @@ async fn frozen(link: InitLink, dir: &Path) -> ExitCode {
 /// PostgreSQL has been stopped when the deadline comes, as on a primary that lost the store.
 async fn stopped_in_time(link: InitLink, dir: &Path) -> ExitCode {
     let mut term = signal(SignalKind::terminate()).unwrap();
+    process::hear_requests();
     let mut tasks = JoinSet::new();
     let postgres = unit(link.clone(), &mut tasks);
     let pid = start(&postgres, dir).await;
@@ -162,6 +167,7 @@ async fn stopped_in_time(link: InitLink, dir: &Path) -> ExitCode {
 
 async fn disarmed(link: InitLink, dir: &Path) -> ExitCode {
     let mut term = signal(SignalKind::terminate()).unwrap();
+    process::hear_requests();
     let mut tasks = JoinSet::new();
     let postgres = unit(link.clone(), &mut tasks);
     let pid = start(&postgres, dir).await;
@@ -207,6 +213,27 @@ fn ears(file: &Path, last: &str) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     }
+}
+
+/// The kernel grants this account no process and no thread more: what needs a thread of the runtime's must get one all the same.
+fn out_of_threads() -> ExitCode {
+    let runtime = process::runtime().unwrap();
+    let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+    setrlimit(Resource::RLIMIT_NPROC, 1, hard).unwrap();
+    std::thread::Builder::new().spawn(|| {}).expect_err("the limit holds");
+    let looked = runtime.block_on(async {
+        process::spawn(&process::Command::new("x", "/bin/true")).expect_err("no process either");
+        (tokio::fs::metadata("/").await, tokio::net::lookup_host("localhost:1").await.map(|_| ()))
+    });
+    eprintln!("{looked:?}");
+    if matches!(looked, (Ok(_), Ok(()))) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn panic_on_purpose() -> ExitCode {
+    let layout = log::Layout::default();
+    let config = log::Config { format: log::Format::Json, level: "info".to_owned(), layout, files: None };
+    let _guard = log::install(&config).unwrap();
+    panic!("on purpose");
 }
 
 fn flood(lines: u64, done: &Path) -> ExitCode {

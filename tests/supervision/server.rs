@@ -10,10 +10,11 @@ use nix::sys::signal::Signal;
 use pgherd::clock;
 use pgherd::config::newest_postgres;
 
-use super::{PGHERD, Running, Stage, Test, read, text, wait_until};
+use super::{PGHERD, Running, Stage, Test, is_alive, read, signal, text, wait_until};
 
 pub(super) const TESTS: &[Test] = &[
     ("t51_t52_t53_t55_a_real_postgres_is_stopped_in_time", real_stops),
+    ("t26_t56_a_stale_pid_file_of_any_kind_is_no_obstacle_and_quit_hurries", stale_pid_files),
     ("t26_t42_t43_t57_a_real_node_hides_its_secrets_and_guards_its_volume", real_node),
 ];
 
@@ -134,4 +135,83 @@ fn real_node() {
     println!("a whole node stopped in {took:?}");
     assert!(took < Duration::from_secs(9), "{took:?}");
     assert!(!read(&log).contains("was not properly shut down"));
+}
+
+/// What may stand in the first line of a `postmaster.pid` that nobody has removed.
+fn stale_pids(init: i32, zombie: u32) -> Vec<(&'static str, String)> {
+    let node = super::only_child(init);
+    let siblings = descendants(node);
+    let named = |wanted: &str| {
+        let name = |pid: &&i32| read(Path::new(&format!("/proc/{pid}/comm"))).trim() == wanted;
+        siblings.iter().find(name).unwrap().to_string()
+    };
+    let mut threads = fs::read_dir(format!("/proc/{node}/task")).unwrap().filter_map(Result::ok);
+    let thread = threads.find_map(|thread| {
+        let name = thread.file_name().into_string().unwrap();
+        (name != node.to_string()).then_some(name)
+    });
+    vec![
+        ("what the dead one has written", String::new()),
+        ("init", init.to_string()),
+        ("node", node.to_string()),
+        ("a thread of node's", thread.unwrap()),
+        ("another service", named("etcd")),
+        ("a zombie", zombie.to_string()),
+        ("a single-user server that was etcd", format!("-{}", named("etcd"))),
+        ("garbage", "garbage".to_owned()),
+        ("nothing", "nothing".to_owned()),
+    ]
+}
+
+/// The postmaster dies while `node` looks away, and what its file says is no truth any more when `node` looks again.
+fn stale_pid_files() {
+    if !has_postgres() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let log = dir.path().join("log");
+    let mut init = Running::start(node(dir.path(), "log"));
+    // Its own lines only: those of one that keeps ending are repeated.
+    let lives = || {
+        let ready =
+            |line: &&str| line.contains(" postgres| ") && line.ends_with("ready to accept connections");
+        read(&log).lines().filter(ready).count()
+    };
+    wait_until("the node's PostgreSQL", || {
+        assert!(init.0.try_wait().unwrap().is_none(), "{}", read(&log));
+        lives() >= 1
+    });
+    let file = dir.path().join("volume/pgdata/postmaster.pid");
+    let mut zombie = Command::new("true").spawn().unwrap();
+    for (what, first) in stale_pids(init.pid(), zombie.id()) {
+        wait_until("a server that has opened", || read(&file).contains("ready"));
+        let before = lives();
+        let text = read(&file);
+        let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
+        let node = super::only_child(init.pid());
+        signal(node, Signal::SIGSTOP);
+        signal(postmaster, Signal::SIGKILL);
+        wait_until("the postmaster's end", || !is_alive(postmaster));
+        let rest = text.split_once('\n').unwrap().1;
+        match first.as_str() {
+            "" => {}
+            "nothing" => fs::write(&file, "").unwrap(),
+            first => fs::write(&file, format!("{first}\n{rest}")).unwrap(),
+        }
+        signal(node, Signal::SIGCONT);
+        let start = clock::now();
+        wait_until(what, || {
+            assert!(clock::now().since(start) < Duration::from_secs(30), "{what}: {}", read(&log));
+            lives() > before
+        });
+    }
+    zombie.wait().unwrap();
+    assert!(!read(&log).contains("lock file \"postmaster.pid\""), "{}", read(&log));
+    // Nobody waits for a checkpoint, and all the rest is given up in order.
+    init.signal(Signal::SIGQUIT);
+    assert_eq!(init.code(), Some(0), "{}", read(&log));
+    let log = read(&log);
+    assert!(log.contains("received immediate shutdown request"), "{log}");
+    assert!(!log.contains("received fast shutdown request"), "{log}");
 }

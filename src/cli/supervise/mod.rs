@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use camino::Utf8PathBuf;
 
 use crate::init::{self, InitOptions, RestartNode};
+use crate::types::Chain;
 use crate::{log, process};
 
 /// The hidden command that runs the units, beneath `init`.
@@ -66,27 +67,22 @@ pub fn supervise(args: &Args) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// The list cannot be used, or the process cannot do its work.
 pub fn units(args: &Args) -> anyhow::Result<ExitCode> {
-    let services = match spec::read(&args.file) {
-        Ok(services) => services,
-        Err(error) => {
-            use std::io::Write as _;
-            let chain = anyhow::Error::new(error);
-            writeln!(std::io::stderr(), "pgherd: {chain:#}").context("could not print")?;
-            return Ok(ExitCode::from(init::CONFIGURATION_ERROR));
-        }
-    };
     process::reserve_notice_fds().context("could not set descriptors aside")?;
     process::take_name();
+    process::raise_open_files();
     // Nothing of it goes to the services.
     drop(process::take_environment());
     let layout = log::Layout::default();
     let config = log::Config { format: args.log_format, level: "info".to_owned(), layout, files: None };
     let _log = log::install(&config).context("could not start the log")?;
     process::Surroundings::look().tell();
-    // One thread: children are bound to the thread that forked them.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime
-        .context("could not start the runtime")?
-        .block_on(run::run(&args.file, services))
-        .map(ExitCode::from)
+    let services = match spec::read(&args.file) {
+        Ok(services) => services,
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), "the list cannot be used");
+            return Ok(ExitCode::from(init::CONFIGURATION_ERROR));
+        }
+    };
+    let runtime = process::runtime().context("could not start the runtime")?;
+    runtime.block_on(run::run(&args.file, services)).map(ExitCode::from)
 }

@@ -5,7 +5,7 @@
 //! written anew starts only after its predecessor and all that came of it are gone.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
@@ -20,8 +20,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::spec::{self, OnEnd, Probe, Service};
+use crate::clock;
 use crate::process::{self, Command, Exit, InitLink, Notice, Notices};
-use crate::supervisor::{Reports, Rung, Unit, UnitSpec, UnitState};
+use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec, UnitState, duration_of};
 use crate::types::Chain;
 
 /// `init` takes us for dead after 60 s of silence.
@@ -32,8 +33,12 @@ const PROBE_EVERY: Duration = Duration::from_millis(20);
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// The only rung of a stop that must be quick.
 const HASTE: Duration = Duration::from_millis(300);
+/// How a service ends that had to be killed.
+const KILLED_EXIT: Exit = Exit::Signal(9);
 /// What a service that cannot be executed counts as; a shell says so too.
 const NOT_EXECUTED: Exit = Exit::Code(127);
+/// What has not died of SIGKILL for so long (a process in uninterruptible IO, a frozen group) is left behind.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
 /// The exit code when something does not become ready in time.
 const NOT_READY: u8 = 1;
 /// The exit code when a service had to be killed at an ordered stop, 128 + SIGKILL.
@@ -44,6 +49,7 @@ pub(super) async fn run(file: &Utf8Path, services: Vec<Service>) -> anyhow::Resu
     let init = InitLink::inherit();
     let mut ears = Ears::listen()?;
     let reports = Reports::listen().context("could not listen for signals")?;
+    process::hear_requests();
     let mut background = JoinSet::new();
     background.spawn(beat(init.clone()));
     let mut life = Life::new(init.clone());
@@ -123,6 +129,8 @@ struct Leaving {
 /// How the life of a service ended.
 enum Ended {
     Exited(Exit),
+    /// It could not be executed, and that is not tried again.
+    NeverStarted(Exit),
     /// It runs, or does not, but others have waited for it in vain.
     NotReady,
 }
@@ -179,12 +187,17 @@ impl Life {
             // A life that was ended by a new list says nothing.
             let Ok((life, (name, ended))) = ended else { continue };
             let Some(held) = self.members.iter().find(|held| held.life.id() == life) else { continue };
+            let on_end = held.member.service.on_end;
             match ended {
                 Ended::NotReady => return Code::Given(NOT_READY),
-                Ended::Exited(exit) => {
+                Ended::NeverStarted(_) if on_end == OnEnd::Stay && self.is_needed(name) => {
+                    tracing::error!(unit = name, "was never started, and others need it");
+                    return Code::Given(NOT_READY);
+                }
+                Ended::Exited(exit) | Ended::NeverStarted(exit) => {
                     let code = code_of(exit);
                     tracing::info!(unit = name, code, "has ended for good");
-                    match held.member.service.on_end {
+                    match on_end {
                         OnEnd::ExitContainer => return Code::Given(code),
                         OnEnd::Stay if code != 0 => worst = code,
                         OnEnd::Stay => {}
@@ -192,6 +205,13 @@ impl Life {
                 }
             }
         }
+    }
+
+    /// Whether another service waits for this one.
+    fn is_needed(&self, name: &str) -> bool {
+        let name_at = |place: &usize| self.members.get(*place).map(|held| held.member.service.name);
+        let mut needed = self.members.iter().flat_map(|held| &held.member.service.after);
+        needed.any(|place| name_at(place) == Some(name))
     }
 
     /// Reads the list again. One that cannot be used changes nothing.
@@ -303,30 +323,30 @@ impl Life {
         let mut killed = false;
         let top = self.members.iter().map(|held| held.member.service.depth + 1).max().unwrap_or(0);
         let leaving = self.leaving.iter().map(|leaving| &leaving.held);
-        let leaving = leaving.map(|held| (top + held.member.service.depth, held));
-        let members = self.members.iter().map(|held| (held.member.service.depth, held));
-        let stages: Vec<_> =
-            leaving.chain(members).map(|(depth, held)| (depth, held.member.unit.clone())).collect();
-        let deepest = stages.iter().map(|(depth, _unit)| *depth).max().unwrap_or(0);
+        let leaving = leaving.map(|held| (top + held.member.service.depth, &held.member));
+        let members = self.members.iter().map(|held| (held.member.service.depth, &held.member));
+        let stages: Vec<_> = leaving.chain(members).collect();
+        let deepest = stages.iter().map(|(depth, _member)| *depth).max().unwrap_or(0);
         for depth in (0..=deepest).rev() {
             let mut stops = JoinSet::new();
-            for (_, unit) in stages.iter().filter(|(stage, _)| *stage == depth) {
-                let unit = unit.clone();
-                let ladder = hasty.then(haste);
-                stops.spawn(async move { unit.stop(ladder).await });
+            for (_, member) in stages.iter().filter(|(stage, _)| *stage == depth) {
+                let ladder = if hasty { haste() } else { member.service.stop.clone() };
+                stops.spawn(end(member.unit.clone(), ladder));
             }
             loop {
                 tokio::select! {
                     stopped = stops.join_next() => match stopped {
-                        Some(exit) => killed |= matches!(exit, Ok(Some(Exit::Signal(9)))),
+                        Some(exit) => killed |= matches!(exit, Ok(Some(KILLED_EXIT))),
                         None => break,
                     },
                     asked = ears.next() => match asked {
                         Asked::Stop | Asked::Reload => tracing::info!("stopping already"),
                         Asked::StopQuickly => {
                             hasty = true;
+                            // A stop that nobody waits for any more goes on; what ends it sooner replaces it.
+                            stops.abort_all();
                             for unit in self.all_units() {
-                                stops.spawn(async move { unit.stop(Some(haste())).await });
+                                stops.spawn(end(unit, haste()));
                             }
                         }
                     },
@@ -343,6 +363,16 @@ impl Life {
             Code::Asked(_) => 0,
         })
     }
+}
+
+/// Stops a unit by this ladder; how it ended, or that it had to be killed and does not die even so.
+async fn end(unit: Unit, ladder: Vec<Rung>) -> Option<Exit> {
+    let limit = duration_of(&ladder).saturating_add(KILL_PATIENCE);
+    let stopped = timeout(limit, unit.stop(Some(ladder))).await;
+    stopped.unwrap_or_else(|_elapsed| {
+        tracing::error!(unit = unit.name(), "does not die of SIGKILL: it is left behind");
+        Some(KILLED_EXIT)
+    })
 }
 
 fn haste() -> Vec<Rung> {
@@ -369,11 +399,11 @@ async fn live(member: &Member, needed: Vec<watch::Receiver<bool>>) -> Ended {
         Ok(equipped) => equipped,
         Err(error) => {
             tracing::error!(unit = member.service.name, %error, "not started");
-            return Ended::Exited(NOT_EXECUTED);
+            return Ended::NeverStarted(NOT_EXECUTED);
         }
     };
     if let Some(exit) = start(member, &command).await {
-        return Ended::Exited(exit);
+        return Ended::NeverStarted(exit);
     }
     let service = &member.service;
     let early = tokio::select! {
@@ -445,12 +475,17 @@ async fn hear_out(told: Option<Notices>) -> Infallible {
 async fn start(member: &Member, command: &Command) -> Option<Exit> {
     let name = member.service.name;
     let mut attempts = 0;
+    let mut failures = VecDeque::new();
     loop {
         let Err(error) = member.unit.start(command.clone()).await else { return None };
         tracing::error!(unit = name, error = %Chain(&error), "not started");
-        match member.service.restart {
-            crate::supervisor::Restart::Never => return Some(not_executed(&error)),
-            crate::supervisor::Restart::Always { .. } | crate::supervisor::Restart::Limited { .. } => {}
+        let is_given_up = match member.service.restart {
+            Restart::Never => true,
+            Restart::Always { .. } => false,
+            Restart::Limited { burst, .. } => burst.is_reached(&mut failures, clock::now()),
+        };
+        if is_given_up {
+            return Some(not_executed(&error));
         }
         sleep(member.service.backoff.delay(attempts, 1.0)).await;
         attempts = attempts.saturating_add(1);

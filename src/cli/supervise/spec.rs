@@ -15,6 +15,9 @@ use crate::clock::Backoff;
 use crate::process::{Command, NOTICE_FDS, RunAs};
 use crate::supervisor::{AfterSuccess, Burst, Restart, Rung};
 
+/// The longest time that anybody waits here, in seconds: 30 years.
+const LONGEST: f64 = 1e9;
+
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -255,9 +258,14 @@ fn kept_name(name: &str) -> &'static str {
 }
 
 fn command(entry: &Entry) -> Result<Command, Error> {
-    let (program, args) = entry.exec.split_first().ok_or_else(|| wrong(entry, "exec is empty"))?;
-    if !program.starts_with('/') {
-        return Err(wrong(entry, format!("exec must begin with an absolute path, not {program}")));
+    let (program, args) = program(entry, "exec", &entry.exec)?;
+    absolute(entry, "cwd must be", entry.cwd.as_str())?;
+    let texts = entry.exec.iter().chain(entry.env.keys()).chain(entry.env.values()).map(String::as_str);
+    if texts.chain([entry.cwd.as_str()]).any(|text| text.contains('\0')) {
+        return Err(wrong(entry, "a NUL can be no part of an argument, a variable or a path"));
+    }
+    if entry.env.keys().any(|name| name.is_empty() || name.contains('=')) {
+        return Err(wrong(entry, "the name of a variable is not empty and holds no ="));
     }
     let run_as = match &entry.user {
         Some(name) => {
@@ -265,8 +273,7 @@ fn command(entry: &Entry) -> Result<Command, Error> {
         }
         None => RunAs::Same,
     };
-    let mut command =
-        Command::new(&entry.name, program.as_str()).args(args).cwd(entry.cwd.clone()).run_as(&run_as);
+    let mut command = Command::new(&entry.name, program).args(args).cwd(entry.cwd.clone()).run_as(&run_as);
     command.env.clone_from(&entry.env);
     command.oom_score = match entry.oom_score_adj {
         Some(score) if !(-1000..=1000).contains(&score) => {
@@ -277,14 +284,40 @@ fn command(entry: &Entry) -> Result<Command, Error> {
     Ok(command)
 }
 
+/// The program and the arguments of a command line.
+fn program<'a>(entry: &Entry, what: &str, words: &'a [String]) -> Result<(&'a str, &'a [String]), Error> {
+    let (program, args) = words.split_first().ok_or_else(|| wrong(entry, format!("{what} is empty")))?;
+    absolute(entry, &format!("{what} must begin with"), program)?;
+    Ok((program, args))
+}
+
+/// We work in `/`, and whoever has written a relative path meant something else.
+fn absolute(entry: &Entry, what: &str, path: &str) -> Result<(), Error> {
+    if path.starts_with('/') {
+        Ok(())
+    } else {
+        Err(wrong(entry, format!("{what} an absolute path, not {path}")))
+    }
+}
+
 fn ready(entry: &Entry) -> Result<Option<Probe>, Error> {
     match &entry.ready {
         Some(Probe::Fd(number)) if !NOTICE_FDS.contains(number) => {
             let (first, last) = (NOTICE_FDS.start(), NOTICE_FDS.end());
-            Err(wrong(entry, format!("ready.fd goes from {first} to {last}, {number} is outside")))
+            return Err(wrong(entry, format!("ready.fd goes from {first} to {last}, {number} is outside")));
         }
-        probe => Ok(probe.clone()),
+        Some(Probe::Tcp(address)) if !has_port(address) => {
+            return Err(wrong(entry, format!("ready.tcp is host:port, not {address}")));
+        }
+        Some(Probe::File(path)) => absolute(entry, "ready.file must be", path.as_str())?,
+        Some(Probe::Exec(words)) => program(entry, "ready.exec", words).map(|_command| ())?,
+        Some(Probe::Fd(_) | Probe::Tcp(_)) | None => {}
     }
+    Ok(entry.ready.clone())
+}
+
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn restart(entry: &Entry) -> Result<Restart, Error> {
@@ -309,8 +342,8 @@ fn delays(entry: &Entry) -> Result<Backoff, Error> {
 }
 
 fn seconds(entry: &Entry, number: f64) -> Result<Duration, Error> {
-    Duration::try_from_secs_f64(number)
-        .map_err(|_range| wrong(entry, format!("{number} is not a number of seconds")))
+    let seconds = Duration::try_from_secs_f64(number).ok().filter(|_positive| number <= LONGEST);
+    seconds.ok_or_else(|| wrong(entry, format!("{number} is not a number of seconds")))
 }
 
 /// `TERM` or `SIGTERM`.
@@ -385,6 +418,17 @@ mod tests {
                 "ready.fd goes from 3 to 9, 2 is outside",
             ),
             (r#"{"name": "a", "exec": ["/x"], "healthy_after": -1}"#, "-1 is not a number of seconds"),
+            (
+                r#"{"name": "a", "exec": ["/x"], "ready_within": 2e9}"#,
+                "2000000000 is not a number of seconds",
+            ),
+            (r#"{"name": "a", "exec": ["/x"], "cwd": "data"}"#, "cwd must be an absolute path, not data"),
+            (r#"{"name": "a", "exec": ["/x"], "ready": {"file": "up"}}"#, "absolute path, not up"),
+            (r#"{"name": "a", "exec": ["/x"], "ready": {"exec": []}}"#, "ready.exec is empty"),
+            (r#"{"name": "a", "exec": ["/x"], "ready": {"exec": ["x"]}}"#, "absolute path, not x"),
+            (r#"{"name": "a", "exec": ["/x"], "ready": {"tcp": "here"}}"#, "host:port, not here"),
+            (r#"{"name": "a", "exec": ["/x", "a\u0000"]}"#, "a NUL can be no part"),
+            (r#"{"name": "a", "exec": ["/x"], "env": {"A=B": ""}}"#, "the name of a variable"),
         ] {
             let error = parse(&format!(r#"{{"units": [{units}]}}"#)).unwrap_err();
             assert!(error.contains(said), "{error}");
