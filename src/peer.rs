@@ -279,11 +279,11 @@ impl PeerClient {
         Ok(value.into())
     }
 
-    /// Asks the member at this `api_url` to promise a leader that it will not take its place.
+    /// Asks the member at this `api_url` to promise a leader that it will not take its place; how far it says that it is.
     ///
     /// # Errors
     /// See [`Error`]; a refusal is [`Error::Rejected`]. After any error the promise may have been made nevertheless.
-    pub async fn failsafe(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
+    pub async fn failsafe(&self, api_url: &str, ping: &impl Serialize) -> Result<Option<Lsn>, Error> {
         self.at_failsafe(Method::POST, api_url, ping).await
     }
 
@@ -293,22 +293,29 @@ impl PeerClient {
     /// See [`Error`]; [`Error::Rejected`] when it has promised something else since, and by a stock node, which knows no such
     /// thing.
     pub async fn withdraw(&self, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
-        self.at_failsafe(Method::DELETE, api_url, ping).await
+        self.at_failsafe(Method::DELETE, api_url, ping).await.map(|_position| ())
     }
 
     /// Over mutual TLS, which every node speaks on that port whatever its `api_url` says; an agent or a stock node gets what its
     /// URL says.
-    async fn at_failsafe(&self, method: Method, api_url: &str, ping: &impl Serialize) -> Result<(), Error> {
+    async fn at_failsafe(
+        &self,
+        method: Method,
+        api_url: &str,
+        ping: &impl Serialize,
+    ) -> Result<Option<Lsn>, Error> {
         let url = format!("{}/failsafe", api_url.strip_suffix("/patroni").unwrap_or(api_url));
         let ours = url.replacen("http://", "https://", 1);
         let ask = |at: &str| self.change(method.clone(), at).json(ping);
-        let (code, body) = match self.exchange(&ours, ask(&ours)).await {
+        let response = match self.send(&ours, ask(&ours)).await {
             Err(Error::Unreachable { source, .. }) if ours != url && !source.is_timeout() => {
-                self.exchange(&url, ask(&url)).await?
+                self.send(&url, ask(&url)).await?
             }
             answered => answered?,
         };
-        accepted(&url, code, &[200], &body)
+        let position = response.headers().get("lsn").and_then(|lsn| lsn.to_str().ok()?.parse().ok()).map(Lsn);
+        let (code, body) = read(&url, response).await?;
+        accepted(&url, code, &[200], &body).map(|()| position)
     }
 
     /// Whether anything answers at the API of this `api_url`.
@@ -322,19 +329,26 @@ impl PeerClient {
         format!("https://{}{path}", SocketAddr::new(address, self.api_port))
     }
 
+    async fn send(&self, url: &str, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Error> {
+        request.send().await.map_err(|error| unanswered(url, error.without_url()))
+    }
+
     /// Sends, and reads a bounded body.
     async fn exchange(&self, url: &str, request: reqwest::RequestBuilder) -> Result<(u16, Vec<u8>), Error> {
-        let mut response = request.send().await.map_err(|error| unanswered(url, error.without_url()))?;
-        let mut body = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > BODY_LIMIT => {
-                    return Err(garbled(url, format!("it is longer than {BODY_LIMIT} bytes")));
-                }
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => return Ok((response.status().as_u16(), body)),
-                Err(broken) => return Err(garbled(url, broken.without_url().to_string())),
+        read(url, self.send(url, request).await?).await
+    }
+}
+
+async fn read(url: &str, mut response: reqwest::Response) -> Result<(u16, Vec<u8>), Error> {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > BODY_LIMIT => {
+                return Err(garbled(url, format!("it is longer than {BODY_LIMIT} bytes")));
             }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok((response.status().as_u16(), body)),
+            Err(broken) => return Err(garbled(url, broken.without_url().to_string())),
         }
     }
 }

@@ -187,6 +187,7 @@ async fn start(listen: &str, plain: Plain) -> Api {
         etcd: None,
         desk: None,
         access: api::access::Access::default(),
+        whereabouts: api::Whereabouts::default(),
         certificates: watch::channel(None).1,
         processes: api::Processes::default(),
     };
@@ -655,6 +656,7 @@ async fn a_busy_port_is_an_error_at_the_start() {
         etcd: None,
         desk: None,
         access: api::access::Access::default(),
+        whereabouts: api::Whereabouts::default(),
         certificates: watch::channel(None).1,
         processes: api::Processes::default(),
     };

@@ -133,6 +133,7 @@ impl Node {
             etcd: Some(handle.clone()),
             desk: None,
             access: api::access::Access::default(),
+            whereabouts: api::Whereabouts::default(),
             certificates: watch::channel(None).1,
             processes: api::Processes::default(),
         };

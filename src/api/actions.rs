@@ -119,11 +119,9 @@ async fn perform(state: &State, request: Request) -> Answered<Response> {
 
 pub(super) fn admit(state: &State, caller: Caller, headers: &HeaderMap) -> Result<(), Denied> {
     let ha = state.ha.borrow();
-    let members = ha.iter().filter_map(|ha| ha.snapshot.as_ref()).flat_map(|snapshot| &snapshot.members);
-    let addresses =
-        members.filter_map(|m| ha::view::upstream(m).and_then(|upstream| upstream.address.address()));
+    let members = ha.iter().flat_map(|ha| state.whereabouts.addresses(ha));
     let header = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    state.access.check((caller.address.ip(), caller.trust), header, addresses)
+    state.access.check((caller.address.ip(), caller.trust), header, members)
 }
 
 pub(super) fn turned_away(denied: Denied) -> Response {

@@ -17,7 +17,6 @@ use crate::clock;
 use crate::ha;
 use crate::ha::failsafe::{Ping, Refusal, may_promise};
 use crate::ha::promises::NotPromised;
-use crate::ha::view::upstream;
 use crate::postgres::status::Kind;
 
 /// Nobody is promised anything for longer than this, unless the cluster's own TTL is longer.
@@ -59,7 +58,7 @@ async fn read(state: &State, caller: Caller, request: Request) -> Result<(ha::St
     };
     // Whoever else may change something, with the password or on this machine, is given no promise.
     let admitted = actions::admit(state, caller, request.headers());
-    if let Err(denied) = admitted.and_then(|()| is_member(caller, &status)) {
+    if let Err(denied) = admitted.and_then(|()| is_member(state, caller, &status)) {
         return Err(Box::new(actions::turned_away(denied)));
     }
     let ping = serde_json::from_value(actions::required(request).await?);
@@ -80,16 +79,11 @@ async fn promise(state: &State, status: &ha::Status, ping: &Ping) -> Result<(), 
 }
 
 /// By certificate; a stock member, which has none, by its address.
-fn is_member(caller: Caller, status: &ha::Status) -> Result<(), Denied> {
+fn is_member(state: &State, caller: Caller, status: &ha::Status) -> Result<(), Denied> {
     let address = caller.address.ip().to_canonical();
-    let mut members = status.snapshot.iter().flat_map(|snapshot| &snapshot.members);
     match caller.trust {
         Trust::Member => Ok(()),
-        Trust::Anyone
-            if members.any(|m| upstream(m).is_some_and(|up| up.address.address() == Some(address))) =>
-        {
-            Ok(())
-        }
+        Trust::Anyone if state.whereabouts.addresses(status).contains(&address) => Ok(()),
         Trust::Anyone => Err(Denied::Stranger),
     }
 }

@@ -24,6 +24,7 @@ pub mod openapi;
 mod places;
 mod routes;
 pub mod status;
+mod whereabouts;
 pub mod why;
 
 use std::net::SocketAddr;
@@ -34,6 +35,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+pub use self::whereabouts::Whereabouts;
 
 use crate::peer::DataFacts;
 use crate::process::InitLink;
@@ -102,6 +105,8 @@ pub struct State {
     pub desk: Option<ha::desk::Desk>,
     /// Who may ask for something.
     pub access: access::Access,
+    /// Where members are; [`serve`] has it looked up.
+    pub whereabouts: Whereabouts,
     /// When the first of this node's certificates ends; `None`: somebody else looks after them.
     pub certificates: watch::Receiver<Option<jiff::Timestamp>>,
     /// What this node runs.
@@ -139,6 +144,8 @@ pub async fn serve(
     let bind = |source| Error::Bind { address: format!("{}:{}", config.listen, config.port), source };
     let listener = TcpListener::bind((config.listen.as_str(), config.port)).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
+    let whereabouts = Whereabouts::watched(state.ha.clone(), tasks, stop.clone());
+    let state = State { whereabouts, ..state };
     let (router, headers) = (routes::router(state), Arc::new(config.headers));
     let server = listener::Server { router, tls, plain: config.plain, headers };
     tasks.spawn(listener::run(listener, server, stop));

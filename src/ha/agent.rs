@@ -439,6 +439,9 @@ impl<D: Dcs> Agent<D> {
     async fn take_in_promises(&mut self, round: Result<jobs::Round, tokio::task::JoinError>) {
         match round {
             Ok(jobs::Round { asked, ttl, ping, promised }) => {
+                let positions = promised.iter().filter_map(|(name, at)| Some((name.clone(), (*at)?)));
+                self.memory.roll.positions.extend(positions);
+                let promised = promised.into_keys().collect();
                 match self.memory.roll.hear(asked, &self.config.me, &promised) {
                     failsafe::Outcome::Agreed => self.lease.extend(asked, ttl).await,
                     failsafe::Outcome::Refused(_) => {

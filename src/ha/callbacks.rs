@@ -90,6 +90,17 @@ struct Last {
     /// Its role when it last ran.
     role: Option<Role>,
     restarting: bool,
+    end: End,
+}
+
+/// What became of a server that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum End {
+    /// Nothing yet.
+    #[default]
+    Open,
+    /// It was the leader's, and was started to go on.
+    Resumed,
 }
 
 /// A PostgreSQL that answers.
@@ -110,6 +121,9 @@ impl Last {
             loaded: answer.loaded_at_micros,
         });
         self.restarting |= status.state == MemberState::Restarting;
+        if self.running.is_none() && status.state == MemberState::Starting && leads(self.role) {
+            self.end = End::Resumed;
+        }
         // A server that is slow to answer has not ended.
         let silent = now.is_none()
             && !matches!(status.state, MemberState::Stopped | MemberState::Stopping | MemberState::Crashed);
@@ -118,6 +132,7 @@ impl Last {
         }
         let before = std::mem::replace(&mut self.running, now);
         match (before, now) {
+            (None, None) if self.end == End::Resumed && status.lease_until.is_none() => Some(self.given_up()),
             (None, None) => None,
             (Some(before), None) => Some((Event::Stop, before.role)),
             (None, Some(now)) => Some((self.started(now), now.role)),
@@ -130,15 +145,26 @@ impl Last {
         }
     }
 
+    /// The server did not start again, and somebody else is to lead: nobody waits for it to come back as something else.
+    fn given_up(&mut self) -> (Event, Role) {
+        (self.end, self.role) = (End::Open, Some(Role::Demoted));
+        (Event::RoleChange, Role::Demoted)
+    }
+
     /// A server that came back as something else has changed its role: that is what matters then.
     fn started(&mut self, now: Running) -> Event {
         let restarted = std::mem::take(&mut self.restarting);
+        self.end = End::Open;
         match self.role.replace(now.role) {
             Some(role) if role != now.role => Event::RoleChange,
             Some(_) if restarted => Event::Restart,
             Some(_) | None => Event::Start,
         }
     }
+}
+
+fn leads(role: Option<Role>) -> bool {
+    matches!(role, Some(Role::Primary | Role::StandbyLeader))
 }
 
 /// A role that lasts.

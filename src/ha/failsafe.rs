@@ -66,6 +66,8 @@ pub struct Roll {
     asked: Option<(Moment, Round)>,
     /// What came of the last round.
     pub outcome: Option<Outcome>,
+    /// How far those were who last said so with their promise.
+    pub positions: BTreeMap<NodeName, Lsn>,
 }
 
 /// Whether a round of questions still runs.
@@ -167,6 +169,7 @@ impl Roll {
         if self.last.as_ref() == Some(&self.stored) {
             (self.tried, self.last) = (Failsafe::new(), None);
         }
+        self.positions.clear();
     }
 
     /// The key is about to be written: from now on everybody in it must be asked too, whether the write arrives or not.

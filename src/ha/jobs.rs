@@ -12,7 +12,7 @@ use crate::clock::{self, Moment};
 use crate::peer::PeerClient;
 use crate::postgres::{Pedigree, Postgres, StopMode, Upstream};
 use crate::process::{self, Command};
-use crate::types::{Chain, NodeName};
+use crate::types::{Chain, Lsn, NodeName};
 
 use super::callbacks::Program;
 use super::decide::STOP_PATIENCE;
@@ -167,29 +167,29 @@ pub(super) struct Round {
     pub(super) ttl: Duration,
     /// The question, but for whom it was put to.
     pub(super) ping: Ping,
-    /// Who has given it.
-    pub(super) promised: BTreeSet<NodeName>,
+    /// Who has given it, and how far each says that it is.
+    pub(super) promised: BTreeMap<NodeName, Option<Lsn>>,
 }
 
-/// Asks every member for its promise, all at once; who has given it.
+/// Asks every member for its promise, all at once; who has given it, and how far each says that it is.
 pub(super) async fn ask_for_promises(
     client: PeerClient,
     others: BTreeMap<NodeName, String>,
     ping: &Ping,
-) -> BTreeSet<NodeName> {
+) -> BTreeMap<NodeName, Option<Lsn>> {
     let asked = others.into_iter().map(|(name, url)| {
         let (client, ping) = (client.clone(), Ping { to: Some(name.clone()), ..ping.clone() });
         async move {
             let answer = timeout(PROMISE_PATIENCE, client.failsafe(&url, &ping)).await;
             match &answer {
-                Ok(Ok(())) => {}
+                Ok(Ok(_position)) => {}
                 Ok(Err(error)) => tracing::warn!(%name, error = %Chain(error), "no promise"),
                 Err(_elapsed) => tracing::warn!(%name, "no promise in time"),
             }
-            (name, matches!(answer, Ok(Ok(()))))
+            (name, answer.ok().and_then(Result::ok))
         }
     });
-    all(asked).await.into_iter().filter(|(_, promised)| *promised).map(|(name, _)| name).collect()
+    all(asked).await.into_iter().filter_map(|(name, promised)| Some((name, promised?))).collect()
 }
 
 /// Tells every member that a question has come to nothing, once and as far as it hears it: else its promise ends by itself.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::clock::Moment;
-use crate::dcs::{Claim, Failover, Member, Shutdown, Snapshot, Versioned};
+use crate::dcs::{Claim, Failover, Member, ReplicationState, Shutdown, Snapshot, Versioned};
 use crate::postgres::status::{Answer, Control, ControlState, Kind};
 use crate::types::{Lsn, NodeName, Revision, SyncMode, Timeline};
 
@@ -21,11 +21,13 @@ use super::race::{active_sync, ahead};
 use super::reason::{Action, Decision, Reason, Task, Wake};
 use super::rules::Pause;
 use super::sync::Electors;
-use super::tags::Tags;
+use super::tags::{self, Streaming, Tags};
 use super::view::{Candidate, Eligibility, Job, POLL_AGE, Poll, PollAnswer, View};
 
 /// A standby that may have to take over looks so often: its position is what the leader that stops waits for.
 const ALERT: Wake = Wake::Soon(Duration::from_millis(20));
+/// A walreceiver that has lost its connection tries again after `wal_retrieve_retry_interval`, five seconds: time for a second try.
+const RECONNECTS: Duration = Duration::from_secs(10);
 /// Bytes of a shutdown checkpoint's record after its start: a header of 24, 2, and a body of at least 88. What comes after
 /// it (alignment, a page header) holds nothing.
 const CHECKPOINT_RECORD: u64 = 114;
@@ -80,6 +82,10 @@ pub enum Unfit {
     Lag(u64),
     /// It is on another timeline.
     OtherTimeline,
+    /// It does not stream: it would miss the end.
+    NotStreaming,
+    /// Tagged `nostream`: the shutdown checkpoint, which is in no archive, never reaches it.
+    NoStream,
 }
 
 /// When a request is to be carried out.
@@ -189,8 +195,21 @@ pub(super) fn judged(
     };
     match successors(view, snapshot, answer, (value, poll)) {
         Ok(to) => Verdict::HandOver(to),
+        Err(unfit) if is_waited_for(view, *revision, &unfit) => Verdict::Ask,
         Err(unfit) => Verdict::Refused(Refusal::NobodyFit(unfit)),
     }
+}
+
+/// A restart of the leader cuts off everybody, and they come back by themselves.
+fn is_waited_for(view: &View, request: Revision, unfit: &[(NodeName, Unfit)]) -> bool {
+    let asked = view.memory.requested.filter(|(revision, _)| *revision == request);
+    let patient = asked.is_none_or(|(_, since)| view.now.since(since) < RECONNECTS);
+    patient && unfit.iter().any(|(_, why)| *why == Unfit::NotStreaming)
+}
+
+/// The request that is to be carried out now.
+pub(super) fn request_of(view: &View) -> Option<Revision> {
+    current(view, view.snapshot()?).map(|request| request.revision)
 }
 
 /// The others are asked how far they are.
@@ -248,8 +267,33 @@ fn fitness(
     if candidate.timeline != answer.timeline {
         return Err(Unfit::OtherTimeline);
     }
+    if Streaming::of(&member.tags) == Streaming::Never {
+        return Err(Unfit::NoStream);
+    }
+    if !receives(snapshot, answer, member) {
+        return Err(Unfit::NotStreaming);
+    }
     let lag = lag(answer, member, candidate);
     if lag > view.rules.maximum_lag_on_failover { Err(Unfit::Lag(lag)) } else { Ok(()) }
+}
+
+/// Whether what this leader writes reaches a member as it is written: from here, or through members that stream from here. For a
+/// standby leader nothing is stopped, so it does not matter.
+fn receives(snapshot: &Snapshot, answer: &Answer, member: &Member) -> bool {
+    let Kind::Primary { standbys, .. } = &answer.kind else { return true };
+    let from_here = |m: &Member| standbys.iter().any(|s| s.name == m.name && s.state == "streaming");
+    let mut at = Some(member);
+    // Members that feed each other in a circle are fed by nobody.
+    for _hop in &snapshot.members {
+        let Some(member) = at else { return false };
+        if from_here(member) {
+            return true;
+        }
+        let streams = member.replication_state == Some(ReplicationState::Streaming);
+        let feeder = tags::replicate_from(&member.tags).filter(|_| streams);
+        at = feeder.and_then(|name| snapshot.member(&name));
+    }
+    false
 }
 
 /// How far a candidate is behind: by what the primary sees of it, since its own answer is from its last look.
@@ -413,6 +457,8 @@ impl fmt::Display for Unfit {
             Self::NotSynchronous => f.write_str("is no synchronous standby"),
             Self::Lag(bytes) => write!(f, "is {bytes} bytes behind"),
             Self::OtherTimeline => f.write_str("is on another timeline"),
+            Self::NotStreaming => f.write_str("does not stream"),
+            Self::NoStream => f.write_str("is tagged nostream"),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::configure::Configured;
 use super::door::Closed;
 use super::failsafe::Roll;
 use super::fitness::Vitals;
-use super::manual::HandOver;
+use super::manual::{self, HandOver};
 use super::orders::Orders;
 use super::pause;
 use super::promises::Promise;
@@ -114,6 +114,8 @@ pub struct Memory {
     pub sync_write: SyncWrite,
     /// Since when the lock is to be given up as soon as PostgreSQL is down.
     pub give_away: Option<Moment>,
+    /// The request for another leader that is to be carried out, and since when.
+    pub requested: Option<(Revision, Moment)>,
     /// The last stop for a request, and how it ended.
     pub handover: Option<HandOver>,
     /// The `initialize` key that was taken by somebody who is not to be found, and since when it is known as that.
@@ -267,6 +269,7 @@ impl Memory {
         let leaves = view.phase == Phase::Stopping || turn::is_announced(view);
         self.leaving = leaves.then(|| self.leaving.unwrap_or(view.now));
         self.paused = if pause::is_on(view) { Some(view.now) } else { self.paused };
+        self.saw_request(view);
         self.saw_slots(view);
         self.vitals.saw(view);
         if matches!(view.instance(), Instance::Primary(..) | Instance::Standby(..)) {
@@ -323,6 +326,14 @@ impl Memory {
         (self.following, self.frozen) = (upstream, None);
         if self.upstream_wal == UpstreamWal::Away {
             self.upstream_wal = UpstreamWal::Kept;
+        }
+    }
+
+    fn saw_request(&mut self, view: &View) {
+        let known = |request: &Revision| self.requested.filter(|(known, _)| known == request);
+        if view.snapshot().is_some() {
+            self.requested =
+                manual::request_of(view).map(|request| known(&request).unwrap_or((request, view.now)));
         }
     }
 

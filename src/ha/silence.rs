@@ -56,9 +56,12 @@ pub(super) fn decide(view: &View, since: Moment, why: &str) -> Decision {
             let actions = plan.map(Action::ChangeSlots).into_iter().collect();
             Decision { actions, reason, wake: Wake::Loop }
         }
-        (Instance::Down | Instance::Silent | Instance::Ending | Instance::Primary(..), _) => {
-            idle(reason, Wake::Loop)
+        (Instance::Primary(answer, lsn), _) => {
+            let plan = slots::by_promises(view, answer, lsn);
+            let actions = plan.map(Action::ChangeSlots).into_iter().collect();
+            Decision { actions, reason, wake: Wake::Loop }
         }
+        (Instance::Down | Instance::Silent | Instance::Ending, _) => idle(reason, Wake::Loop),
     }
 }
 

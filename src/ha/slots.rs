@@ -109,6 +109,19 @@ pub fn under_promise(view: &View, answer: &Answer, position: Lsn) -> Option<Slot
     (!plan.is_empty()).then_some(plan)
 }
 
+/// What a leader that goes on without the store moves: the copies for members that stream from others, by what each says with
+/// its promise.
+pub fn by_promises(view: &View, answer: &Answer, lsn: Lsn) -> Option<SlotPlan> {
+    let said: BTreeMap<_, _> =
+        view.memory.roll.positions.iter().map(|(name, at)| (name.slot_name(), (*at).min(lsn))).collect();
+    let mut plan = SlotPlan::default();
+    for slot in unused(view, answer).filter(|slot| slot.kind == SlotKind::Physical && !slot.synchronised) {
+        let to = said.get(&slot.name).filter(|to| slot.restart_lsn.is_some_and(|at| at < **to));
+        plan.advance.extend(to.map(|to| (slot.name.clone(), *to)));
+    }
+    (!plan.is_empty()).then_some(plan)
+}
+
 /// The logical slots that a standby lacks and the leader has.
 pub fn to_copy(view: &View, snapshot: &Snapshot, answer: &Answer) -> BTreeSet<SlotName> {
     if pause::is_on(view) {

@@ -233,11 +233,8 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
     let (desk, inbox) = ha::desk::open();
     background.spawn(reload_on_hangup(desk.clone()));
     let peers = watch::channel(Peers { fetched_at: Some(clock::now()), ..Peers::default() }).1;
-    let facts = api::NodeFacts {
-        node_id: record.node_id.clone(),
-        name: config.name.clone(),
-        app: config.scope.clone(),
-    };
+    let (name, app) = (config.name.clone(), config.scope.clone());
+    let facts = api::NodeFacts { node_id: record.node_id.clone(), name, app };
     let promises = Promises::open(place.record.clone(), clock::now());
     let state = api::State {
         node: facts,
@@ -248,6 +245,7 @@ async fn start(config: Agent, source: Source, background: &mut JoinSet<()>) -> a
         etcd: None,
         desk: Some(desk),
         access: with_addresses(config.api.access.clone()).await,
+        whereabouts: api::Whereabouts::default(),
         certificates: watch::channel(None).1,
         processes: api::Processes { units: watch::channel(vec![unit.clone()]).1, init: InitLink::dead() },
         promises: Some(promises.clone()),

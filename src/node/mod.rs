@@ -320,6 +320,7 @@ async fn serve_api(
         etcd: Some(room.clone()),
         desk: Some(desk),
         access: ground.config.rest.clone(),
+        whereabouts: api::Whereabouts::default(),
         certificates: ground.certificates.good_until(),
         processes: channels.processes.clone(),
     };

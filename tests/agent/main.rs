@@ -26,6 +26,8 @@ mod writer;
 mod patroni;
 
 mod alone;
+mod callbacks;
+mod failsafe;
 mod file;
 mod methods;
 mod mixed;

@@ -86,6 +86,11 @@ impl Stand {
         self.amended.entry(member).or_default().push((from.to_owned(), to.to_owned()));
     }
 
+    /// Sends a signal to etcd: SIGSTOP takes the store away, SIGCONT gives it back.
+    pub(crate) fn signal_etcd(&self, signal: Signal) {
+        kill(Pid::from_raw(self.etcd.id().cast_signed()), signal).unwrap();
+    }
+
     /// The process of a member.
     pub(crate) fn pid(&self, member: u8) -> u32 {
         self.members[&member].id()
@@ -253,13 +258,17 @@ impl Stand {
 
     /// Asks the leader, as patronictl does.
     pub(crate) async fn switchover(&self, from: u8, to: u8) {
-        let url = format!("http://{}:8008/switchover", self.ip(from));
         let body = json!({"leader": format!("n{from}"), "candidate": format!("n{to}")});
+        let expected = format!("Successfully switched over to \"n{to}\"");
+        assert_eq!(self.post(from, "switchover", body).await, (200, expected), "in {}", self.dir.display());
+    }
+
+    /// Asks a member for something, and waits as long as it takes; its answer.
+    pub(crate) async fn post(&self, member: u8, action: &str, body: Value) -> (u16, String) {
+        let url = format!("http://{}:8008/{action}", self.ip(member));
         let patient = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = patient.post(url).json(&body).send().await.unwrap();
-        let (code, said) = (answer.status(), answer.text().await.unwrap());
-        let expected = format!("Successfully switched over to \"n{to}\"");
-        assert_eq!((code.as_u16(), said), (200, expected), "in {}", self.dir.display());
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     /// What lies in etcd below a prefix, by its JSON gateway as Patroni asks for it.

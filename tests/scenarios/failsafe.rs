@@ -225,10 +225,8 @@ fn a_promise_ends_early_only_by_what_its_leader_wrote_after_it() {
     assert!(!over(&scene.leader("n2"), NOW), "somebody leads");
 }
 
-/// Slots that nobody moved would keep WAL for as long as the store is away.
-#[test]
-fn while_the_store_is_silent_slots_go_where_the_promised_leader_says() {
-    let slot = |name: &str, kind: SlotKind| Slot {
+fn slot(name: &str, kind: SlotKind) -> Slot {
+    Slot {
         name: SlotName(name.into()),
         kind,
         active: false,
@@ -237,7 +235,30 @@ fn while_the_store_is_silent_slots_go_where_the_promised_leader_says() {
         wal: SlotWal::Kept,
         horizon: Horizon::Free,
         synchronised: false,
-    };
+    }
+}
+
+/// Who streams from another standby than the leader says with its promise how far it is.
+#[test]
+fn a_leader_without_a_store_moves_the_copies_of_slots_by_what_is_promised() {
+    let slots = [slot("n1", SlotKind::Physical), slot("n2", SlotKind::Physical)];
+    let used = Slot { active: true, ..slots[0].clone() };
+    let mut scene = cut_off().slots(&[used, slots[1].clone()]);
+    scene.0.memory.roll.ask(ago(0));
+    assert_eq!(scene.decide().actions, []);
+    let said = |at| [(name("n1"), Lsn(HERE - 5)), (name("n2"), Lsn(at))];
+    scene.0.memory.roll.positions.extend(said(HERE - 3));
+    let plan = |to| SlotPlan { advance: [(slots[1].name.clone(), Lsn(to))].into(), ..SlotPlan::default() };
+    assert_eq!(scene.decide().actions, [Action::ChangeSlots(plan(HERE - 3))]);
+    scene.0.memory.roll.positions.extend(said(HERE + 5));
+    assert_eq!(scene.decide().actions, [Action::ChangeSlots(plan(HERE))], "not beyond what is written");
+    scene.0.memory.roll.positions.extend(said(HERE - 11));
+    assert_eq!(scene.decide().actions, [], "never back");
+}
+
+/// Slots that nobody moved would keep WAL for as long as the store is away.
+#[test]
+fn while_the_store_is_silent_slots_go_where_the_promised_leader_says() {
     let logical = SlotKind::Logical { database: "app".into(), plugin: "pgoutput".into() };
     let slots = [slot("n2", SlotKind::Physical), slot("cdc", logical), slot("own", SlotKind::Physical)];
     let scene = Scene::new().standby(HERE).slots(&slots).store_silent();

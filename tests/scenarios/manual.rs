@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use pgherd::dcs::{Claim, Failover, Shutdown, Status, Versioned};
+use pgherd::dcs::{Claim, Failover, ReplicationState, Shutdown, Status, Versioned};
 use pgherd::ha::manual::{HandOver, HandOverEnd, Refusal, Unfit};
 use pgherd::ha::reason::{Action, Reason, Task, Wake};
 use pgherd::ha::view::{Candidate, Eligibility, Motion, Poll, PollAnswer};
 use pgherd::postgres::StartAs;
-use pgherd::postgres::status::ControlState;
+use pgherd::postgres::status::{ControlState, Kind};
 use pgherd::types::{Lsn, NodeName, Revision, SyncMode, Timeline};
 
 use crate::scene::{HERE, NOW, Scene, ago, candidate, name, nothing_because, only, still};
@@ -102,7 +102,7 @@ fn a_request_that_does_not_fit_is_cleared_and_nothing_is_stopped() {
 #[test]
 fn nobody_is_stopped_for_a_candidate_that_cannot_take_over() {
     let with = |answer: PollAnswer| {
-        let scene = Scene::new().leads().primary("", &["n2"]);
+        let scene = leader().flushed("n1", HERE - 1_048_577);
         let refusal = refused(&polled(asked(scene, Some("n0"), Some("n1")), &[("n1", answer)]));
         let Refusal::NobodyFit(who) = refusal else { panic!("{refusal}") };
         who.first().unwrap().1
@@ -120,6 +120,71 @@ fn nobody_is_stopped_for_a_candidate_that_cannot_take_over() {
         priority: 0,
     };
     assert_eq!(with(PollAnswer::Standby(barred)), Unfit::NoFailover);
+}
+
+/// A restart of the leader has cut it off a moment ago: it would miss the end, and the leader would have stopped for nothing.
+#[test]
+fn a_candidate_that_does_not_stream_yet_is_waited_for_and_not_for_long() {
+    let scene = |streaming: &[&str]| {
+        let scene = asked(Scene::new().leads().primary("", streaming), Some("n0"), Some("n1"));
+        standbys_answer(scene)
+    };
+    let since = |mut scene: Scene, seconds| {
+        scene.0.memory.requested = Some((KEY, ago(seconds)));
+        scene
+    };
+    assert_eq!(only(scene(&["n2"]).decide()), Action::Begin(Task::Poll));
+    assert_eq!(only(since(scene(&["n2"]), 9).decide()), Action::Begin(Task::Poll));
+    let late = refused(&since(scene(&["n2"]), 10));
+    assert_eq!(late, Refusal::NobodyFit(vec![(name("n1"), Unfit::NotStreaming)]));
+    assert_eq!(hands_over_to(&since(scene(&["n1"]), 9)), [name("n1")].into());
+    let catches_up = scene(&["n1"]).with(|v| match &mut v.local.sql.as_mut().unwrap().kind {
+        Kind::Primary { standbys, .. } => standbys[0].state = "catchup".into(),
+        Kind::Standby { .. } => panic!("no primary in this scene"),
+    });
+    assert_eq!(only(catches_up.decide()), Action::Begin(Task::Poll));
+    let anybody = asked(Scene::new().leads().primary("", &["n2"]), Some("n0"), None);
+    assert_eq!(hands_over_to(&standbys_answer(anybody)), [name("n2")].into());
+}
+
+#[test]
+fn since_when_a_request_stands_is_remembered_until_there_is_another() {
+    let mut scene = asked(leader(), Some("n0"), Some("n1"));
+    let look = |scene: &mut Scene, at| {
+        scene.0.now = at;
+        let mut memory = scene.0.memory.clone();
+        memory.saw_instance(&scene.0);
+        scene.0.memory = memory;
+        scene.0.memory.requested
+    };
+    assert_eq!(look(&mut scene, ago(3)), Some((KEY, ago(3))));
+    assert_eq!(look(&mut scene, ago(1)), Some((KEY, ago(3))));
+    let mut cleared = scene.clone().snapshot(|s| s.failover = None);
+    assert_eq!(look(&mut cleared, NOW), None);
+    let mut another = scene.snapshot(|s| s.failover.as_mut().unwrap().revision = Revision(78));
+    assert_eq!(look(&mut another, NOW), Some((Revision(78), NOW)));
+}
+
+/// A cascade gets the end from a member that gets it from here.
+#[test]
+fn a_candidate_may_stream_from_another_member() {
+    let scene = |fed_by: &'static str, streaming: &[&str]| {
+        let scene = asked(Scene::new().leads().primary("", streaming), Some("n0"), Some("n2"));
+        let scene = scene.member("n2", |m| {
+            m.tags.insert("replicatefrom".into(), fed_by.into());
+            m.replication_state = Some(ReplicationState::Streaming);
+        });
+        standbys_answer(scene)
+    };
+    assert_eq!(hands_over_to(&scene("n1", &["n1"])), [name("n2")].into());
+    assert_eq!(only(scene("n1", &[]).decide()), Action::Begin(Task::Poll), "nor does that one");
+    assert_eq!(only(scene("n2", &[]).decide()), Action::Begin(Task::Poll), "it names itself");
+    let away = scene("n1", &["n1"]).member("n2", |m| m.replication_state = None);
+    assert_eq!(only(away.decide()), Action::Begin(Task::Poll));
+    let nostream = scene("n1", &["n1"]).member("n2", |m| {
+        m.tags.insert("nostream".into(), true.into());
+    });
+    assert_eq!(refused(&nostream), Refusal::NobodyFit(vec![(name("n2"), Unfit::NoStream)]));
 }
 
 /// Its own answer is as old as its last look; the primary sees what it has now.

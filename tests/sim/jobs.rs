@@ -125,6 +125,21 @@ impl World {
         }
     }
 
+    /// A primary is not stopped for members of which none has ever streamed from it, nor from one that has.
+    fn check_heirs(&mut self, n: usize, to: &BTreeSet<NodeName>) {
+        let fed = &self.nodes[n].pg.fed;
+        let feeder = |i: usize| self.nodes[i].pg.upstream;
+        let reached = |i: usize| {
+            std::iter::successors(Some(i), |i| feeder(*i)).take(self.nodes.len()).any(|i| fed.contains(&i))
+        };
+        if self.is_primary(n) && !self.members().filter(|i| to.contains(&name(*i))).any(reached) {
+            self.violate(
+                "stopped-for-nobody",
+                format!("n{n} hands over to {to:?}, and nobody streams from it"),
+            );
+        }
+    }
+
     pub(crate) fn work(&mut self, n: usize, inc: u64, job: u64, step: u8) {
         let valid =
             self.current(n, inc) && self.nodes[n].agent.job == job && self.nodes[n].agent.doing.is_some();
@@ -157,7 +172,8 @@ impl World {
                 self.log(n, || "stops PostgreSQL".into());
                 self.at(0, Ev::Process(n));
             }
-            Task::HandOver { .. } if step == 0 => {
+            Task::HandOver { to, .. } if step == 0 => {
+                self.check_heirs(n, &to);
                 self.stop_postgres(n, StopMode::Fast { patience: Duration::from_secs(10) });
                 self.log(n, || "stops PostgreSQL to hand over".into());
                 self.at(0, Ev::Process(n));

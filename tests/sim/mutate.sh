@@ -92,6 +92,7 @@ takeover-ttl|ha/view.rs|s/stood >= self.takeover_after\(\)/stood >= self.takeove
 takeover-ours-only|ha/view.rs|s/seen.holder == Holder::Ours\)/seen.holder == Holder::Ours || true)/
 takeover-longer-ttl|ha/view.rs|s/=> ttl.max\(before\)/=> { let _ = before; ttl }/
 start-backoff|ha/view.rs|s/Job::Start => 2,/Job::Start => 2000,/
+handover-streams|ha/manual.rs|s/if !receives\(snapshot, answer, member\) \{/if false {/
 unfit-hands-over|ha/decide.rs|s/fitness::unfit\(view, snapshot\)\) \{/fitness::unfit(view, snapshot).filter(|_| false)) {/
 unfit-timeline-first|ha/fitness.rs|s/&& !lead::timeline_is_written\(view, snapshot\)/\&\& false/
 unfit-heir-timeline|ha/fitness.rs|s/ && current\(m\)//

@@ -72,6 +72,8 @@ pub(crate) struct Pg {
     pub(crate) names: Names,
     pub(crate) names_text: String,
     pub(crate) streams: BTreeMap<usize, Stream>,
+    /// Who has streamed from this server as what it is now.
+    pub(crate) fed: BTreeSet<usize>,
     pub(crate) waiters: VecDeque<u64>,
     pub(crate) reported: u32,
     pub(crate) slots: Vec<SlotName>,
@@ -128,6 +130,7 @@ impl Default for Pg {
             names: Names::default(),
             names_text: String::new(),
             streams: BTreeMap::new(),
+            fed: BTreeSet::new(),
             waiters: VecDeque::new(),
             reported: 0,
             slots: Vec::new(),
@@ -345,6 +348,7 @@ impl World {
         node.pg.checkpoint_owed = false;
         node.pg.waiters.clear();
         node.pg.streams.clear();
+        node.pg.fed.clear();
         let standby = !node.pg.primary;
         if clean && standby {
             self.restartpoint(n);
@@ -398,6 +402,7 @@ impl World {
         let pg = &mut self.nodes[n].pg;
         (pg.primary, pg.upstream, pg.checkpoint_owed) = (true, None, true);
         pg.streams.clear();
+        pg.fed.clear();
         // Whoever streamed from the standby connects again, on the new timeline.
         for node in &mut self.nodes {
             node.pg.conn = node.pg.conn.filter(|c| c.to != n);

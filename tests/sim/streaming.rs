@@ -51,6 +51,7 @@ impl World {
         let (pid, pump) = (self.nodes[to].pg.pid, heard + 1_000);
         self.nodes[n].pg.conn = Some(Conn { id, to, pid, heard, pump });
         self.nodes[n].pg.received = Some(mine.end);
+        self.nodes[to].pg.fed.insert(n);
         if self.nodes[to].pg.primary {
             let stream = Stream { id, flushed: 0, caught_up: false, heard };
             self.nodes[to].pg.streams.insert(n, stream);
