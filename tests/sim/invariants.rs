@@ -195,8 +195,12 @@ impl World {
             return Some(format!("n{n} lacks a permanent slot"));
         }
         let strict = self.store.setting("synchronous_mode_strict") == Some(&true.into());
-        // Where commits must wait for a standby and there can be none, they wait.
-        let may_wait = strict && self.schedule.nodes == 1;
+        // Where commits must wait for a standby and none may confirm them, they wait.
+        let confirms = |n: usize| {
+            let node = &self.nodes[n];
+            node.agent.rules.tags.sync_priority > 0 && node.pg.conn.is_some_and(|c| c.to == primary)
+        };
+        let may_wait = strict && !self.members().any(|n| n != primary && confirms(n));
         (self.last_ack + 1_000_000 < self.now && !may_wait)
             .then(|| "no commit was acknowledged within a second".into())
     }

@@ -52,7 +52,7 @@ impl Schedule {
     /// Reads the text that [`Schedule::to_text`] writes, and what people write; the error names every line that is wrong.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut schedule = Self::plain(0);
-        let (mut events, mut errors, mut calm) = (Vec::new(), Vec::new(), None);
+        let (mut events, mut tags, mut errors, mut calm) = (Vec::new(), Vec::new(), Vec::new(), None);
         let mut settings: Vec<String> = Vec::new();
         for (i, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
             let words = words_of(line);
@@ -69,6 +69,7 @@ impl Schedule {
             if first == "calm" {
                 calm = Some(schedule.calm);
             }
+            tags.resize(schedule.tags.len(), i + 1);
             errors.extend(read.err().map(|why| (i + 1, format!("{}: {why}", words.join(" ")))));
         }
         for (line, at, words) in events {
@@ -81,9 +82,9 @@ impl Schedule {
                 Ok(faults) => schedule.faults.extend(faults.into_iter().map(|fault| (at, fault))),
             }
         }
-        errors.extend(schedule.tags.clone().into_iter().filter_map(|tag| {
-            let fault = Fault::Tag(tag);
-            schedule.misplaced(&fault).map(|why| (0, format!("{fault}: {why}")))
+        errors.extend(schedule.tags.iter().zip(tags).filter_map(|(tag, line)| {
+            let fault = Fault::Tag(tag.clone());
+            schedule.misplaced(&fault).map(|why| (line, format!("{fault}: {why}")))
         }));
         let last = schedule.faults.iter().map(|(at, _)| *at).max().unwrap_or(0);
         schedule.calm = calm.unwrap_or_else(|| schedule.calm.max(last + AFTER_THE_LAST));

@@ -25,6 +25,7 @@ use crate::watchdog::Dog;
 const BOUND: u64 = 60_000_000;
 /// A standby whose WAL is gone is given a minute before it is copied anew, and so is a list that has not settled before a store is founded.
 const LONG_BOUND: u64 = 150_000_000;
+const MINUTE: u64 = 60_000_000;
 
 /// What wall clocks show at the beginning, in milliseconds.
 pub(crate) const EPOCH: i64 = 1_800_000_000_000;
@@ -302,6 +303,10 @@ impl World {
     fn run(&mut self) {
         let without_wal = self.schedule.faults.iter().any(|(_, fault)| matches!(fault, Fault::LoseWal(_)));
         let bound = if without_wal || self.schedule.voters == Voters::Ours { LONG_BOUND } else { BOUND };
+        // Whoever is fed by somebody who was starved starves after it.
+        let fed = self.schedule.tags.iter().any(|(_, tag, _)| tag == "replicatefrom");
+        let bound = bound
+            + MINUTE * (u64::from(without_wal && self.schedule.standby) + u64::from(without_wal && fed));
         while let Some((at, slot)) = self.queue.pop() {
             let event = self.events[slot].take().expect("each is taken once");
             self.free.push(slot);
