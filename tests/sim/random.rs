@@ -28,6 +28,7 @@ impl Schedule {
             failsafe: seed % 4 == 3,
             synchronous_node_count: if nodes == 5 && seed.is_multiple_of(2) { 2 } else { 1 },
             tags: tags(seed, nodes),
+            watchdog: watchdog(seed),
             ..Self::plain(seed)
         };
         let first = if rng.chance(250) { 500 } else { FOUNDED };
@@ -62,12 +63,6 @@ impl Schedule {
             spans.push((at, end));
             schedule.faults.extend([(at, pause(true)), (end, pause(false))]);
         }
-        // One in eight has watchdogs; of these half lead with one only, and may have no deadman beside it.
-        schedule.watchdog = match seed % 16 {
-            5 => Need::Automatic,
-            13 => Need::Required,
-            _ => Need::Off,
-        };
         // One in eight gets a permanent logical slot on the way.
         if seed % 8 == 2 {
             schedule.faults.push((FOUNDED + 1000, Fault::Set("slots".into(), true.into())));
@@ -196,6 +191,15 @@ impl Schedule {
         let all = [Fault::RemoteFollow, standby(true), Fault::RemotePromote];
         self.faults.extend([followed, back, taken_over].into_iter().zip(all));
         spans.push((followed, taken_over));
+    }
+}
+
+/// One in eight has watchdogs; of these half lead with one only, and may have no deadman beside it.
+fn watchdog(seed: u64) -> Need {
+    match seed % 16 {
+        5 => Need::Automatic,
+        13 => Need::Required,
+        _ => Need::Off,
     }
 }
 
