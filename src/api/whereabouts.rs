@@ -121,7 +121,10 @@ fn names(status: &ha::Status) -> BTreeSet<String> {
 
 /// Where its API is, and where its server is.
 fn hosts(member: &Member) -> impl Iterator<Item = Host> {
-    let host = |url: &str| Some(Host::from(url.parse::<Uri>().ok()?.host()?));
+    let host = |url: &str| {
+        let url = url.parse::<Uri>().ok().filter(|url| url.scheme().is_some())?;
+        Some(Host::from(url.host()?))
+    };
     [host(&member.api_url), host(&member.conn_url)].into_iter().flatten()
 }
 

@@ -259,6 +259,6 @@ fn an_operator_restarts_what_is_down_in_a_paused_cluster() {
     let held = ordered(Scene::new().leads().data(ControlState::ShutDown));
     assert!(matches!(only(held.decide()), Action::Start(StartAs::Primary, _)));
     assert_eq!(nothing_because(paused(primary()).decide()), Reason::Paused, "nobody has ordered it");
-    let another = Scene::new().no_leader().data(ControlState::ShutDown).sync_key("n1", 0, &["n2"]);
+    let another = primary().sync_mode(SyncMode::Quorum).sync_key("n1", 0, &["n2"]);
     assert!(!matches!(only(ordered(another).decide()), Action::Acquire(_)), "n1 has led since");
 }
