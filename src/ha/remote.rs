@@ -271,7 +271,8 @@ fn began_here(view: &View, timeline: Timeline) -> bool {
 /// A standby with the lock: the standby leader.
 fn lead(view: &View, snapshot: &Snapshot, remote: &Remote, mine: (&Answer, Lsn)) -> Decision {
     let (answer, position) = mine;
-    if let Some(decision) = hand_over(view, snapshot, mine) {
+    // As long as the set of the last primary stands, nobody else may lead.
+    if let Some(decision) = hand_over(view, snapshot, mine).filter(|_| snapshot.sync.is_none()) {
         return decision;
     }
     let mut actions = duties(view, snapshot, answer, position);

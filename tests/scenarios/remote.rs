@@ -313,6 +313,9 @@ fn a_request_at_a_standby_leader_waits_until_somebody_has_as_much() {
     };
     assert_eq!(only(polled(HERE - 8, false).decide()), Action::Freeze);
     assert_eq!(only(polled(HERE, true).decide()), Action::Release);
+    let of_a_primary = polled(HERE, true).sync_key("n0", 1, &["n2"]).decide();
+    assert!(!of_a_primary.actions.contains(&Action::Release), "the set lets nobody else lead");
+    assert!(of_a_primary.actions.contains(&Action::DeleteSync(pgherd::types::Revision(3))));
     assert_eq!(only(polled(HERE - 8, true).decide()), Action::Begin(Task::Poll));
     let mut late = polled(HERE - 8, true);
     late.0.memory.frozen = Some(ago(5));

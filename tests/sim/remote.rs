@@ -3,6 +3,7 @@
 //! order in which nothing is lost.
 
 use pgherd::ha::remote::Remote;
+use pgherd::ha::view::Job;
 use pgherd::types::{Host, Lsn, Timeline};
 use serde_json::{Value, json};
 
@@ -107,11 +108,19 @@ impl World {
     /// Whether nobody writes here any more and whatever anybody has is there.
     fn remote_has_all(&self, remote: usize) -> bool {
         let Some(theirs) = self.files(remote).map(|f| (f.branch, f.end)) else { return false };
-        self.members().all(|n| {
-            let writes = self.nodes[n].pg.primary && self.nodes[n].pg.state != State::Down;
-            let has = |mine: &crate::postgres::Files| self.contains(theirs, (mine.branch, mine.end));
-            !writes && self.files(n).is_none_or(has)
-        }) && self.lacks(remote).is_none()
+        // Who has not heard of it yet, or is being promoted, may still take writes.
+        let unaware = |n: usize| {
+            let agent = &self.nodes[n].agent;
+            let promotes = agent.doing.is_some_and(|doing| doing.job == Job::Promote);
+            agent.alive && (agent.rules.remote.is_none() || promotes)
+        };
+        !self.members().any(unaware)
+            && self.members().all(|n| {
+                let writes = self.nodes[n].pg.primary && self.nodes[n].pg.state != State::Down;
+                let has = |mine: &crate::postgres::Files| self.contains(theirs, (mine.branch, mine.end));
+                !writes && self.files(n).is_none_or(has)
+            })
+            && self.lacks(remote).is_none()
     }
 
     /// Its server is made anew from this cluster's primary, and follows whoever that is.
