@@ -467,10 +467,7 @@ impl<D: Dcs> Agent<D> {
             // A crash right after initdb must not leave a cluster without its roles.
             Job::Initdb => record.update(|record| record.bootstrap = Bootstrap::Pending).await?,
             // A crash right after a promotion must not leave a private timeline that looks like the cluster's.
-            Job::Promote => {
-                let next = (publish::next_timeline(view), Some(view.me.clone()));
-                record.update(|record| (record.promoted, record.promoted_as) = next).await?
-            }
+            Job::Promote => record.update(|record| lineage::begin(view, record)).await?,
             Job::Clone | Job::Rewind => {
                 self.memory.source = lineage::source(view);
                 return Ok(());

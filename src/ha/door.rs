@@ -11,8 +11,7 @@
 //! wait until it streams the leader's own timeline, which its data is a part of then, or it leads itself. That is remembered on
 //! the volume, for the control file of a standby does not tell what it was before.
 //!
-//! What is absent: agent mode, in which pg_hba.conf is the administrator's; and a cluster that follows another one, whose
-//! leader judges histories and acknowledges nothing.
+//! What is absent: agent mode, in which pg_hba.conf is the administrator's.
 
 use std::time::Duration;
 
@@ -115,7 +114,6 @@ fn may_hold_unconfirmed(view: &View, whom: Option<&Upstream>) -> bool {
     };
     view.rules.mode == Mode::Node
         && (view.rules.sync_mode != SyncMode::Off || view.rules.server.is_none())
-        && remote::of(view).is_none()
         && view.control().is_some_and(may_hold)
 }
 
@@ -129,12 +127,14 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
 }
 
 /// Whether it streams what the leader writes now: it is let on to that timeline only where its own history is part of it. (On the
-/// one before, it may stream up to its end and then find out.) Whoever never streams has replayed so much.
+/// one before, it may stream up to its end and then find out.) Whoever never streams has replayed so much. In a cluster that follows
+/// another one nobody begins a timeline, and who is ahead of its source is not let on.
 fn is_part_of_the_leaders(view: &View, answer: &Answer) -> bool {
     let others = |snapshot: &Snapshot| snapshot.leader_name().filter(|leader| **leader != view.me).cloned();
     let writes = view.snapshot().and_then(|s| lineage::written_by(s, &others(s)?));
     let receives = publish::streams(answer) || view.rules.tags.stream == Streaming::Never;
-    view.memory.frozen.is_none() && receives && writes == Some(answer.timeline)
+    let of_the_others = remote::of(view).is_some() || writes == Some(answer.timeline);
+    view.memory.frozen.is_none() && receives && of_the_others
 }
 
 /// Whether nobody else can be elected whatever happens.

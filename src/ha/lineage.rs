@@ -215,6 +215,16 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
     }
 }
 
+/// What must be on disk before a promotion. Where the data is on a timeline that this node has begun before, and whose row in the
+/// history it may never have written, the rows from there on are its own, not those of whom it followed before.
+pub fn begin(view: &View, record: &mut Record) {
+    if let Some(own) = record.promoted.filter(|own| view.timeline() == Some(*own)) {
+        let leader = record.promoted_as.take().unwrap_or_else(|| view.me.clone());
+        record.followed = Some(Followed { leader, known: Timeline(own.0.saturating_sub(1)) });
+    }
+    (record.promoted, record.promoted_as) = (publish::next_timeline(view), Some(view.me.clone()));
+}
+
 /// Whether a promotion that is written down is one that nobody has asked the server for: its record came late, when whoever waited
 /// for it had given it up. From here on a timeline of that number is the leader's. The control file alone does not tell, since
 /// a server that dies in its promotion writes the history first; nor does the history, as long as this server may have been
@@ -241,8 +251,9 @@ pub fn forget(view: &View, record: &mut Record) {
         let is_over = |begun: &Timeline| streams && (shared || (follows && answer.timeline < *begun));
         record.promoted = record.promoted.filter(|begun| !is_over(begun));
     }
-    // What a primary holds of others' it has made part of a timeline of its own.
-    let own = matches!(view.instance(), Instance::Primary(answer, _) if view.volume.promoted == Some(answer.timeline));
+    // What a primary holds of others' it has made part of a timeline of its own, once the history says so.
+    let own = matches!(view.instance(), Instance::Primary(answer, _)
+        if view.volume.promoted == Some(answer.timeline) && known(snapshot) >= answer.timeline);
     let settled = |f: &Followed| snapshot.leader_name() == Some(&f.leader) && is_settled(snapshot, &f.leader);
     record.followed = record.followed.take().filter(|f| !own && !settled(f));
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd::dcs::Role;
 use pgherd::ha::door::{self, Closed};
 use pgherd::ha::reason::{Action, Reason, Task, Wake};
 use pgherd::ha::rules::{Mode, Unled};
@@ -156,6 +157,12 @@ fn what_was_a_primary_hides_its_commits_when_it_is_started_to_vote() {
     let declared = was_a_primary().config(json!({"standby_cluster": {"host": "203.0.113.1"}})).store_silent();
     let outdated = declared.with(|v| (v.rules.server, v.volume.system_id) = (None, Some(CLUSTER)));
     assert_eq!(outdated.decide().actions, hidden, "it may have been promoted since");
+    let follows = was_a_primary().config(json!({"standby_cluster": {"host": "203.0.113.1"}}));
+    assert_eq!(
+        follows.decide().actions.first(),
+        Some(&Action::CloseDoor),
+        "declared a standby cluster since"
+    );
     let compared = |scene: Scene| scene.leader("n1").same_timeline().decide().actions;
     let judged = was_a_primary().data(ControlState::ShutDown);
     assert!(!compared(judged.clone()).contains(&Action::CloseDoor), "up to its last record");
@@ -191,6 +198,10 @@ fn readers_wait_until_a_former_primary_streams_the_leaders_timeline() {
     assert!(!opens(&writes(2)), "the end of the timeline before, which it may have gone beyond");
     assert!(!opens(&follows().snapshot(|s| s.leader = None)));
     assert!(!opens(&follows().store_silent()));
+    let standby_cluster = || writes(1).config(json!({"standby_cluster": {"host": "203.0.113.1"}}));
+    let led_by_a_standby =
+        standby_cluster().snapshot(|s| s.members.iter_mut().for_each(|m| m.role = Role::StandbyLeader));
+    assert!(opens(&led_by_a_standby), "nobody there begins a timeline");
     let idle = follows().with(|v| match &mut v.local.sql.as_mut().unwrap().kind {
         Kind::Standby { replication, .. } => *replication = None,
         Kind::Primary { .. } => unreachable!(),

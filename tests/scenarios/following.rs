@@ -7,9 +7,21 @@ use pgherd::ha::{lineage, publish};
 use pgherd::postgres::status::ControlState;
 use pgherd::postgres::{Containment, StartAs, StopMode};
 use pgherd::record::{Followed, Record};
-use pgherd::types::{SystemId, Timeline};
+use pgherd::types::{NodeId, SystemId, Timeline};
 
 use crate::scene::{CLUSTER, HERE, Scene, ago, name, nothing_because, only, upstream};
+
+/// A promotion while the store is mute leaves no row in the history; the next one must not leave that timeline to whom was followed before.
+#[test]
+fn a_timeline_of_ones_own_that_the_history_lacks_stays_ones_own_through_the_next_promotion() {
+    let scene = Scene::new().leads().standby(HERE).reached(Timeline(2));
+    let mut record = Record::new(NodeId("00000000000000a0".into()));
+    record.followed = Some(Followed { leader: name("n2"), known: Timeline(1) });
+    (record.promoted, record.promoted_as) = (scene.0.timeline(), Some(name("n0")));
+    lineage::begin(&scene.0, &mut record);
+    assert_eq!(record.followed, Some(Followed { leader: name("n0"), known: Timeline(1) }));
+    assert_eq!(record.promoted, Some(Timeline(3)));
+}
 
 #[test]
 fn an_empty_volume_copies_the_leader() {

@@ -45,7 +45,7 @@ impl World {
                 "nothing waits for the disk of {action:?}"
             );
             if *action == Action::Begin(Task::Promote) {
-                record.promoted = publish::next_timeline(view);
+                lineage::begin(view, record);
             }
         });
         if *action == Action::Begin(Task::Initdb) {

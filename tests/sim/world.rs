@@ -305,8 +305,11 @@ impl World {
         let bound = if without_wal || self.schedule.voters == Voters::Ours { LONG_BOUND } else { BOUND };
         // Whoever is fed by somebody who was starved starves after it.
         let fed = self.schedule.tags.iter().any(|(_, tag, _)| tag == "replicatefrom");
-        let bound = bound
-            + MINUTE * (u64::from(without_wal && self.schedule.standby) + u64::from(without_wal && fed));
+        // What could not be copied is asked for again a minute later.
+        let has_slots = |(_, fault): &(u64, Fault)| matches!(fault, Fault::Set(key, _) if key == "slots");
+        let slots = self.schedule.faults.iter().any(has_slots);
+        let late = [without_wal && self.schedule.standby, without_wal && fed, slots];
+        let bound = bound + MINUTE * late.into_iter().map(u64::from).sum::<u64>();
         while let Some((at, slot)) = self.queue.pop() {
             let event = self.events[slot].take().expect("each is taken once");
             self.free.push(slot);
