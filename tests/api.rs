@@ -851,7 +851,7 @@ mod actions {
         for path in ["/restart", "/reinitialize"] {
             for body in ["null", "[]", "5", "{"] {
                 let (code, page) = sends(&api, Method::POST, path, body).await;
-                assert!(code == 400 && page.contains("400 - Bad Request"), "{path} {body}: {code} {page}");
+                assert!(code == 400 && page.contains("Error code: 400"), "{path} {body}: {code} {page}");
             }
         }
         for body in ["{\"force\":\"maybe\"}", "{\"force\":2}", "{\"force\":[]}"] {
