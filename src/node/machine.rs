@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -181,7 +182,9 @@ async fn shut_down(mut running: Running) -> ExitCode {
     let in_order = matches!(ended, Ok(Some(Ok(()))));
     if !in_order {
         warn!(?ended, "PostgreSQL was not stopped in order: stopping it at once");
-        running.postgres.stop(Some(vec![])).await;
+        if timeout(LAST_WORDS, running.postgres.stop(Some(vec![]))).await.is_err() {
+            error!("something of PostgreSQL does not die of SIGKILL");
+        }
         // With the server gone it ends by itself, and tells the watchdog so.
         if timeout(LAST_WORDS, running.ha.join_next()).await.is_err() {
             warn!("the HA loop does not end");
@@ -334,19 +337,25 @@ async fn require_unique(name: &NodeName, snapshot: &Snapshot, client: &PeerClien
 /// The access rules with the addresses of the hosts that they name.
 async fn with_addresses(mut access: Access) -> Access {
     if let Some(places) = access.demands.as_mut().and_then(|demands| demands.from.as_mut()) {
-        for host in &places.hosts {
-            match timeout(RESOLVE_PATIENCE, lookup_host((host.as_str(), 0))).await {
-                Ok(Ok(found)) => places.networks.extend(found.map(|at| (at.ip(), HOST_BITS))),
-                Ok(Err(error)) => {
-                    warn!(%host, %error, "a host of restapi.allowlist has no address: it is not let in")
-                }
-                Err(_elapsed) => {
-                    warn!(%host, "no answer where a host of restapi.allowlist is: it is not let in")
-                }
-            }
-        }
+        // At once: a lease may be ending meanwhile.
+        let lookups: JoinSet<_> = places.hosts.iter().cloned().map(addresses_of).collect();
+        places.networks.extend(lookups.join_all().await.into_iter().flatten());
     }
     access
+}
+
+async fn addresses_of(host: String) -> Vec<(IpAddr, u8)> {
+    match timeout(RESOLVE_PATIENCE, lookup_host((host.as_str(), 0))).await {
+        Ok(Ok(found)) => found.map(|at| (at.ip(), HOST_BITS)).collect(),
+        Ok(Err(error)) => {
+            warn!(%host, %error, "a host of restapi.allowlist has no address: it is not let in");
+            Vec::new()
+        }
+        Err(_elapsed) => {
+            warn!(%host, "no answer where a host of restapi.allowlist is: it is not let in");
+            Vec::new()
+        }
+    }
 }
 
 async fn serve_api(

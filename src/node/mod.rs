@@ -36,7 +36,7 @@ use crate::ha::reread::Reread;
 use crate::ha::rules::{Mode, Rules};
 use crate::ha::{self, agent};
 use crate::peer::DataFacts;
-use crate::postgres::{ClientTls, Postgres, StopMode, Stored};
+use crate::postgres::{ClientTls, Postgres, Stored};
 use crate::process::{self, InitLink, RunAs, Surroundings, Timer, VolumeLock};
 use crate::record::Keeper;
 use crate::supervisor::{Reports, Restart, Rung, Unit, UnitSpec};
@@ -44,7 +44,7 @@ use crate::types::{NodeId, NodeName, Timing};
 use crate::{api, clock, log};
 
 use self::certificates::{Certificates, derive};
-use self::stop::{Haste, StopSignals};
+use self::stop::StopSignals;
 
 /// The account that etcd and PostgreSQL run as when we are root.
 const ACCOUNT: &str = "postgres";
@@ -97,26 +97,21 @@ async fn live(config: Config) -> anyhow::Result<ExitCode> {
     let mut node = tokio::select! {
         node = start(config, processes, &mut background) => node?,
         // Nothing has been started that would need an order.
-        _ = stop.first() => return Ok(ExitCode::SUCCESS),
+        () = stop.first() => return Ok(ExitCode::SUCCESS),
     };
     let all = [node.postgres.clone(), node.etcd.clone()].into_iter().chain(node.proxy.clone());
     known.send_replace(all.collect());
-    let haste = tokio::select! {
-        haste = stop.first() => {
-            info!(?haste, "asked to stop");
-            haste
-        }
+    tokio::select! {
+        () = stop.first() => info!("asked to stop"),
         Some(ended) = background.join_next() => {
             error!(?ended, "a task of the node has ended by itself: stopping, init starts the node again");
-            Haste::InOrder
         }
         Some(ended) = node.ha.join_next() => {
             error!(?ended, "the HA agent has ended by itself: stopping, init starts the node again");
-            Haste::InOrder
         }
-    };
+    }
     let postgres = node.postgres.clone();
-    let ending = shut_down(node, haste);
+    let ending = shut_down(node);
     tokio::pin!(ending);
     tokio::select! {
         code = &mut ending => Ok(code),
@@ -145,13 +140,8 @@ struct Node {
 
 /// In this order: PostgreSQL stops and the leader key is given back while the store still works; then the store's
 /// local member, which hands raft leadership over; the proxy leads to the next primary and the API answers until the end.
-async fn shut_down(mut node: Node, haste: Haste) -> ExitCode {
+async fn shut_down(mut node: Node) -> ExitCode {
     node.stop_ha.cancel();
-    match haste {
-        Haste::InOrder => {}
-        // The agent, which stops it in order meanwhile, finds it gone.
-        Haste::Immediate => drop(node.postgres.stop(Some(StopMode::Immediate.ladder())).await),
-    }
     let for_postgres = node.budget.saturating_sub(AFTER_POSTGRES);
     let ended = timeout(for_postgres, node.ha.join_next()).await;
     // An agent that had ended before (`None`) or that panicked has not stopped anything in order.

@@ -25,14 +25,6 @@ enum Asked {
     Yes,
 }
 
-/// How soon everything is to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Haste {
-    InOrder,
-    /// SIGQUIT: PostgreSQL does not wait for its checkpoint. The key and etcd are still given up in order.
-    Immediate,
-}
-
 impl StopSignals {
     pub(super) fn listen() -> anyhow::Result<Self> {
         let on = |kind| signal(kind).context("could not listen for signals");
@@ -44,14 +36,15 @@ impl StopSignals {
         })
     }
 
-    pub(super) async fn first(&mut self) -> Haste {
-        let haste = tokio::select! {
-            _ = self.terminate.recv() => Haste::InOrder,
-            _ = self.interrupt.recv() => Haste::InOrder,
-            _ = self.quit.recv() => Haste::Immediate,
-        };
+    /// SIGQUIT too asks for an order: PostgreSQL's immediate shutdown does not wait until standbys have everything, and a key that is
+    /// given back after it would cost what they lack.
+    pub(super) async fn first(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.quit.recv() => {}
+        }
         self.asked = Asked::Yes;
-        haste
     }
 
     /// A second request sets the deadline to now.
