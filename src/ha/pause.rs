@@ -84,9 +84,11 @@ fn is_fresh(view: &View) -> bool {
     view.memory.life == Life::Fresh && view.rules.mode == Mode::Node
 }
 
-/// Whether the server is down and a start is what is left of an operator's restart.
+/// Whether the server is down and a start is what is left of an operator's restart. (A copy that was asked for ends in the same
+/// order: it looks like the primary that it was taken from, and is none.)
 fn is_restarted(view: &View) -> bool {
-    view.memory.orders.restart.as_ref().is_some_and(|order| order.stage == Stage::Stopped)
+    let order = view.memory.orders.restart.as_ref().filter(|order| order.stage == Stage::Stopped);
+    order.is_some_and(|order| view.memory.copied.is_none_or(|copied| copied < order.since))
 }
 
 fn allowed(view: &View, action: &Action) -> bool {

@@ -191,6 +191,11 @@ fn a_copy_that_was_asked_for_is_started_in_a_paused_cluster_too() {
     copied.0.memory.orders.copied(NOW);
     assert_eq!(copied.0.memory.orders.reinitialize, None);
     assert!(matches!(only(copied.decide()), Action::Start(StartAs::Standby(Some(_)), _)));
+    // A copy's control file is that of the primary that it was taken from, which may have lost its key and goes on.
+    let mut of_a_primary = copied.no_leader().data(ControlState::InProduction);
+    of_a_primary.0.memory.copied = Some(NOW);
+    let actions = of_a_primary.decide().actions;
+    assert!(!actions.iter().any(|action| matches!(action, Action::Acquire(_))), "{actions:?}");
 }
 
 /// A paused primary that is cut off goes on without its key.
