@@ -128,13 +128,17 @@ pub fn remember(view: &View, action: &Action, record: &mut Record) {
 
 /// Whether it streams what the leader writes now: it is let on to that timeline only where its own history is part of it. (On the
 /// one before, it may stream up to its end and then find out.) Whoever never streams has replayed so much. In a cluster that follows
-/// another one nobody begins a timeline, and who is ahead of its source is not let on.
+/// another one that is the timeline that its leader says it is on; the leader itself streams from there.
 fn is_part_of_the_leaders(view: &View, answer: &Answer) -> bool {
     let others = |snapshot: &Snapshot| snapshot.leader_name().filter(|leader| **leader != view.me).cloned();
-    let writes = view.snapshot().and_then(|s| lineage::written_by(s, &others(s)?));
+    let follows_another = remote::of(view).is_some();
+    let says = |s: &Snapshot| {
+        let leader = others(s)?;
+        if follows_another { s.member(&leader)?.timeline } else { lineage::written_by(s, &leader) }
+    };
+    let is_the_leaders = view.snapshot().and_then(says) == Some(answer.timeline);
     let receives = publish::streams(answer) || view.rules.tags.stream == Streaming::Never;
-    let of_the_others = remote::of(view).is_some() || writes == Some(answer.timeline);
-    view.memory.frozen.is_none() && receives && of_the_others
+    view.memory.frozen.is_none() && receives && (is_the_leaders || (follows_another && view.leads()))
 }
 
 /// Whether nobody else can be elected whatever happens.

@@ -201,7 +201,10 @@ fn readers_wait_until_a_former_primary_streams_the_leaders_timeline() {
     let standby_cluster = || writes(1).config(json!({"standby_cluster": {"host": "203.0.113.1"}}));
     let led_by_a_standby =
         standby_cluster().snapshot(|s| s.members.iter_mut().for_each(|m| m.role = Role::StandbyLeader));
-    assert!(opens(&led_by_a_standby), "nobody there begins a timeline");
+    assert!(opens(&led_by_a_standby));
+    let ahead =
+        led_by_a_standby.snapshot(|s| s.members.iter_mut().for_each(|m| m.timeline = Some(Timeline(2))));
+    assert!(!opens(&ahead), "its leader has gone on to another timeline, which it may not be part of");
     let idle = follows().with(|v| match &mut v.local.sql.as_mut().unwrap().kind {
         Kind::Standby { replication, .. } => *replication = None,
         Kind::Primary { .. } => unreachable!(),

@@ -211,16 +211,6 @@ fn nothing_is_started_as_a_primary() {
     }
 }
 
-/// What the other cluster said may be outdated by the time its standby leader has stopped for a copy.
-#[test]
-fn a_standby_leader_whose_wal_is_gone_asks_again_rather_than_to_wait_for_it_once_more() {
-    let mut stopped = declared().leads().data(ControlState::ShutDownInRecovery);
-    stopped.0.memory.upstream_wal = UpstreamWal::Removed;
-    assert_eq!(only(stopped.decide()), Action::Begin(Task::Compare(elsewhere())));
-    let unheard = stopped.failed(Job::Compare, 1, 60);
-    assert_eq!(only(unheard.decide()), Action::Start(StartAs::Standby(None), String::new()));
-}
-
 #[test]
 fn a_new_standby_cluster_is_copied_and_never_made() {
     let new = |scene: Scene| {
